@@ -1,0 +1,1 @@
+//! What a pod sandbox is to the kernel.
