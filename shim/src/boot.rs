@@ -1,0 +1,410 @@
+//! `start`: makes the pod's server, or finds the one that there is, and tells containerd where it listens.
+//!
+//! ```text
+//!  containerd ──exec──▶ start ──┬─ nobody answers at the socket: listen, execute the server with the socket as stdin
+//!      ▲   stdin: options       └─ somebody does (the pod's server): nothing to make
+//!      └────stdout: the address, in the form that this containerd reads
+//! ```
+//!
+//! | containerd | standard input | answer |
+//! |---|---|---|
+//! | 1.6 | options in an `Any`, or nothing | the bare address |
+//! | 1.7 | the same | JSON, version 2 (3 is refused) |
+//! | 2.0 to 2.2 | the same | JSON, version 3 for a pod: its containers then need no `start` |
+//! | from 2.3 | `BootstrapParams` | `BootstrapResult`, version 3 |
+//!
+//! containerd reads stdout and stderr as one, so nothing else is written to either.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use sha2::{Digest, Sha256};
+
+use crate::cgroup::{Cgroup, Driver};
+use crate::error::{Error, IoError, Result};
+use crate::options::Options;
+use crate::spec::Spec;
+
+/// Where shims listen, unless containerd says otherwise.
+const SOCKETS: &str = "/run/containerd/s";
+/// `sockaddr_un.sun_path` with its closing NUL (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What `start` is told: on the command line, in the environment, on standard input.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// `-namespace`
+    pub(crate) namespace: String,
+    /// `-id`
+    pub(crate) id: String,
+    /// `-address`: containerd's gRPC socket.
+    pub(crate) address: String,
+    /// `-debug`
+    pub(crate) debug: bool,
+    /// The working directory.
+    pub(crate) bundle: PathBuf,
+    /// `MAX_SHIM_VERSION` is set: containerd 1.7 or later.
+    pub(crate) knows_versions: bool,
+    /// Standard input, to its end.
+    pub(crate) input: Vec<u8>,
+}
+
+/// What stood on standard input.
+#[derive(Debug)]
+enum Input {
+    Options(Option<Any>),
+    Params(Box<BootstrapParams>),
+}
+
+/// Starts or finds the server, and returns the bytes for containerd.
+///
+/// # Errors
+/// `InvalidArgument` for input, a spec or options that cannot be understood, `Io` for everything that the kernel refuses.
+/// No server and no socket are left behind.
+pub(crate) fn start(start: &Start) -> Result<Vec<u8>> {
+    let input = start.parse_input()?;
+    let options = Options::from_any(input.options())?;
+    let spec = Spec::load(&start.bundle)?;
+    let group = spec.group().unwrap_or(&start.id);
+    let socket = start.socket(input.socket_dir(), group)?;
+    let listener = listen(&socket)?;
+    let address = format!("unix://{}", socket.display());
+    let launched = listener.map_or(Ok(()), |listener| {
+        start
+            .launch(&socket, listener, &options)
+            .inspect_err(|_| remove_quietly(&socket))
+    });
+    launched?;
+    // containerd 1.6 and 1.7 read it when they come back.
+    let file = start.bundle.join("address");
+    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    Ok(start.answer(&input, &spec, address))
+}
+
+impl Input {
+    fn options(&self) -> Option<&Any> {
+        match self {
+            Self::Options(any) => any.as_ref(),
+            Self::Params(params) => params
+                .extensions
+                .iter()
+                .filter_map(|extension| extension.value.as_ref())
+                .find(|any| any.type_url.ends_with(".Options")),
+        }
+    }
+
+    fn socket_dir(&self) -> &Path {
+        match self {
+            Self::Params(params) if !params.socket_dir().is_empty() => {
+                Path::new(params.socket_dir())
+            }
+            Self::Params(_) | Self::Options(_) => Path::new(SOCKETS),
+        }
+    }
+}
+
+impl Start {
+    /// The two messages are told apart by their content: `BootstrapParams` repeats what the command line says, and an
+    /// `Any` has a type URL there.
+    fn parse_input(&self) -> Result<Input> {
+        if self.input.is_empty() {
+            return Ok(Input::Options(None));
+        }
+        if let Ok(params) = BootstrapParams::parse_from_bytes(&self.input)
+            && params.instance_id == self.id
+            && params.namespace == self.namespace
+        {
+            return Ok(Input::Params(Box::new(params)));
+        }
+        match Any::parse_from_bytes(&self.input) {
+            Ok(any) => Ok(Input::Options(Some(any))),
+            Err(error) => Err(Error::InvalidArgument(format!(
+                "start {}: standard input is neither options nor BootstrapParams: {error}",
+                self.id
+            ))),
+        }
+    }
+
+    fn socket(&self, dir: &Path, group: &str) -> Result<PathBuf> {
+        let name = Sha256::digest(format!("{}/{}/{group}", self.address, self.namespace));
+        let socket = dir.join(format!("{name:x}"));
+        if socket.as_os_str().len() > SOCKET_PATH_MAX {
+            return Err(Error::InvalidArgument(format!(
+                "socket path {} is longer than {SOCKET_PATH_MAX} bytes: choose a shorter socket directory",
+                socket.display()
+            )));
+        }
+        Ok(socket)
+    }
+
+    fn launch(&self, socket: &Path, listener: UnixListener, options: &Options) -> Result<()> {
+        let server = self.spawn(socket, listener)?;
+        let placed = self.place(&server, options);
+        if placed.is_err() {
+            end(server);
+        }
+        placed
+    }
+
+    fn spawn(&self, socket: &Path, listener: UnixListener) -> Result<Child> {
+        let program = Path::new("/proc/self/exe");
+        let mut command = Command::new(program);
+        command
+            .arg0("containerd-shim-pause-v2")
+            .args(["-namespace", &self.namespace])
+            .args(["-id", &self.id])
+            .args(["-address", &self.address])
+            .arg("-socket")
+            .arg(socket)
+            .stdin(OwnedFd::from(listener))
+            .stdout(Stdio::null())
+            .stderr(self.log())
+            .current_dir(&self.bundle)
+            // Signals to containerd's process group are not for it.
+            .process_group(0);
+        if self.debug {
+            command.arg("-debug");
+        }
+        Ok(command
+            .spawn()
+            .map_err(IoError::at("execute the server from", program))?)
+    }
+
+    /// The bundle's log FIFO, open for both so that the shim outlives its reader, and never waited for.
+    fn log(&self) -> Stdio {
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(nonblocking)
+            .open(self.bundle.join("log"))
+            .map_or_else(|_| Stdio::null(), Stdio::from)
+    }
+
+    /// Gives the server its place on the node, and notes its pid for `delete`.
+    fn place(&self, server: &Child, options: &Options) -> Result<()> {
+        let pid = server.id();
+        let file = self.bundle.join("shim.pid");
+        std::fs::write(&file, pid.to_string()).map_err(IoError::at("write", &file))?;
+        if let Some(path) = &options.shim_cgroup {
+            let cgroup = Cgroup::at(&path.to_string_lossy(), Driver::Cgroupfs)?;
+            cgroup.create()?;
+            cgroup.add(rustix::process::Pid::from_child(server))?;
+        }
+        if let Err(error) = adjust_oom_score(pid) {
+            // The server stays as killable as containerd: no reason to refuse a pod.
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    fn answer(&self, input: &Input, spec: &Spec, address: String) -> Vec<u8> {
+        let protocol = "ttrpc".to_owned();
+        if let Input::Params(_) = input {
+            let result = BootstrapResult {
+                version: 3,
+                address,
+                protocol,
+                ..BootstrapResult::default()
+            };
+            return result.write_to_bytes().unwrap_or_default();
+        }
+        if !self.knows_versions {
+            return address.into_bytes();
+        }
+        let version = if spec.is_from_containerd_2() { 3 } else { 2 };
+        serde_json::json!({ "version": version, "address": address, "protocol": protocol })
+            .to_string()
+            .into_bytes()
+    }
+}
+
+/// Listens at `socket`; none when a server already does. A lock on the directory keeps two starts of one pod apart.
+fn listen(socket: &Path) -> Result<Option<UnixListener>> {
+    let dir = socket.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(IoError::at("create", dir))?;
+    // Held for as long as it takes to connect and to listen; the kernel releases it with the file.
+    let lock = File::open(dir).map_err(IoError::at("open", dir))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(IoError::at("lock", dir))?;
+    match UnixStream::connect(socket) {
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            // A server that was killed.
+            std::fs::remove_file(socket).map_err(IoError::at("remove stale socket", socket))?;
+        }
+        Err(error) => return Err(IoError::at("connect to", socket)(error).into()),
+    }
+    let listener = UnixListener::bind(socket).map_err(IoError::at("listen on", socket))?;
+    if let Err(error) = std::fs::set_permissions(socket, Permissions::from_mode(0o600)) {
+        remove_quietly(socket);
+        return Err(IoError::at("set the mode of", socket)(error).into());
+    }
+    Ok(Some(listener))
+}
+
+fn remove_quietly(socket: &Path) {
+    // On the way out with another error, which says more.
+    let _ = std::fs::remove_file(socket);
+}
+
+fn end(mut server: Child) {
+    // It may have ended by itself.
+    let _ = server.kill();
+    let _ = server.wait();
+}
+
+/// One more than containerd's: when memory runs out, a shim goes before containerd does.
+fn adjust_oom_score(pid: u32) -> Result<()> {
+    let parent = rustix::process::getppid().map_or_else(|| "self".into(), |pid| pid.to_string());
+    let of_parent = format!("/proc/{parent}/oom_score_adj");
+    let score: i32 = std::fs::read_to_string(&of_parent)
+        .map_err(IoError::at("read", &of_parent))?
+        .trim()
+        .parse()
+        .map_err(|_| Error::Internal("oom_score_adj is no number"))?;
+    let of_server = format!("/proc/{pid}/oom_score_adj");
+    let score = score.saturating_add(1).min(1000);
+    Ok(std::fs::write(&of_server, score.to_string()).map_err(IoError::at("write", &of_server))?)
+}
+
+/// Reads standard input to its end; none is like an empty one.
+pub(crate) fn read_input() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut input)
+        .map_err(IoError::at("read", "standard input"))?;
+    Ok(input)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn a_start(input: Vec<u8>) -> Start {
+        Start {
+            namespace: "k8s.io".into(),
+            id: "pod1".into(),
+            address: "/run/containerd/containerd.sock".into(),
+            debug: false,
+            bundle: "/bundle".into(),
+            knows_versions: true,
+            input,
+        }
+    }
+
+    fn params() -> Vec<u8> {
+        let mut params = BootstrapParams::new();
+        params.instance_id = "pod1".into();
+        params.namespace = "k8s.io".into();
+        params.set_socket_dir("/run/s".into());
+        params.write_to_bytes().unwrap()
+    }
+
+    #[test]
+    fn bootstrap_params_are_told_from_options_by_their_content() {
+        assert!(matches!(
+            a_start(params()).parse_input().unwrap(),
+            Input::Params(_)
+        ));
+        let mut any = Any::new();
+        any.type_url = "containerd.runc.v1.Options".into();
+        let any = a_start(any.write_to_bytes().unwrap());
+        assert!(matches!(
+            any.parse_input().unwrap(),
+            Input::Options(Some(_))
+        ));
+        assert!(matches!(
+            a_start(vec![]).parse_input().unwrap(),
+            Input::Options(None)
+        ));
+    }
+
+    #[test]
+    fn garbage_on_standard_input_is_refused() {
+        let error = a_start(vec![0xff; 40]).parse_input().unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+    }
+
+    #[test]
+    fn each_containerd_gets_the_answer_it_reads() {
+        let old = serde_json::from_str("{}").unwrap();
+        let new = serde_json::from_str(
+            r#"{"annotations": {"io.kubernetes.cri.podsandbox.image-name": "p"}}"#,
+        )
+        .unwrap();
+        let answer = |start: &Start, spec: &Spec| {
+            start.answer(&start.parse_input().unwrap(), spec, "unix:///s".into())
+        };
+        let mut start = a_start(vec![]);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert_eq!(
+            text(answer(&start, &old)),
+            r#"{"address":"unix:///s","protocol":"ttrpc","version":2}"#
+        );
+        assert_eq!(
+            text(answer(&start, &new)),
+            r#"{"address":"unix:///s","protocol":"ttrpc","version":3}"#
+        );
+        start.knows_versions = false;
+        assert_eq!(text(answer(&start, &old)), "unix:///s");
+        start.input = params();
+        let result = BootstrapResult::parse_from_bytes(&answer(&start, &old)).unwrap();
+        assert_eq!(
+            (
+                result.version,
+                result.address.as_str(),
+                result.protocol.as_str()
+            ),
+            (3, "unix:///s", "ttrpc")
+        );
+    }
+
+    #[test]
+    fn the_socket_has_the_name_that_containerd_computes() {
+        let socket = a_start(vec![])
+            .socket(Path::new(SOCKETS), "pod1")
+            .unwrap();
+        // printf %s /run/containerd/containerd.sock/k8s.io/pod1 | sha256sum
+        let name = format!(
+            "{:x}",
+            Sha256::digest("/run/containerd/containerd.sock/k8s.io/pod1")
+        );
+        assert_eq!(socket, Path::new(SOCKETS).join(name));
+        assert!(
+            a_start(vec![])
+                .socket(Path::new(&"/x".repeat(40)), "p")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_second_start_of_a_pod_finds_the_first_ones_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let first = listen(&socket).unwrap();
+        assert!(first.is_some());
+        assert!(listen(&socket).unwrap().is_none());
+        drop(first);
+        assert!(
+            listen(&socket).unwrap().is_some(),
+            "a stale socket is replaced"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! `delete`: takes down what a shim that no longer answers has left.
+//!
+//! containerd runs it for each container whose shim it cannot reach, with the bundle as the working directory, and reads
+//! a `DeleteResponse` from standard output. For the pod's first bundle that means the whole pod: containers that joined
+//! the shim directly get no `delete` of their own.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::bundle::{self, Record};
+use crate::cgroup::{Cgroup, Driver};
+use crate::convert::timestamp;
+use crate::error::{IoError, Result, first_of};
+use crate::mounts;
+use crate::runc;
+
+/// How long a shim may take to die after SIGKILL.
+const DYING: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+/// Takes down container `id` of `bundle`, and the pod that `bundle` is the first of. Returns the bytes for containerd.
+///
+/// # Errors
+/// The first failure; everything else is taken down all the same.
+pub(crate) fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
+    let mut result = end_shim(bundle);
+    for (member, path) in bundle::members(bundle)? {
+        let taken = take_down(&member, &path);
+        if taken.is_ok() {
+            bundle::remove_member(bundle, &member)?;
+        }
+        result = keep_first(result, taken);
+    }
+    result = keep_first(result, take_down(id, bundle));
+    result = keep_first(result, remove_socket(bundle));
+    result?;
+    let response = DeleteResponse {
+        exit_status: 137,
+        exited_at: timestamp(SystemTime::now()).into(),
+        ..DeleteResponse::default()
+    };
+    Ok(response
+        .write_to_bytes()
+        .map_err(|e| IoError::at("encode the answer for", bundle)(std::io::Error::other(e)))?)
+}
+
+fn keep_first(first: Result<()>, next: Result<()>) -> Result<()> {
+    match (first, next) {
+        (Err(first), Err(next)) => {
+            warn!("{next}");
+            Err(first)
+        }
+        (first, next) => first.and(next),
+    }
+}
+
+fn take_down(id: &str, bundle: &Path) -> Result<()> {
+    // Written before anything is made, so without a record there is nothing but mounts.
+    let record = Record::load(bundle)?.unwrap_or_default();
+    let mut result = Ok(());
+    if let Some(runc) = record.runc {
+        result = runc::delete_now(id, bundle, &runc);
+    }
+    result = keep_first(result, first_of(mounts::unmount_below(bundle)));
+    if let Some(path) = record.cgroups_path {
+        let driver = Driver::of(path.matches(':').count() == 2);
+        let removed = Cgroup::at(&path, driver).map(|cgroup| cgroup.remove());
+        result = keep_first(result, removed.map_err(Into::into).and_then(first_of));
+    }
+    result
+}
+
+/// Ends a shim that lives and does not answer: its holder thread keeps the pod's namespaces. Only a process that is
+/// this program, started in this bundle, is ended: the number may be another's by now.
+fn end_shim(bundle: &Path) -> Result<()> {
+    let file = bundle.join("shim.pid");
+    let Some(pid) = std::fs::read_to_string(&file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .and_then(Pid::from_raw)
+    else {
+        return Ok(());
+    };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return Ok(());
+    };
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    // Read after the pidfd is open, so they are of the process that the signal goes to.
+    let here = std::fs::read_link(proc.join("cwd")).ok();
+    let comm = std::fs::read_to_string(proc.join("comm")).unwrap_or_default();
+    if here.as_deref() != Some(bundle) || !comm.starts_with("containerd-shim") {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
+    }
+    // A pidfd is readable once the process has ended (pidfd_open(2)); what it held is free only then.
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    match poll(&mut fds, Some(&DYING)) {
+        Ok(0) => Err(IoError::at("end the shim of", bundle)(rustix::io::Errno::TIMEDOUT).into()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(IoError::at("wait for the end of the shim of", bundle)(error).into()),
+    }
+}
+
+/// The socket that `start` made for this bundle. One that another shim answers at stays.
+fn remove_socket(bundle: &Path) -> Result<()> {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else {
+        return Ok(());
+    };
+    let socket = Path::new(address.trim().trim_start_matches("unix://"));
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        return Ok(());
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(IoError::at("remove", socket)(error).into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,158 @@
+//! The one error of the shim, and the one table from it to ttrpc codes.
+//!
+//! containerd branches on the codes, not on the texts: a kill of a process that is gone must be `NOT_FOUND`, an id that
+//! is taken `ALREADY_EXISTS`, a call that does not fit the state `FAILED_PRECONDITION`.
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::ttrpc;
+use containerd_shim_protos::ttrpc::Code;
+
+/// An operation on the kernel or the file system that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}: {source}", path.display())]
+pub(crate) struct IoError {
+    /// What was tried, as a verb: `open FIFO`.
+    pub(crate) operation: &'static str,
+    /// What it was tried on.
+    pub(crate) path: PathBuf,
+    /// What the kernel said.
+    pub(crate) source: std::io::Error,
+}
+
+impl IoError {
+    /// For `map_err`: names the operation and the path of a failed call.
+    pub(crate) fn at<E: Into<std::io::Error>>(
+        operation: &'static str,
+        path: impl AsRef<Path>,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self {
+            operation,
+            path: path.as_ref().to_owned(),
+            source: source.into(),
+        }
+    }
+}
+
+/// Why a call was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// There is no such container, exec or process (any more).
+    #[error("{0}")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The call does not fit the state that the process is in.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// The request, the bundle or an option cannot be understood.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// Nothing that this shim, this runc or this kernel can do.
+    #[error("{0}")]
+    Unimplemented(String),
+    /// An operation on the kernel or the file system failed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// runc could not be run, or said no.
+    #[error("runc {command} {id}: {message}")]
+    Runc {
+        /// runc's subcommand.
+        command: &'static str,
+        /// The container.
+        id: String,
+        /// What runc wrote into its log, or how it ended.
+        message: String,
+    },
+    /// The sandbox could not be made or changed.
+    #[error("sandbox: {0}")]
+    Sandbox(#[from] pause::Error),
+    /// A part of the shim that must be there is not: a bug.
+    #[error("internal: {0}")]
+    Internal(&'static str),
+}
+
+/// What the shim's functions return.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The one table from errors to ttrpc codes.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) => Code::NOT_FOUND,
+            Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            Self::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
+            Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Sandbox(error) => match error.class() {
+                pause::Class::InvalidInput => Code::INVALID_ARGUMENT,
+                pause::Class::NotFound => Code::NOT_FOUND,
+                pause::Class::Unsupported => Code::UNIMPLEMENTED,
+                pause::Class::Internal => Code::INTERNAL,
+            },
+            Self::Io(_) | Self::Runc { .. } => Code::UNKNOWN,
+            Self::Internal(_) => Code::INTERNAL,
+        }
+    }
+}
+
+/// The result of a teardown that went on after its failures: the first is returned, the others are logged.
+///
+/// # Errors
+/// The first failure.
+pub(crate) fn first_of(failures: Vec<IoError>) -> Result<()> {
+    let mut failures = failures.into_iter();
+    let Some(first) = failures.next() else {
+        return Ok(());
+    };
+    for other in failures {
+        log::warn!("{other}");
+    }
+    Err(first.into())
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        Self::RpcStatus(ttrpc::get_status(error.code(), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_the_code_that_containerd_branches_on() {
+        let text = || String::from("x");
+        let io = || IoError::at("open", "/x")(std::io::Error::from_raw_os_error(2));
+        for (error, code) in [
+            (Error::NotFound(text()), Code::NOT_FOUND),
+            (Error::AlreadyExists(text()), Code::ALREADY_EXISTS),
+            (Error::FailedPrecondition(text()), Code::FAILED_PRECONDITION),
+            (Error::InvalidArgument(text()), Code::INVALID_ARGUMENT),
+            (Error::Unimplemented(text()), Code::UNIMPLEMENTED),
+            (Error::Io(io()), Code::UNKNOWN),
+            (Error::Internal("x"), Code::INTERNAL),
+            (
+                Error::Runc {
+                    command: "create",
+                    id: text(),
+                    message: text(),
+                },
+                Code::UNKNOWN,
+            ),
+        ] {
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_io_error_names_the_operation_and_the_path() {
+        let error = IoError::at("open FIFO", "/run/x")(std::io::Error::from_raw_os_error(2));
+        assert_eq!(
+            error.to_string(),
+            "open FIFO /run/x: No such file or directory (os error 2)"
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! The only place that waits for children.
+//!
+//! ```text
+//!  SIGCHLD ──▶ reap everything ──┬─ somebody has claimed the pid ────▶ its channel
+//!                                ├─ a pid is still to become known ──▶ kept until it is claimed
+//!                                └─ neither (an orphan) ─────────────▶ forgotten
+//! ```
+//!
+//! The shim is the subreaper of its containers, so the kernel hands it processes whose pid it learns later than their
+//! exit: runc writes the pid into a file, and a short-lived process may have ended by then. While an [`Expected`] lives,
+//! exits that nobody has claimed are therefore kept. Since nobody else waits for children, a pid that has not been handed
+//! over here is still that process, and not another one with the same number.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use log::{debug, warn};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::error::{IoError, Result};
+
+/// How a process ended, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// The exit code, or 128 + the signal that killed it.
+    pub(crate) status: u32,
+    /// When it was reaped.
+    pub(crate) at: SystemTime,
+}
+
+impl Exit {
+    /// An exit with `status`, now.
+    pub(crate) fn now(status: u32) -> Self {
+        Self {
+            status,
+            at: SystemTime::now(),
+        }
+    }
+
+    fn from_wait(status: WaitStatus) -> Self {
+        let code = status
+            .exit_status()
+            .or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+        Self::now(code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255))
+    }
+}
+
+/// Resolves when the process ends.
+pub(crate) type Claim = oneshot::Receiver<Exit>;
+
+/// The waiter's books. Shared; the lock is never held across an await.
+#[derive(Debug, Default)]
+pub(crate) struct Exits(Mutex<Books>);
+
+#[derive(Debug, Default)]
+struct Books {
+    claimed: HashMap<Pid, oneshot::Sender<Exit>>,
+    unclaimed: HashMap<Pid, Exit>,
+    expected: usize,
+}
+
+/// While this lives, exits of unknown processes are kept for a later [`Exits::claim`].
+#[derive(Debug)]
+pub(crate) struct Expected(Arc<Exits>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut books = self.0.books();
+        books.expected -= 1;
+        if books.expected == 0 {
+            books.unclaimed.clear();
+        }
+    }
+}
+
+impl Exits {
+    /// Makes this process the subreaper of its descendants and starts to wait for children.
+    ///
+    /// # Errors
+    /// `Io` when the kernel refuses the subreaper attribute or the signal handler.
+    pub(crate) fn watch() -> Result<Arc<Self>> {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(IoError::at("become subreaper of", "/proc/self"))?;
+        let children = signal(SignalKind::child())
+            .map_err(IoError::at("handle SIGCHLD of", "/proc/self"))?;
+        let exits = Arc::new(Self::default());
+        tokio::spawn(exits.clone().wait_for_children(children));
+        Ok(exits)
+    }
+
+    async fn wait_for_children(self: Arc<Self>, mut children: Signal) {
+        while children.recv().await.is_some() {
+            self.reap();
+        }
+    }
+
+    fn reap(&self) {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.ended(pid, Exit::from_wait(status)),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return warn!("wait for children: {error}"),
+            }
+        }
+    }
+
+    fn ended(&self, pid: Pid, exit: Exit) {
+        let mut books = self.books();
+        if let Some(claim) = books.claimed.remove(&pid) {
+            // The claimer may have given up; nobody else wants the exit.
+            let _ = claim.send(exit);
+        } else if books.expected > 0 {
+            books.unclaimed.insert(pid, exit);
+        } else {
+            debug!("reaped orphan {pid}, status {}", exit.status);
+        }
+    }
+
+    /// From now on, and until the answer is dropped, no exit is forgotten.
+    pub(crate) fn expect(self: &Arc<Self>) -> Expected {
+        self.books().expected += 1;
+        Expected(self.clone())
+    }
+
+    /// The exit of `pid`: past, if it was reaped while an [`Expected`] lived, or to come.
+    pub(crate) fn claim(&self, pid: Pid) -> Claim {
+        let (sender, claim) = oneshot::channel();
+        let mut books = self.books();
+        if let Some(exit) = books.unclaimed.remove(&pid) {
+            let _ = sender.send(exit);
+        } else {
+            books.claimed.insert(pid, sender);
+        }
+        claim
+    }
+
+    /// Starts `command` and claims its exit.
+    ///
+    /// # Errors
+    /// What `Command::spawn` says.
+    pub(crate) fn spawn(&self, command: &mut Command) -> std::io::Result<(Pid, Claim)> {
+        // Under the lock, so that the child cannot be reaped before it is claimed. The `Child` itself is not waited
+        // for: that would take the exit away from the one waiter.
+        let mut books = self.books();
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        let (sender, claim) = oneshot::channel();
+        books.claimed.insert(pid, sender);
+        Ok((pid, claim))
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn pid(number: i32) -> Pid {
+        Pid::from_raw(number).unwrap()
+    }
+
+    #[test]
+    fn an_exit_before_its_pid_is_known_is_kept() {
+        let exits = Arc::new(Exits::default());
+        let _expected = exits.expect();
+        exits.ended(pid(7), Exit::now(3));
+        assert_eq!(exits.claim(pid(7)).try_recv().unwrap().status, 3);
+    }
+
+    #[test]
+    fn an_exit_is_handed_to_who_claimed_the_pid() {
+        let exits = Arc::new(Exits::default());
+        let mut claim = exits.claim(pid(7));
+        assert!(claim.try_recv().is_err());
+        exits.ended(pid(8), Exit::now(1));
+        exits.ended(pid(7), Exit::now(2));
+        assert_eq!(claim.try_recv().unwrap().status, 2);
+    }
+
+    #[test]
+    fn an_orphan_is_forgotten_when_nobody_expects_anything() {
+        let exits = Arc::new(Exits::default());
+        let first = exits.expect();
+        let second = exits.expect();
+        exits.ended(pid(7), Exit::now(1));
+        drop(first);
+        assert_eq!(exits.books().unclaimed.len(), 1);
+        drop(second);
+        assert_eq!(exits.books().unclaimed.len(), 0);
+        exits.ended(pid(8), Exit::now(1));
+        assert_eq!(exits.books().unclaimed.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn children_are_reaped_with_their_codes_and_signals() {
+        let exits = Exits::watch().unwrap();
+        for (script, status) in [("exit 7", 7), ("kill -9 $$", 137)] {
+            let (_, claim) = exits
+                .spawn(Command::new("/bin/sh").args(["-c", script]))
+                .unwrap();
+            assert_eq!(claim.await.unwrap().status, status);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! One task per sandbox: it owns the [`pause::Sandbox`] and answers the calls that containerd makes on a pod's sandbox.
+//!
+//! ```text
+//!  Create ──▶ namespaces stand (Created) ──Start──▶ Running ──Kill, or PID 1 ends──▶ Stopped ──Delete──▶ gone
+//! ```
+//!
+//! To containerd it is a container like any other, with a pid whose `/proc/PID/ns` the pod's containers join. There is
+//! no program in it, so there is nothing to execute into, to freeze or to limit.
+
+use std::path::PathBuf;
+
+use containerd_shim_protos::events::task;
+use log::{info, warn};
+use rustix::process::{Pid, Signal};
+use tokio::sync::watch;
+
+use crate::bundle::{self, Record};
+use crate::cgroup::{Cgroup, Driver};
+use crate::container::{Create, Shared};
+use crate::convert::{timestamp, wire_pid};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::exits::{Claim, Exit};
+use crate::mailbox::{Command, Deleted, Handle, Listed, Owner, ProcessId, View, no_process};
+use crate::options::Holder;
+use crate::state::{Call, State};
+
+/// Makes a sandbox and gives it to a task of its own. A failure leaves nothing behind.
+///
+/// # Errors
+/// `Sandbox` with the operation that failed, `Io` for its cgroup.
+pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Pid)> {
+    let holder = match create.options.holder {
+        Holder::Auto | Holder::Image => pause::Holder::Auto,
+        Holder::Thread => pause::Holder::Thread,
+        Holder::Process => pause::Holder::Process,
+    };
+    Record {
+        runc: None,
+        cgroups_path: create.spec.cgroups_path().map(str::to_owned),
+    }
+    .save(&create.bundle)?;
+    let config = create.spec.sandbox(holder);
+    let cgroup = create
+        .spec
+        .cgroups_path()
+        .map(|path| Cgroup::at(path, Driver::of(create.options.systemd_cgroup)))
+        .transpose()?;
+    // A process of the sandbox may end before its pid is known here.
+    let expected = shared.exits.expect();
+    let made = tokio::task::spawn_blocking(move || make(&config, cgroup));
+    let (sandbox, cgroup) = made
+        .await
+        .map_err(|_| Error::Internal("the making of a sandbox was cancelled"))??;
+    let process = match sandbox.kind() {
+        pause::HolderKind::Thread => None,
+        pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid())),
+    };
+    drop(expected);
+    let pid = sandbox.pid();
+    let (handle, owner) = Handle::new(&create.bundle);
+    let view = View {
+        pid: Some(pid),
+        state: State::Created,
+        io: create.io.clone(),
+    };
+    let actor = Actor {
+        view: owner.views.add(ProcessId::Init, view),
+        id: create.id.clone(),
+        shared: shared.clone(),
+        held: Some(sandbox),
+        process,
+        cgroup,
+        owner,
+    };
+    info!("sandbox {}: namespaces made, held by {pid}", create.id);
+    shared.events.send(&create.event(pid));
+    tokio::spawn(actor.run());
+    Ok((handle, pid))
+}
+
+/// The cgroup exists although nothing may be in it: cAdvisor finds a pod's network counters by its name.
+fn make(
+    config: &pause::SandboxConfig,
+    cgroup: Option<Cgroup>,
+) -> Result<(pause::Sandbox, Option<Cgroup>)> {
+    let sandbox = pause::Sandbox::create(config)?;
+    if let Some(cgroup) = &cgroup {
+        let placed = cgroup.create().and_then(|()| match sandbox.kind() {
+            pause::HolderKind::Thread => Ok(()),
+            pause::HolderKind::Process => cgroup.add(sandbox.pid()),
+        });
+        if let Err(error) = placed {
+            sandbox.end();
+            for failure in cgroup.remove() {
+                warn!("after a failed create: {failure}");
+            }
+            return Err(error.into());
+        }
+    }
+    Ok((sandbox, cgroup))
+}
+
+struct Actor {
+    id: String,
+    shared: Shared,
+    /// Until the sandbox has ended.
+    held: Option<pause::Sandbox>,
+    /// The exit of the process that the sandbox lives and dies with, if there is one.
+    process: Option<Claim>,
+    cgroup: Option<Cgroup>,
+    view: watch::Sender<View>,
+    owner: Owner,
+}
+
+impl Actor {
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                exit = ended(&mut self.process) => self.end(exit),
+                command = self.owner.calls.recv() => match command {
+                    Some(command) => if self.command(command) { return },
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Carries out one call. True when nothing is left to do.
+    fn command(&mut self, command: Command) -> bool {
+        // The caller may have given up: nobody minds an answer that is not heard.
+        match command {
+            Command::Start(ProcessId::Init, reply) => {
+                let _ = reply.send(self.start());
+            }
+            Command::Kill(ProcessId::Init, signal, _, reply) => {
+                let _ = reply.send(self.kill(signal));
+            }
+            Command::Delete(ProcessId::Init, reply) => {
+                let deleted = self.delete();
+                let gone = deleted.is_ok();
+                if gone {
+                    // Before the answer, so that a Shutdown that follows it finds the sandbox gone.
+                    self.owner.calls.close();
+                }
+                let _ = reply.send(deleted);
+                return gone;
+            }
+            Command::Pids(reply) => {
+                let pid = self.view.borrow().pid;
+                let listed = pid.map(|pid| Listed { pid, exec_id: None });
+                let _ = reply.send(Ok(listed.into_iter().collect()));
+            }
+            Command::Stats(reply) => {
+                let cgroup = self.cgroup.as_ref().ok_or_else(|| {
+                    Error::NotFound(format!("sandbox {} has no cgroup", self.id))
+                });
+                let _ = reply.send(cgroup.and_then(|cgroup| Ok(cgroup.stats()?)));
+            }
+            Command::SharedProcesses(reply) => {
+                let _ = reply.send(self.shared_processes());
+            }
+            Command::Exec(_, _, _, reply)
+            | Command::Pause(reply)
+            | Command::Resume(reply)
+            | Command::Update(_, reply)
+            | Command::Resize(_, _, reply)
+            | Command::CloseIo(_, reply) => {
+                let _ = reply.send(Err(Error::FailedPrecondition(format!(
+                    "{}: a sandbox has no root filesystem and runs no program",
+                    self.id
+                ))));
+            }
+            Command::Start(id, reply) => {
+                let _ = reply.send(Err(no_process(&id)));
+            }
+            Command::Kill(id, _, _, reply) => {
+                let _ = reply.send(Err(no_process(&id)));
+            }
+            Command::Delete(id, reply) => {
+                let _ = reply.send(Err(no_process(&id)));
+            }
+        }
+        false
+    }
+
+    fn state(&self) -> State {
+        self.view.borrow().state
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        self.view.borrow().pid
+    }
+
+    fn start(&mut self) -> Result<Pid> {
+        self.state().check(Call::Start)?;
+        let pid = self.pid().ok_or(Error::Internal("a sandbox without a pid"))?;
+        self.view.send_modify(|view| view.state = State::Running);
+        info!("sandbox {}: started", self.id);
+        self.shared.events.send(&Event::Start(task::TaskStart {
+            container_id: self.id.clone(),
+            pid: wire_pid(Some(pid)),
+            ..task::TaskStart::default()
+        }));
+        Ok(pid)
+    }
+
+    fn kill(&mut self, signal: u32) -> Result<()> {
+        self.state().check(Call::Kill)?;
+        let number = i32::try_from(signal).unwrap_or_default();
+        let Some(signal) = Signal::from_named_raw(number) else {
+            // As the pause program: what it does not act on changes nothing.
+            return Ok(());
+        };
+        let Some(sandbox) = &self.held else {
+            return State::Stopped(Exit::now(0)).check(Call::Kill);
+        };
+        match sandbox.signal(signal)? {
+            pause::Signalled::Ends(status) => self.end(Exit::now(status)),
+            pause::Signalled::Delivered | pause::Signalled::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The sandbox is over: lets go of the namespaces and tells, once.
+    fn end(&mut self, exit: Exit) {
+        self.process = None;
+        let Some(sandbox) = self.held.take() else {
+            return;
+        };
+        sandbox.end();
+        if let Some(cgroup) = &self.cgroup {
+            // Containers below it may still be there; `delete` tries again.
+            let _ = cgroup.remove();
+        }
+        info!("sandbox {}: ended, status {}", self.id, exit.status);
+        let pid = self.pid();
+        self.view
+            .send_modify(|view| view.state = State::Stopped(exit));
+        self.shared.events.send(&Event::Exit(task::TaskExit {
+            container_id: self.id.clone(),
+            id: self.id.clone(),
+            pid: wire_pid(pid),
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at).into(),
+            ..task::TaskExit::default()
+        }));
+    }
+
+    fn delete(&mut self) -> Result<Deleted> {
+        self.state().check(Call::Delete)?;
+        if self.held.is_some() {
+            self.end(Exit::now(137));
+        }
+        if let Some(cgroup) = self.cgroup.take() {
+            for failure in cgroup.remove() {
+                warn!("sandbox {}: {failure}", self.id);
+            }
+        }
+        bundle::remove_member(&self.shared.first_bundle, &self.id)?;
+        let deleted = Deleted {
+            pid: self.pid(),
+            exit: self.state().exit().unwrap_or(Exit::now(137)),
+        };
+        info!("sandbox {}: deleted", self.id);
+        self.shared.events.send(&Event::Delete(task::TaskDelete {
+            container_id: self.id.clone(),
+            pid: wire_pid(deleted.pid),
+            exit_status: deleted.exit.status,
+            exited_at: timestamp(deleted.exit.at).into(),
+            ..task::TaskDelete::default()
+        }));
+        Ok(deleted)
+    }
+
+    /// In podsandbox mode nothing tells a sandbox that its containers will share a process namespace. The first that
+    /// asks for it makes PID 1 here, and the pod then lives and dies with that.
+    fn shared_processes(&mut self) -> Result<PathBuf> {
+        let Some(sandbox) = &mut self.held else {
+            return Err(Error::FailedPrecondition(format!(
+                "sandbox {} has ended",
+                self.id
+            )));
+        };
+        let expected = self.shared.exits.expect();
+        let (pid, made) = sandbox.share_processes()?;
+        if made {
+            self.process = Some(self.shared.exits.claim(pid));
+            if let Some(cgroup) = &self.cgroup {
+                cgroup.add(pid)?;
+            }
+            info!("sandbox {}: shared process namespace, PID 1 is {pid}", self.id);
+        }
+        drop(expected);
+        Ok(format!("/proc/{pid}/ns/pid").into())
+    }
+}
+
+/// Resolves with the exit of the process; never, if there is none.
+async fn ended(process: &mut Option<Claim>) -> Exit {
+    match process {
+        Some(claim) => claim.await.unwrap_or(Exit::now(255)),
+        None => std::future::pending().await,
+    }
+}

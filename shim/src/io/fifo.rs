@@ -1,0 +1,237 @@
+//! FIFOs: the process reads and writes them itself, the shim holds them open.
+//!
+//! A FIFO forgets its content when nobody has it open, and a writer without a reader is killed. So the shim holds each
+//! output open for reading and writing while the process lives: containerd may be away, and the process just waits when
+//! the FIFO is full. When the process has ended the hold must go, because containerd waits for the end of the stream; but
+//! it goes only once somebody reads, or nothing is left to read:
+//!
+//! ```text
+//!  process lives        ──▶ held for reading and writing
+//!  ended, reader there  ──▶ let go
+//!  ended, FIFO empty    ──▶ let go
+//!  ended, else          ──▶ held for writing until somebody opens it (inotify)
+//! ```
+//!
+//! See fifo(7), inotify(7).
+
+use std::fs::{File, OpenOptions};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::fs::OFlags;
+use tokio::io::unix::AsyncFd;
+
+use super::io_error;
+use crate::error::Result;
+
+/// An input FIFO, held open for writing: the process does not see its end when containerd goes away.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// Held, not written to.
+    _writer: File,
+}
+
+/// An output FIFO, held open for reading and writing.
+#[derive(Debug)]
+pub(crate) struct Output {
+    held: File,
+    path: PathBuf,
+}
+
+/// Opens the FIFO at `path` as input for a process.
+pub(super) fn input(path: &Path) -> Result<(Input, Stdio)> {
+    // Open for both first: neither of the other two then waits for a partner.
+    let both = open(path, OpenOptions::new().read(true).write(true))?;
+    let reader = open(path, OpenOptions::new().read(true))?;
+    let writer = open(path, OpenOptions::new().write(true))?;
+    drop(both);
+    Ok((Input { _writer: writer }, reader.into()))
+}
+
+/// Opens the FIFO at `path` as output of a process. A plain file is appended to, and there is nothing to hold.
+pub(super) fn output(path: &Path) -> Result<(Option<Output>, Stdio)> {
+    let kind = std::fs::metadata(path)
+        .map_err(io_error("open stream", path))?
+        .file_type();
+    if !kind.is_fifo() {
+        let file = open(path, OpenOptions::new().append(true))?;
+        return Ok((None, file.into()));
+    }
+    let held = hold(path)?;
+    let writer = open(path, OpenOptions::new().write(true))?;
+    Ok((Some(held), writer.into()))
+}
+
+/// Opens the FIFO at `path` for reading and writing, and for nothing else.
+pub(super) fn hold(path: &Path) -> Result<Output> {
+    let held = open(
+        path,
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed()),
+    )?;
+    Ok(Output {
+        held,
+        path: path.to_owned(),
+    })
+}
+
+fn open(path: &Path, options: &OpenOptions) -> Result<File> {
+    options.open(path).map_err(io_error("open stream", path))
+}
+
+impl Output {
+    /// Another hold on the same FIFO.
+    pub(super) fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        self.held.as_fd().try_clone_to_owned()
+    }
+
+    /// Lets go once somebody reads or nothing is left, and not before.
+    pub(super) fn release(self) {
+        match self.still_needed() {
+            Ok(None) => {}
+            Ok(Some(waiting)) => {
+                tokio::spawn(waiting.until_opened());
+            }
+            Err(error) => warn!("let go of {}: {error}", self.path.display()),
+        }
+    }
+
+    /// What is left to do after the reader that the shim itself was is gone.
+    fn still_needed(&self) -> std::io::Result<Option<Unread>> {
+        let opens = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        // The open file, not the name: containerd may have removed the name.
+        let this = format!("/proc/self/fd/{}", self.held.as_raw_fd());
+        inotify::add_watch(&opens, &this, inotify::WatchFlags::OPEN)?;
+        let writer = OpenOptions::new().write(true).open(&this)?;
+        if rustix::io::ioctl_fionread(&self.held)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Unread {
+            writer,
+            opens: AsyncFd::new(opens)?,
+            path: self.path.clone(),
+        }))
+    }
+}
+
+/// Output of an ended process that nobody may have read yet.
+struct Unread {
+    writer: File,
+    opens: AsyncFd<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Unread {
+    async fn until_opened(self) {
+        while !self.has_reader() {
+            if let Err(error) = self.next_open().await {
+                return warn!("wait for a reader of {}: {error}", self.path.display());
+            }
+        }
+    }
+
+    /// A writer without a reader is in error (poll(2), POLLERR).
+    fn has_reader(&self) -> bool {
+        let mut fds = [PollFd::new(&self.writer, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
+    }
+
+    async fn next_open(&self) -> std::io::Result<()> {
+        let mut ready = self.opens.readable().await?;
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(self.opens.get_ref(), &mut buffer);
+        while events.next().is_ok() {}
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{Read, Write};
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn fifo(dir: &Path) -> PathBuf {
+        let path = dir.join("out");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    }
+
+    /// Runs `echo` with its output in the FIFO, to the end, while nobody reads.
+    fn echo(path: &Path) -> Output {
+        let (held, stream) = output(path).unwrap();
+        let mut echo = Command::new("echo");
+        assert!(echo.arg("hello").stdout(stream).status().unwrap().success());
+        held.unwrap()
+    }
+
+    async fn read_all(path: PathBuf) -> String {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            File::open(path).unwrap().read_to_string(&mut text).unwrap();
+            text
+        });
+        tokio::time::timeout(Duration::from_secs(5), read)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_an_ended_process_wrote_waits_for_its_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path());
+        echo(&path).release();
+        tokio::task::yield_now().await;
+        assert_eq!(read_all(path).await, "hello\n");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_there_sees_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path());
+        let held = hold(&path).unwrap();
+        let reader = tokio::spawn(read_all(path.clone()));
+        while held_readers(&path) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"x")
+            .unwrap();
+        held.release();
+        assert_eq!(reader.await.unwrap(), "x");
+    }
+
+    fn held_readers(path: &Path) -> usize {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+            .filter(|target| target == path)
+            .count()
+    }
+
+    #[test]
+    fn a_stream_that_is_not_there_is_named() {
+        let error = output(Path::new("/nowhere/out")).unwrap_err().to_string();
+        assert!(error.contains("open stream /nowhere/out"), "{error}");
+    }
+}

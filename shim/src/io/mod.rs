@@ -1,0 +1,183 @@
+//! The streams of a process: between what containerd names and what the process has.
+//!
+//! ```text
+//!  without a terminal                               with a terminal
+//!  containerd ──FIFO──▶ process stdin               containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
+//!  containerd ◀──FIFO── process stdout, stderr      containerd ◀──FIFO── shim ◀──     ║
+//!      (the shim only holds them open)                    (copied, with back-pressure)
+//! ```
+
+mod fifo;
+mod pty;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+pub(crate) use pty::{Console, Size};
+
+use crate::error::{Error, IoError, Result};
+use crate::runc::Streams;
+
+/// What containerd asks for: the streams as it names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// Where input comes from; empty for none.
+    pub(crate) stdin: String,
+    /// Where output goes; empty for nowhere.
+    pub(crate) stdout: String,
+    /// Where errors go; empty for nowhere.
+    pub(crate) stderr: String,
+    /// Whether the process gets a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// The streams of a process that is about to be made.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    /// FIFOs, which the process gets itself.
+    Fifos(Fifos),
+    /// A terminal, whose master comes through a socket.
+    Console(Console),
+}
+
+/// The shim's hold on the streams of a process that is there.
+#[derive(Debug)]
+pub(crate) enum Io {
+    /// FIFOs held open.
+    Fifos(Fifos),
+    /// A terminal that is copied from and to.
+    Terminal(pty::Terminal),
+    /// Let go: the process has ended.
+    Closed,
+}
+
+/// FIFOs held open, so that containerd may come and go.
+#[derive(Debug)]
+pub(crate) struct Fifos {
+    stdin: Option<fifo::Input>,
+    outputs: Vec<fifo::Output>,
+}
+
+impl Request {
+    /// Opens the FIFOs, or a socket for the terminal (in `dir`, under `name`).
+    ///
+    /// # Errors
+    /// `Io` when a FIFO cannot be opened, `Unimplemented` for a stream of another kind.
+    pub(crate) fn prepare(&self, dir: &Path, name: &str) -> Result<(Prepared, Streams)> {
+        if self.terminal {
+            let console = Console::listen(dir, name, self.clone())?;
+            let streams = Streams::Console(console.path());
+            return Ok((Prepared::Console(console), streams));
+        }
+        let mut outputs = Vec::with_capacity(2);
+        let mut output = |name: &str| -> Result<Stdio> {
+            let Some(path) = fifo_path(name)? else {
+                return Ok(Stdio::null());
+            };
+            let (held, stream) = fifo::output(&path)?;
+            outputs.extend(held);
+            Ok(stream)
+        };
+        let (stdout, stderr) = (output(&self.stdout)?, output(&self.stderr)?);
+        let (stdin, stdin_stream) = match fifo_path(&self.stdin)? {
+            None => (None, Stdio::null()),
+            Some(path) => {
+                let (held, stream) = fifo::input(&path)?;
+                (Some(held), stream)
+            }
+        };
+        Ok((
+            Prepared::Fifos(Fifos { stdin, outputs }),
+            Streams::Files([stdin_stream, stdout, stderr]),
+        ))
+    }
+}
+
+impl Prepared {
+    /// The streams of the process, now that runc has made it.
+    ///
+    /// # Errors
+    /// `Io` when runc sent no terminal, or a FIFO cannot be opened.
+    pub(crate) async fn attach(self) -> Result<Io> {
+        match self {
+            Self::Fifos(fifos) => Ok(Io::Fifos(fifos)),
+            Self::Console(console) => Ok(Io::Terminal(console.attach().await?)),
+        }
+    }
+}
+
+impl Io {
+    /// Ends the input: the process sees its end when containerd has closed its side, too.
+    pub(crate) fn close_stdin(&mut self) {
+        match self {
+            Self::Fifos(fifos) => fifos.stdin = None,
+            Self::Terminal(terminal) => terminal.close_stdin(),
+            Self::Closed => {}
+        }
+    }
+
+    /// Sets the size of the terminal.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when there is none, `Io` when the kernel refuses.
+    pub(crate) fn resize(&self, size: Size) -> Result<()> {
+        match self {
+            Self::Terminal(terminal) => terminal.resize(size),
+            Self::Fifos(_) => Err(Error::FailedPrecondition(
+                "cannot resize: the process has no terminal".into(),
+            )),
+            // kubectl may send a last resize to a process that has just ended.
+            Self::Closed => Ok(()),
+        }
+    }
+
+    /// Lets go of the streams after the process has ended: what it wrote is still delivered. Readers then see the end,
+    /// unless a process in the background still holds the stream.
+    pub(crate) fn close(&mut self) {
+        match std::mem::replace(self, Self::Closed) {
+            Self::Fifos(fifos) => {
+                for output in fifos.outputs {
+                    output.release();
+                }
+            }
+            Self::Terminal(terminal) => terminal.release(),
+            Self::Closed => {}
+        }
+    }
+}
+
+/// The FIFO that a stream's name means; none for an empty name.
+fn fifo_path(name: &str) -> Result<Option<PathBuf>> {
+    match name.split_once("://") {
+        None if name.is_empty() => Ok(None),
+        None => Ok(Some(name.into())),
+        Some(("fifo", path)) => Ok(Some(path.into())),
+        Some((scheme, _)) => Err(Error::Unimplemented(format!(
+            "stream {name}: this shim has no {scheme:?} streams, use a FIFO"
+        ))),
+    }
+}
+
+/// `/dev/null`, or an error that names it.
+fn io_error<E: Into<std::io::Error>>(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> Error {
+    let error = IoError::at(operation, path);
+    move |e| Error::Io(error(e))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_stream_is_a_path_or_a_scheme_that_we_have() {
+        assert_eq!(fifo_path("").unwrap(), None);
+        assert_eq!(fifo_path("/run/f").unwrap(), Some("/run/f".into()));
+        assert_eq!(fifo_path("fifo:///run/f").unwrap(), Some("/run/f".into()));
+        let error = fifo_path("binary:///bin/logger").unwrap_err();
+        assert!(matches!(error, Error::Unimplemented(_)), "{error}");
+    }
+}

@@ -1,0 +1,165 @@
+//! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::Pid;
+
+use crate::bundle;
+use crate::container::{self, Create, Shared};
+use crate::error::{Error, Result};
+use crate::holder;
+use crate::mailbox::{Command, Handle, ProcessId};
+use crate::options::Holder;
+use crate::spec::{self, Role};
+
+/// All containers of a shim, and the sandbox that they join.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    shared: Shared,
+    members: Mutex<HashMap<String, Member>>,
+}
+
+#[derive(Debug, Clone)]
+enum Member {
+    /// Being made: the id is taken.
+    Coming,
+    /// A container, also a sandbox that runc runs.
+    Container(Handle),
+    /// The sandbox.
+    Sandbox(Handle),
+}
+
+impl Member {
+    fn handle(&self) -> Option<&Handle> {
+        match self {
+            Self::Coming => None,
+            Self::Container(handle) | Self::Sandbox(handle) => Some(handle),
+        }
+    }
+}
+
+impl Pod {
+    /// A pod without containers.
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self {
+            shared,
+            members: Mutex::default(),
+        }
+    }
+
+    /// Makes a container or the sandbox, as its spec says. Goes on when the caller gives up.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the id is taken, and what the making says.
+    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Pid> {
+        let pod = self.clone();
+        tokio::spawn(async move { pod.make(create).await })
+            .await
+            .map_err(|_| Error::Internal("a create was cancelled"))?
+    }
+
+    async fn make(&self, create: Create) -> Result<Pid> {
+        let id = create.id.clone();
+        if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
+            return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
+        }
+        self.reserve(&id)?;
+        let made = self.make_member(create).await;
+        let mut members = self.members();
+        match made {
+            Ok((member, pid)) => {
+                members.insert(id, member);
+                Ok(pid)
+            }
+            Err(error) => {
+                members.remove(&id);
+                drop(members);
+                if let Err(left) = bundle::remove_member(&self.shared.first_bundle, &id) {
+                    log::warn!("after a failed create: {left}");
+                }
+                log::warn!("create {id}: {error}");
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
+        if create.bundle != *self.shared.first_bundle {
+            bundle::add_member(&self.shared.first_bundle, &create.id, &create.bundle)?;
+        }
+        if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
+            let (handle, pid) = holder::create(&self.shared, create).await?;
+            return Ok((Member::Sandbox(handle), pid));
+        }
+        self.join_shared_processes(&create).await?;
+        let (handle, pid) = container::create(&self.shared, create).await?;
+        Ok((Member::Container(handle), pid))
+    }
+
+    /// A container that is to join the process namespace of a sandbox which a thread holds would land in the node's: a
+    /// thread's `/proc/TID/ns/pid` is its process's. Its spec is pointed to the pod's.
+    async fn join_shared_processes(&self, create: &Create) -> Result<()> {
+        let Some(path) = create.spec.pid_namespace_path() else {
+            return Ok(());
+        };
+        let sandbox = self.members().values().find_map(|member| match member {
+            Member::Sandbox(handle) => Some(handle.clone()),
+            Member::Coming | Member::Container(_) => None,
+        });
+        let Some(sandbox) = sandbox else {
+            return Ok(());
+        };
+        if sandbox.view(&ProcessId::Init)?.pid.map(pid_namespace).as_deref() != Some(path) {
+            return Ok(());
+        }
+        let shared = sandbox.ask(Command::SharedProcesses).await?;
+        if shared != path {
+            spec::set_pid_namespace_path(&create.bundle, &shared)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an id. The one of a deleted container is free.
+    fn reserve(&self, id: &str) -> Result<()> {
+        let mut members = self.members();
+        members.retain(|_, member| member.handle().is_none_or(|handle| !handle.is_gone()));
+        if members.contains_key(id) {
+            return Err(Error::AlreadyExists(format!("{id} already exists")));
+        }
+        members.insert(id.to_owned(), Member::Coming);
+        Ok(())
+    }
+
+    /// The container or sandbox with this id.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub(crate) fn get(&self, id: &str) -> Result<Handle> {
+        let members = self.members();
+        let handle = members.get(id).and_then(Member::handle);
+        handle
+            .filter(|handle| !handle.is_gone())
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("{id} does not exist")))
+    }
+
+    /// Whether nothing is left that a shim is needed for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members()
+            .values()
+            .all(|member| member.handle().is_some_and(Handle::is_gone))
+    }
+
+    fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pid_namespace(pid: Pid) -> PathBuf {
+    Path::new("/proc")
+        .join(pid.to_string())
+        .join("ns")
+        .join("pid")
+}

@@ -1,0 +1,346 @@
+//! runc: one function per command. What the kernel answers directly (signals, processes, freezing) is not asked here.
+//!
+//! runc writes its errors as JSON lines into a log of its own per call, which becomes the text of our error. Its exit
+//! comes through the one waiter ([`crate::exits`]), and it dies with the shim, so a killed shim leaves no half-run runc.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::process::Pid;
+use serde::Deserialize;
+
+use crate::bundle::RuncRecord;
+use crate::error::{Error, IoError, Result};
+use crate::exits::{Claim, Exits};
+use crate::options::Options;
+
+/// How to call runc for one container.
+#[derive(Debug, Clone)]
+pub(crate) struct Runc {
+    id: String,
+    bundle: PathBuf,
+    record: RuncRecord,
+    no_pivot_root: bool,
+    no_new_keyring: bool,
+    exits: Arc<Exits>,
+}
+
+/// The standard streams of the process that runc starts. runc hands its own on.
+#[derive(Debug)]
+pub(crate) enum Streams {
+    /// Files: FIFOs, or `/dev/null`.
+    Files([Stdio; 3]),
+    /// A terminal, whose master runc sends to this socket.
+    Console(PathBuf),
+}
+
+/// A process that runc has made.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Its pid, as the node counts.
+    pub(crate) pid: Pid,
+    /// Its exit.
+    pub(crate) exit: Claim,
+}
+
+impl Runc {
+    /// runc as `options` describe it, for container `id` of containerd namespace `namespace`.
+    pub(crate) fn new(
+        id: &str,
+        bundle: &Path,
+        namespace: &str,
+        options: &Options,
+        exits: &Arc<Exits>,
+    ) -> Self {
+        Self {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            record: RuncRecord {
+                binary: options.binary_name.clone(),
+                root: options.root.join(namespace),
+                systemd_cgroup: options.systemd_cgroup,
+            },
+            no_pivot_root: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            exits: exits.clone(),
+        }
+    }
+
+    /// What `delete` needs to call the same runc.
+    pub(crate) fn record(&self) -> &RuncRecord {
+        &self.record
+    }
+
+    /// `runc create`: the container stands, its init waits for [`Runc::start`].
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn create(&self, streams: Streams) -> Result<Started> {
+        let pid_file = self.bundle.join("init.pid");
+        let mut call = self.call("create");
+        call.command
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file);
+        if self.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        if self.no_new_keyring {
+            call.command.arg("--no-new-keyring");
+        }
+        call.streams(streams);
+        call.command.arg(&self.id);
+        self.run_and_claim(call, &pid_file).await
+    }
+
+    /// `runc start`: the init executes the user's program.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn start(&self) -> Result<()> {
+        self.simple("start", &[]).await
+    }
+
+    /// `runc exec --detach` of the OCI process in `process`, a JSON file.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn exec(
+        &self,
+        process: &Path,
+        pid_file: &Path,
+        streams: Streams,
+    ) -> Result<Started> {
+        let mut call = self.call("exec");
+        call.command
+            .arg("--process")
+            .arg(process)
+            .arg("--detach")
+            .arg("--pid-file")
+            .arg(pid_file);
+        call.streams(streams);
+        call.command.arg(&self.id);
+        self.run_and_claim(call, pid_file).await
+    }
+
+    /// `runc kill`: for signals that have a number and no name (real-time signals).
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn kill(&self, signal: u32) -> Result<()> {
+        let mut call = self.call("kill");
+        call.command.arg(&self.id).arg(signal.to_string());
+        self.run(call).await
+    }
+
+    /// `runc update` with the OCI resources in `resources`, a JSON file.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn update(&self, resources: &Path) -> Result<()> {
+        self.simple("update", &[OsStr::new("--resources"), resources.as_os_str()])
+            .await
+    }
+
+    /// `runc delete --force`: removes runc's state and the cgroup, and kills what is left in it. A container that runc
+    /// does not know is no error.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn delete(&self) -> Result<()> {
+        self.simple("delete", &[OsStr::new("--force")]).await
+    }
+
+    async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
+        let mut call = self.call(command);
+        call.command.args(flags).arg(&self.id);
+        self.run(call).await
+    }
+
+    async fn run_and_claim(&self, call: Call, pid_file: &Path) -> Result<Started> {
+        // The process may end before its pid is read.
+        let _expected = self.exits.expect();
+        self.run(call).await?;
+        let text =
+            std::fs::read_to_string(pid_file).map_err(IoError::at("read pid file", pid_file))?;
+        let pid = text
+            .trim()
+            .parse()
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or(Error::Internal("runc wrote no pid into its pid file"))?;
+        let exit = self.exits.claim(pid);
+        Ok(Started { pid, exit })
+    }
+
+    fn call(&self, name: &'static str) -> Call {
+        Call::new(name, &self.bundle, &self.record)
+    }
+
+    async fn run(&self, mut call: Call) -> Result<()> {
+        let error = |message| Error::Runc {
+            command: call.name,
+            id: self.id.clone(),
+            message,
+        };
+        pause::die_with_parent(&mut call.command);
+        let (_, exit) = self
+            .exits
+            .spawn(&mut call.command)
+            .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
+        // The command holds the parent's copies of the streams; the child has its own.
+        drop(call.command);
+        let exit = exit
+            .await
+            .map_err(|_| Error::Internal("the waiter is gone"))?;
+        let said = take_log(&call.log);
+        if exit.status == 0 {
+            return Ok(());
+        }
+        Err(error(said.unwrap_or_else(|| {
+            format!("exit status {} and nothing in its log", exit.status)
+        })))
+    }
+}
+
+/// `runc delete --force` outside of a server, where nobody else waits for children.
+///
+/// # Errors
+/// `Runc` with runc's own words.
+pub(crate) fn delete_now(id: &str, bundle: &Path, record: &RuncRecord) -> Result<()> {
+    let mut call = Call::new("delete", bundle, record);
+    call.command.arg("--force").arg(id);
+    let error = |message| Error::Runc {
+        command: "delete",
+        id: id.to_owned(),
+        message,
+    };
+    let status = call
+        .command
+        .status()
+        .map_err(|e| error(cannot_run(&record.binary, &e)))?;
+    let said = take_log(&call.log);
+    if status.success() {
+        Ok(())
+    } else {
+        Err(error(said.unwrap_or_else(|| status.to_string())))
+    }
+}
+
+/// One run of runc: its command line and its log.
+struct Call {
+    name: &'static str,
+    command: Command,
+    log: PathBuf,
+}
+
+impl Call {
+    fn new(name: &'static str, bundle: &Path, record: &RuncRecord) -> Self {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let number = CALLS.fetch_add(1, Ordering::Relaxed);
+        let log = bundle.join(format!("runc-{name}-{number}.json"));
+        let mut command = Command::new(&record.binary);
+        command
+            .arg("--root")
+            .arg(&record.root)
+            .arg("--log")
+            .arg(&log)
+            .args(["--log-format", "json"]);
+        if record.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command
+            .arg(name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self { name, command, log }
+    }
+
+    fn streams(&mut self, streams: Streams) {
+        match streams {
+            Streams::Files([stdin, stdout, stderr]) => {
+                self.command.stdin(stdin).stdout(stdout).stderr(stderr);
+            }
+            Streams::Console(socket) => {
+                self.command.arg("--console-socket").arg(socket);
+                if self.name == "exec" {
+                    self.command.arg("--tty");
+                }
+            }
+        }
+    }
+}
+
+fn cannot_run(binary: &Path, error: &std::io::Error) -> String {
+    if error.kind() == ErrorKind::NotFound {
+        format!(
+            "{} is not there: install it, or name its path in the option BinaryName",
+            binary.display()
+        )
+    } else {
+        format!("run {}: {error}", binary.display())
+    }
+}
+
+#[derive(Deserialize)]
+struct LogLine {
+    level: String,
+    msg: String,
+}
+
+/// The last error in a log of runc's. The log is of one call, and is removed.
+fn take_log(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    // It stays only if the bundle is being removed at the same time, and then goes with it.
+    let _ = std::fs::remove_file(log);
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
+        .filter(|line| line.level == "error" || line.level == "fatal")
+        .map(|line| line.msg.trim().to_owned())
+        .next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_a_log_is_what_runc_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        std::fs::write(
+            &log,
+            "{\"level\":\"warning\",\"msg\":\"w\",\"time\":\"t\"}\n\
+             {\"level\":\"error\",\"msg\":\"first\",\"time\":\"t\"}\n\
+             not json\n\
+             {\"level\":\"error\",\"msg\":\"exec: no such file\\n\",\"time\":\"t\"}\n",
+        )
+        .unwrap();
+        assert_eq!(take_log(&log).as_deref(), Some("exec: no such file"));
+        assert!(!log.exists());
+        assert_eq!(take_log(&log), None);
+    }
+
+    #[tokio::test]
+    async fn a_runc_that_is_not_there_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let exits = Exits::watch().unwrap();
+        let options = Options {
+            binary_name: "/nowhere/runc".into(),
+            ..Options::default()
+        };
+        let runc = Runc::new("c1", dir.path(), "default", &options, &exits);
+        let error = runc.start().await.unwrap_err().to_string();
+        assert!(
+            error.contains("/nowhere/runc") && error.contains("BinaryName"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,278 @@
+//! The part of an OCI bundle's `config.json` that the shim itself looks at. Everything else is runc's business, and
+//! stays as containerd wrote it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, IoError, Result};
+
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const GROUP: &str = "io.containerd.runc.v2.group";
+/// Written into a sandbox's spec by containerd 2.0 and later, and by no earlier one.
+const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
+
+/// `config.json`, as far as the shim reads it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Spec {
+    annotations: HashMap<String, String>,
+    hostname: Option<String>,
+    domainname: Option<String>,
+    process: Process,
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Process {
+    terminal: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    namespaces: Vec<Namespace>,
+    sysctl: BTreeMap<String, String>,
+    cgroups_path: Option<String>,
+    uid_mappings: Vec<IdMapping>,
+    gid_mappings: Vec<IdMapping>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: Option<PathBuf>,
+}
+
+impl Namespace {
+    /// The namespace to join. An empty path means none, as it does to runc.
+    fn path(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdMapping {
+    #[serde(rename = "containerID")]
+    container: u32,
+    #[serde(rename = "hostID")]
+    host: u32,
+    size: u32,
+}
+
+/// What a container is to its pod.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The pod's sandbox (podsandbox mode).
+    Sandbox,
+    /// An application's container, in a pod or alone.
+    Container,
+}
+
+impl Spec {
+    /// Reads `config.json` of `bundle`.
+    ///
+    /// # Errors
+    /// `Io` when there is none; `InvalidArgument`, with line and column, when it is not what the OCI spec says.
+    pub(crate) fn load(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("config.json");
+        let text = std::fs::read(&path).map_err(IoError::at("read the bundle's spec", &path))?;
+        serde_json::from_slice(&text).map_err(|e| unreadable(&path, &e))
+    }
+
+    /// Whether this is a pod's sandbox or an application's container.
+    pub(crate) fn role(&self) -> Role {
+        match self.annotations.get(CONTAINER_TYPE).map(String::as_str) {
+            Some("sandbox") => Role::Sandbox,
+            _ => Role::Container,
+        }
+    }
+
+    /// The id that all containers of one shim share: an explicit group, else the pod's sandbox, else nothing.
+    pub(crate) fn group(&self) -> Option<&str> {
+        let annotation = |key| self.annotations.get(key).map(String::as_str);
+        annotation(GROUP)
+            .or_else(|| annotation(SANDBOX_ID))
+            .filter(|id| !id.is_empty())
+    }
+
+    /// Whether the spec can only have been written by containerd 2.0 or later.
+    pub(crate) fn is_from_containerd_2(&self) -> bool {
+        self.annotations.contains_key(SANDBOX_IMAGE)
+    }
+
+    /// Whether the init process gets a terminal.
+    pub(crate) fn terminal(&self) -> bool {
+        self.process.terminal
+    }
+
+    /// `linux.cgroupsPath`.
+    pub(crate) fn cgroups_path(&self) -> Option<&str> {
+        self.linux
+            .cgroups_path
+            .as_deref()
+            .filter(|path| !path.is_empty())
+    }
+
+    /// The path of the process namespace that the container is to join.
+    pub(crate) fn pid_namespace_path(&self) -> Option<&Path> {
+        self.namespace("pid").and_then(Namespace::path)
+    }
+
+    /// Whether processes of the container live on when its init ends: it shares a process namespace with others.
+    pub(crate) fn shares_process_namespace(&self) -> bool {
+        self.namespace("pid")
+            .is_none_or(|namespace| namespace.path().is_some())
+    }
+
+    fn namespace(&self, kind: &str) -> Option<&Namespace> {
+        self.linux.namespaces.iter().find(|n| n.kind == kind)
+    }
+
+    /// The sandbox that this spec describes.
+    ///
+    /// The process namespace of the spec is the pause container's own. It says nothing of what the pod's containers
+    /// will ask for, so a thread makes none: the first container that joins it does ([`pause::Sandbox::share_processes`]).
+    /// A process has its own, as a pause container has.
+    pub(crate) fn sandbox(&self, holder: pause::Holder) -> pause::SandboxConfig {
+        let namespace = |kind| match self.namespace(kind) {
+            None => pause::Namespace::Node,
+            Some(namespace) => namespace
+                .path()
+                .map_or(pause::Namespace::New, |path| pause::Namespace::Join(path.to_owned())),
+        };
+        let maps = |mappings: &[IdMapping]| {
+            mappings
+                .iter()
+                .map(|m| pause::IdMap {
+                    container: m.container,
+                    host: m.host,
+                    size: m.size,
+                })
+                .collect()
+        };
+        let user = match namespace("user") {
+            pause::Namespace::Node => pause::UserNamespace::Node,
+            pause::Namespace::Join(path) => pause::UserNamespace::Join(path),
+            pause::Namespace::New => pause::UserNamespace::New {
+                uid_map: maps(&self.linux.uid_mappings),
+                gid_map: maps(&self.linux.gid_mappings),
+            },
+        };
+        let process = holder == pause::Holder::Process || user != pause::UserNamespace::Node;
+        pause::SandboxConfig {
+            namespaces: pause::Namespaces {
+                net: namespace("network"),
+                ipc: namespace("ipc"),
+                uts: namespace("uts"),
+                pid: if process {
+                    namespace("pid")
+                } else {
+                    pause::Namespace::Node
+                },
+                user,
+            },
+            hostname: self.hostname.clone().filter(|name| !name.is_empty()),
+            domainname: self.domainname.clone().filter(|name| !name.is_empty()),
+            sysctls: self.linux.sysctl.clone(),
+            holder,
+        }
+    }
+}
+
+/// Points the process namespace of the spec in `bundle` to `path`, and leaves everything else as it is.
+///
+/// # Errors
+/// As [`Spec::load`], and `Io` when the file cannot be written.
+pub(crate) fn set_pid_namespace_path(bundle: &Path, path: &Path) -> Result<()> {
+    let file = bundle.join("config.json");
+    let text = std::fs::read(&file).map_err(IoError::at("read the bundle's spec", &file))?;
+    let mut spec: Value = serde_json::from_slice(&text).map_err(|e| unreadable(&file, &e))?;
+    let namespaces = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut);
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace.get("type").and_then(Value::as_str) == Some("pid") {
+            namespace["path"] = Value::from(path.to_string_lossy());
+        }
+    }
+    std::fs::write(&file, spec.to_string())
+        .map_err(IoError::at("write the bundle's spec", &file))?;
+    Ok(())
+}
+
+fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
+    Error::InvalidArgument(format!("parse {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn an_explicit_group_comes_before_the_sandbox() {
+        let both = format!(r#"{{"annotations": {{"{GROUP}": "g", "{SANDBOX_ID}": "s"}}}}"#);
+        assert_eq!(spec(&both).group(), Some("g"));
+        let sandbox = format!(r#"{{"annotations": {{"{SANDBOX_ID}": "s"}}}}"#);
+        assert_eq!(spec(&sandbox).group(), Some("s"));
+        assert_eq!(spec("{}").group(), None);
+    }
+
+    #[test]
+    fn namespaces_are_made_joined_or_left_as_the_spec_says() {
+        let spec = spec(
+            r#"{"hostname": "web", "linux": {"namespaces": [{"type": "network", "path": "/run/netns/a"},
+               {"type": "ipc"}, {"type": "pid"}, {"type": "mount"}], "sysctl": {"net.core.somaxconn": "1"}}}"#,
+        );
+        let config = spec.sandbox(pause::Holder::Auto);
+        assert!(matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a")));
+        assert!(matches!(config.namespaces.ipc, pause::Namespace::New));
+        assert!(matches!(config.namespaces.uts, pause::Namespace::Node));
+        assert!(matches!(config.namespaces.pid, pause::Namespace::Node));
+        assert_eq!(config.hostname.as_deref(), Some("web"));
+        assert_eq!(config.sysctls["net.core.somaxconn"], "1");
+    }
+
+    #[test]
+    fn processes_live_on_after_init_only_where_the_namespace_is_not_its_own() {
+        let of = |namespaces: &str| {
+            spec(&format!(r#"{{"linux": {{"namespaces": {namespaces}}}}}"#))
+                .shares_process_namespace()
+        };
+        assert!(of("[]"));
+        assert!(of(r#"[{"type": "pid", "path": "/proc/7/ns/pid"}]"#));
+        assert!(!of(r#"[{"type": "pid"}]"#));
+    }
+
+    #[test]
+    fn only_the_process_namespace_of_a_spec_is_rewritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let before = r#"{"linux":{"namespaces":[{"path":"/a","type":"ipc"},{"path":"/b","type":"pid"}]},"x":18446744073709551615}"#;
+        std::fs::write(&file, before).unwrap();
+        set_pid_namespace_path(dir.path(), Path::new("/proc/9/ns/pid")).unwrap();
+        let after = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(after, before.replace("/b", "/proc/9/ns/pid"));
+    }
+
+    #[test]
+    fn broken_json_is_named_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{\"process\": [").unwrap();
+        let error = Spec::load(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)));
+        assert!(error.to_string().contains("line 1"), "{error}");
+    }
+}

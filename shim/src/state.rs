@@ -1,0 +1,131 @@
+//! The life of a process, and which call fits which part of it. Pure: nothing here touches the world.
+//!
+//! ```text
+//!             Create              Start                    Kill, or it ends
+//!  (nothing) ───────▶ Created ───────────▶ Running ──────────────────────────▶ Stopped ──Delete──▶ (nothing)
+//!                        │                 │     ▲                                ▲
+//!                        │           Pause ▼     │ Resume                         │
+//!                        │                 Paused ────────────────────────────────┤
+//!                        └─────────────────────────── Kill, or it ends ───────────┘
+//! ```
+
+use crate::error::{Error, Result};
+use crate::exits::Exit;
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It is there (an init) or known (an exec), and runs nothing of the user's yet.
+    Created,
+    /// It runs.
+    Running,
+    /// Its container is frozen.
+    Paused,
+    /// It has ended.
+    Stopped(Exit),
+}
+
+/// A call whose answer depends on the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Task.Start
+    Start,
+    /// Task.Delete
+    Delete,
+    /// Task.Pause
+    Pause,
+    /// Task.Resume
+    Resume,
+    /// Task.Exec
+    Exec,
+    /// Task.Update
+    Update,
+    /// Task.Kill
+    Kill,
+}
+
+impl State {
+    /// The exit, once there is one.
+    pub(crate) fn exit(self) -> Option<Exit> {
+        match self {
+            Self::Stopped(exit) => Some(exit),
+            Self::Created | Self::Running | Self::Paused => None,
+        }
+    }
+
+    /// Whether `call` fits this state.
+    ///
+    /// # Errors
+    /// `NotFound` for a kill of what has ended (containerd then takes it for dead), `FailedPrecondition` otherwise.
+    pub(crate) fn check(self, call: Call) -> Result<()> {
+        let fits = match call {
+            Call::Start => matches!(self, Self::Created),
+            Call::Delete => matches!(self, Self::Created | Self::Stopped(_)),
+            Call::Pause | Call::Exec => matches!(self, Self::Running),
+            Call::Resume => matches!(self, Self::Paused),
+            Call::Update | Call::Kill => !matches!(self, Self::Stopped(_)),
+        };
+        if fits {
+            Ok(())
+        } else if call == Call::Kill {
+            Err(Error::NotFound("process already finished".into()))
+        } else {
+            let call = format!("{call:?}").to_lowercase();
+            let state = match self {
+                Self::Created => "created",
+                Self::Running => "running",
+                Self::Paused => "paused",
+                Self::Stopped(_) => "stopped",
+            };
+            Err(Error::FailedPrecondition(format!(
+                "cannot {call} a {state} process"
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_call_fits_the_states_it_is_for() {
+        let states = [
+            State::Created,
+            State::Running,
+            State::Paused,
+            State::Stopped(Exit::now(0)),
+        ];
+        for (call, fits) in [
+            (Call::Start, [true, false, false, false]),
+            (Call::Delete, [true, false, false, true]),
+            (Call::Pause, [false, true, false, false]),
+            (Call::Exec, [false, true, false, false]),
+            (Call::Resume, [false, false, true, false]),
+            (Call::Update, [true, true, true, false]),
+            (Call::Kill, [true, true, true, false]),
+        ] {
+            for (state, fits) in states.into_iter().zip(fits) {
+                assert_eq!(state.check(call).is_ok(), fits, "{call:?} in {state:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_kill_of_the_dead_is_not_found_and_all_else_a_failed_precondition() {
+        let dead = State::Stopped(Exit::now(0));
+        assert!(matches!(dead.check(Call::Kill), Err(Error::NotFound(_))));
+        for call in [
+            Call::Start,
+            Call::Pause,
+            Call::Resume,
+            Call::Exec,
+            Call::Update,
+        ] {
+            assert!(matches!(
+                dead.check(call),
+                Err(Error::FailedPrecondition(_))
+            ));
+        }
+    }
+}

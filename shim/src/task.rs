@@ -1,0 +1,268 @@
+//! The Task service, v2 and v3: decodes a request, calls the pod, encodes the answer. No logic.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc::Result as Rpc;
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use log::info;
+use tokio::sync::watch;
+
+use crate::container::Create;
+use crate::convert::{any, timestamp, wire_pid};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::mailbox::{Command, Handle, Listed, ProcessId, Target};
+use crate::options::Options;
+use crate::pod::Pod;
+use crate::spec::Spec;
+use crate::state::State;
+
+/// The service. `stop` is set when the process is to end.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskService {
+    /// What is served.
+    pub(crate) pod: Arc<Pod>,
+    /// Tells the server to end.
+    pub(crate) stop: Arc<watch::Sender<bool>>,
+}
+
+impl TaskService {
+    fn container(&self, id: &str) -> Result<Handle> {
+        self.pod.get(id)
+    }
+
+    async fn ask<T>(
+        &self,
+        id: &str,
+        make: impl FnOnce(crate::mailbox::Reply<T>) -> Command,
+    ) -> Rpc<T> {
+        Ok(self.container(id)?.ask(make).await?)
+    }
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
+        let container = self.container(&req.id)?;
+        let view = container.view(&ProcessId::from_wire(&req.exec_id))?;
+        let exit = view.state.exit();
+        let status = match view.state {
+            State::Created => Status::CREATED,
+            State::Running => Status::RUNNING,
+            State::Paused => Status::PAUSED,
+            State::Stopped(_) => Status::STOPPED,
+        };
+        Ok(StateResponse {
+            id: req.id,
+            exec_id: req.exec_id,
+            bundle: container.bundle().display().to_string(),
+            pid: wire_pid(view.pid),
+            status: status.into(),
+            stdin: view.io.stdin,
+            stdout: view.io.stdout,
+            stderr: view.io.stderr,
+            terminal: view.io.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.and_then(|exit| timestamp(exit.at)).into(),
+            ..StateResponse::default()
+        })
+    }
+
+    async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> Rpc<CreateTaskResponse> {
+        if !req.checkpoint.is_empty() {
+            return Err(Error::Unimplemented(format!(
+                "create {} from checkpoint {}: this shim does not restore checkpoints",
+                req.id, req.checkpoint
+            ))
+            .into());
+        }
+        let bundle = std::path::PathBuf::from(&req.bundle);
+        let create = Create {
+            spec: Spec::load(&bundle)?,
+            options: Options::from_any(req.options.as_ref())?,
+            id: req.id,
+            bundle,
+            rootfs: req.rootfs,
+            io: io::Request {
+                stdin: req.stdin,
+                stdout: req.stdout,
+                stderr: req.stderr,
+                terminal: req.terminal,
+            },
+        };
+        let pid = self.pod.create(create).await?;
+        Ok(CreateTaskResponse {
+            pid: wire_pid(Some(pid)),
+            ..CreateTaskResponse::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: StartRequest) -> Rpc<StartResponse> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        let pid = self
+            .ask(&req.id, |reply| Command::Start(process, reply))
+            .await?;
+        Ok(StartResponse {
+            pid: wire_pid(Some(pid)),
+            ..StartResponse::default()
+        })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Rpc<DeleteResponse> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        let deleted = self
+            .ask(&req.id, |reply| Command::Delete(process, reply))
+            .await?;
+        Ok(DeleteResponse {
+            pid: wire_pid(deleted.pid),
+            exit_status: deleted.exit.status,
+            exited_at: timestamp(deleted.exit.at).into(),
+            ..DeleteResponse::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> Rpc<PidsResponse> {
+        let listed = self.ask(&req.id, Command::Pids).await?;
+        Ok(PidsResponse {
+            processes: listed.into_iter().map(process_info).collect(),
+            ..PidsResponse::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> Rpc<Empty> {
+        self.ask(&req.id, Command::Pause).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: ResumeRequest) -> Rpc<Empty> {
+        self.ask(&req.id, Command::Resume).await?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
+        Err(Error::Unimplemented(format!(
+            "checkpoint {}: this shim does not make checkpoints",
+            req.id
+        ))
+        .into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> Rpc<Empty> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        let target = if req.all {
+            Target::All
+        } else {
+            Target::Process
+        };
+        self.ask(&req.id, |reply| {
+            Command::Kill(process, req.signal, target, reply)
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, req: ExecProcessRequest) -> Rpc<Empty> {
+        if req.exec_id.is_empty() {
+            return Err(Error::InvalidArgument("exec without an id".into()).into());
+        }
+        let io = io::Request {
+            stdin: req.stdin,
+            stdout: req.stdout,
+            stderr: req.stderr,
+            terminal: req.terminal,
+        };
+        let process = req.spec.into_option().unwrap_or_default().value;
+        self.ask(&req.id, |reply| {
+            Command::Exec(req.exec_id, process, io, reply)
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> Rpc<Empty> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        let size = io::Size {
+            width: u16::try_from(req.width).unwrap_or(u16::MAX),
+            height: u16::try_from(req.height).unwrap_or(u16::MAX),
+        };
+        self.ask(&req.id, |reply| Command::Resize(process, size, reply))
+            .await?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> Rpc<Empty> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        self.ask(&req.id, |reply| Command::CloseIo(process, reply))
+            .await?;
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Rpc<Empty> {
+        let resources = req.resources.into_option().unwrap_or_default().value;
+        self.ask(&req.id, |reply| Command::Update(resources, reply))
+            .await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: WaitRequest) -> Rpc<WaitResponse> {
+        let process = ProcessId::from_wire(&req.exec_id);
+        let exit = self.container(&req.id)?.wait(&process).await?;
+        Ok(WaitResponse {
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at).into(),
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> Rpc<StatsResponse> {
+        let stats = self.ask(&req.id, Command::Stats).await?;
+        Ok(StatsResponse {
+            stats: Some(stats).into(),
+            ..StatsResponse::default()
+        })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
+        let view = self.container(&req.id)?.view(&ProcessId::Init)?;
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: wire_pid(view.pid),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..ConnectResponse::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Rpc<Empty> {
+        // containerd calls this after every delete; only the last one ends a pod's shim.
+        if self.pod.is_empty() {
+            info!("shutdown: nothing is left, ending");
+            self.stop.send_replace(true);
+        }
+        Ok(Empty::new())
+    }
+}
+
+fn process_info(listed: Listed) -> ProcessInfo {
+    let details = listed.exec_id.map(|exec_id| {
+        let details = ProcessDetails {
+            exec_id,
+            ..ProcessDetails::default()
+        };
+        any("containerd.runc.v1.ProcessDetails", &details)
+    });
+    ProcessInfo {
+        pid: wire_pid(Some(listed.pid)),
+        info: details.into(),
+        ..ProcessInfo::default()
+    }
+}
