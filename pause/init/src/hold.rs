@@ -71,7 +71,11 @@ fn enter(how: &[u8]) -> Result<(), Failed> {
     if has(b'j') {
         step(Step::JoinUser, nr::SETNS, [1, sys::CLONE_NEWUSER, 0, 0, 0])?;
     } else if has(b'U') {
-        step(Step::MakeUser, nr::UNSHARE, [sys::CLONE_NEWUSER, 0, 0, 0, 0])?;
+        step(
+            Step::MakeUser,
+            nr::UNSHARE,
+            [sys::CLONE_NEWUSER, 0, 0, 0, 0],
+        )?;
         message(b'm', 0, 0);
         let mut answer = [0_u8; 1];
         let buffer = answer.as_mut_ptr() as usize;
@@ -116,10 +120,20 @@ fn lock_in() -> Result<(), Failed> {
     prctl(sys::PR_SET_DUMPABLE, 0, 0).map_err(|e| Failed(Step::NotDumpable, e))?;
     prctl(sys::PR_SET_PDEATHSIG, sys::SIGKILL, 0).map_err(|e| Failed(Step::DieWithParent, e))?;
     end_if_orphan();
-    let _ = prctl(sys::PR_SET_NAME, b"pause\0\0\0\0\0\0\0\0\0\0\0".as_ptr() as usize, 0);
+    let _ = prctl(
+        sys::PR_SET_NAME,
+        b"pause\0\0\0\0\0\0\0\0\0\0\0".as_ptr() as usize,
+        0,
+    );
     forget_start();
     // Every file but the lifeline; closing that one is the last act.
-    if step(Step::Seccomp, nr::CLOSE_RANGE, [1, u32::MAX as usize, 0, 0, 0]).is_err() {
+    if step(
+        Step::Seccomp,
+        nr::CLOSE_RANGE,
+        [1, u32::MAX as usize, 0, 0, 0],
+    )
+    .is_err()
+    {
         // Before Linux 5.9. The starting side passes three files and marks its others close-on-exec.
         for fd in 1..1024 {
             let _ = step(Step::Seccomp, nr::CLOSE, [fd, 0, 0, 0, 0]);
@@ -136,12 +150,20 @@ fn empty_root() -> Result<(), Failed> {
     const DETACH: usize = 2;
     let at = Step::EmptyRoot;
     let path = |text: &'static [u8]| text.as_ptr() as usize;
-    step(Step::MountNamespace, nr::UNSHARE, [sys::CLONE_NEWNS, 0, 0, 0, 0])?;
+    step(
+        Step::MountNamespace,
+        nr::UNSHARE,
+        [sys::CLONE_NEWNS, 0, 0, 0, 0],
+    )?;
     // Else what follows would be seen on the node.
     step(at, nr::MOUNT, [0, path(b"/\0"), 0, PRIVATE, 0])?;
     let (tmpfs, place) = (path(b"tmpfs\0"), path(b"/proc\0"));
     let options = path(b"size=4k,nr_inodes=2,mode=555\0");
-    step(at, nr::MOUNT, [tmpfs, place, tmpfs, READ_ONLY_NOSUID_NODEV_NOEXEC, options])?;
+    step(
+        at,
+        nr::MOUNT,
+        [tmpfs, place, tmpfs, READ_ONLY_NOSUID_NODEV_NOEXEC, options],
+    )?;
     step(at, nr::CHDIR, [place, 0, 0, 0, 0])?;
     let here = path(b".\0");
     match step(at, nr::PIVOT_ROOT, [here, here, 0, 0, 0]) {
@@ -182,7 +204,11 @@ fn no_capabilities() -> Result<(), Failed> {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let none = [0_u32; 6];
-    step(Step::Capabilities, nr::CAPSET, [header.as_ptr() as usize, none.as_ptr() as usize, 0, 0, 0])?;
+    step(
+        Step::Capabilities,
+        nr::CAPSET,
+        [header.as_ptr() as usize, none.as_ptr() as usize, 0, 0, 0],
+    )?;
     Ok(())
 }
 
@@ -194,7 +220,11 @@ fn end_if_orphan() {
     let mut lifeline = PollFd(LIFELINE as u32, 0, 0);
     let no_time = [0_usize; 2];
     let fds = &mut lifeline as *mut PollFd as usize;
-    let polled = step(Step::DieWithParent, nr::PPOLL, [fds, 1, no_time.as_ptr() as usize, 0, 8]);
+    let polled = step(
+        Step::DieWithParent,
+        nr::PPOLL,
+        [fds, 1, no_time.as_ptr() as usize, 0, 8],
+    );
     // SAFETY: a plain read of a local that the kernel may have written.
     let events = unsafe { core::ptr::addr_of!(lifeline.2).read_volatile() };
     if polled.is_err() || events & POLLHUP != 0 {
@@ -243,7 +273,11 @@ fn forget_start() {
     let address = &map as *const Map as usize;
     let size = core::mem::size_of::<Map>();
     let at = Step::NotDumpable;
-    let _ = step(at, nr::PRCTL, [sys::PR_SET_MM, sys::PR_SET_MM_MAP, address, size, 0]);
+    let _ = step(
+        at,
+        nr::PRCTL,
+        [sys::PR_SET_MM, sys::PR_SET_MM_MAP, address, size, 0],
+    );
 }
 
 fn only_these_calls() -> Result<(), Failed> {
@@ -267,10 +301,31 @@ fn only_these_calls() -> Result<(), Failed> {
     const KILL_PROCESS: u32 = 0x8000_0000;
     const SECCOMP_SET_MODE_FILTER: usize = 1;
     // `munmap` and `close` are for the last steps. With no file and no memory left they are of no use to anybody.
-    let calls = [nr::RT_SIGTIMEDWAIT, nr::WAIT4, nr::EXIT_GROUP, nr::MUNMAP, nr::CLOSE];
-    let ret = |k| Instruction { code: RETURN, yes: 0, no: 0, k };
-    let load = |k| Instruction { code: LOAD, yes: 0, no: 0, k };
-    let equal = |k, yes, no| Instruction { code: EQUAL, yes, no, k };
+    let calls = [
+        nr::RT_SIGTIMEDWAIT,
+        nr::WAIT4,
+        nr::EXIT_GROUP,
+        nr::MUNMAP,
+        nr::CLOSE,
+    ];
+    let ret = |k| Instruction {
+        code: RETURN,
+        yes: 0,
+        no: 0,
+        k,
+    };
+    let load = |k| Instruction {
+        code: LOAD,
+        yes: 0,
+        no: 0,
+        k,
+    };
+    let equal = |k, yes, no| Instruction {
+        code: EQUAL,
+        yes,
+        no,
+        k,
+    };
     // struct seccomp_data: the number at 0, the machine at 4.
     let filter = [
         load(4),
@@ -284,9 +339,16 @@ fn only_these_calls() -> Result<(), Failed> {
         ret(KILL_PROCESS),
         ret(ALLOW),
     ];
-    let program = Program { length: 10, filter: filter.as_ptr() };
+    let program = Program {
+        length: 10,
+        filter: filter.as_ptr(),
+    };
     let address = &program as *const Program as usize;
-    step(Step::Seccomp, nr::SECCOMP, [SECCOMP_SET_MODE_FILTER, 0, address, 0, 0])?;
+    step(
+        Step::Seccomp,
+        nr::SECCOMP,
+        [SECCOMP_SET_MODE_FILTER, 0, address, 0, 0],
+    )?;
     Ok(())
 }
 

@@ -51,7 +51,10 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
     };
     match argument(1) {
         b"-v" => {
-            sys::write(1, concat!("pause ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
+            sys::write(
+                1,
+                concat!("pause ", env!("CARGO_PKG_VERSION"), "\n").as_bytes(),
+            );
             sys::exit(0)
         }
         b"hold" => hold::run(argument(2), stack as usize),

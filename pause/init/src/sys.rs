@@ -166,7 +166,12 @@ pub fn block_signals() {
     let set = SIGNALS;
     const SIG_BLOCK: usize = 0;
     // SAFETY: `set` is a sigset_t of 8 bytes; the old set is not wanted.
-    let _ = unsafe { call(nr::RT_SIGPROCMASK, [SIG_BLOCK, &set as *const u64 as usize, 0, 8, 0]) };
+    let _ = unsafe {
+        call(
+            nr::RT_SIGPROCMASK,
+            [SIG_BLOCK, &set as *const u64 as usize, 0, 8, 0],
+        )
+    };
 }
 
 /// Waits, without a timeout, for one of the blocked signals.
@@ -174,7 +179,12 @@ pub fn next_signal() -> i32 {
     let set = SIGNALS;
     loop {
         // SAFETY: `set` is a sigset_t of 8 bytes; neither siginfo nor a timeout is passed.
-        let signal = unsafe { call(nr::RT_SIGTIMEDWAIT, [&set as *const u64 as usize, 0, 0, 8, 0]) };
+        let signal = unsafe {
+            call(
+                nr::RT_SIGTIMEDWAIT,
+                [&set as *const u64 as usize, 0, 0, 8, 0],
+            )
+        };
         if let Ok(signal) = signal {
             return signal as i32;
         }
