@@ -45,7 +45,7 @@ use rustix::process::{Pid, Signal};
 pub use error::{Class, Error};
 pub use namespaces::{IdMap, Kind, Namespace, Namespaces, UserNamespace};
 pub use program::{PROGRAM, program};
-pub use sys::die_with_parent;
+pub use sys::{die_with_parent, own_cwd};
 pub use sysctls::check_sysctls;
 
 use holder::process::Process;
@@ -106,7 +106,9 @@ pub struct Sandbox {
     /// Dropped (and killed, see `Drop`) before the thread that it is tied to.
     process: Option<Process>,
     fds: Fds,
-    _parked: Parked,
+    parked: Parked,
+    /// PID 1 of a process namespace that a thread's sandbox was given later.
+    pid_1: Option<Process>,
 }
 
 impl Sandbox {
@@ -168,7 +170,8 @@ impl Sandbox {
             pid,
             process,
             fds,
-            _parked: parked,
+            parked,
+            pid_1: None,
         })
     }
 
@@ -184,6 +187,26 @@ impl Sandbox {
             None => HolderKind::Thread,
             Some(_) => HolderKind::Process,
         }
+    }
+
+    /// Gives the pod a process namespace to share, if it has none: the pause program becomes its PID 1, standing in the
+    /// sandbox's other namespaces. Returns PID 1 as this process sees it, and whether it is new; the pod then lives and
+    /// dies with it, and its exit is for the caller to wait for. The holder stays what it was.
+    ///
+    /// A thread cannot hold a process namespace, and whoever made the sandbox may not know yet that one is wanted.
+    ///
+    /// # Errors
+    /// What making the namespace or starting the program says.
+    pub fn share_processes(&mut self) -> Result<(Pid, bool), Error> {
+        if let Some(process) = self.process.as_ref().or(self.pid_1.as_ref()) {
+            return Ok((process.pid(), false));
+        }
+        let process = self.parked.start_pid_1()?;
+        let pid = process.pid();
+        self.fds
+            .insert(Kind::Pid, namespaces::keep(Kind::Pid, &pid.to_string(), "pid")?);
+        self.pid_1 = Some(process);
+        Ok((pid, true))
     }
 
     /// For each kind that the pod does not share with the node: a path that leads to its namespace while the sandbox is
@@ -230,7 +253,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
+        for process in self.process.iter().chain(&self.pid_1) {
             let _ = process.signal(Signal::KILL);
         }
     }

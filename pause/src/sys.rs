@@ -18,6 +18,16 @@ pub(crate) fn unshare(flag: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flag) }.map_err(io::Error::from)
 }
 
+/// Gives the calling thread a working directory, root and umask of its own, so that its `chdir` moves no other thread.
+///
+/// # Errors
+/// What unshare(2) says for `CLONE_FS`.
+pub fn own_cwd() -> io::Result<()> {
+    // SAFETY: the function is unsafe because of `CLONE_FILES`, which could take descriptors away from other threads;
+    // `CLONE_FS` alone leaves the table of descriptors shared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.map_err(io::Error::from)
+}
+
 /// The clone flag of the kind of namespace behind `fd` (NS_GET_NSTYPE), or ENOTTY.
 pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<u32> {
     struct GetType;

@@ -408,6 +408,7 @@ impl Actor {
                     "the process is being started, or has ended".into(),
                 ));
             }
+            process.io.start()?;
             process.starting = true;
             Ok(process.view.borrow().io.clone())
         });
@@ -820,7 +821,11 @@ impl ExecFiles {
 async fn start_exec(runc: &Runc, files: &ExecFiles, io: &io::Request) -> Result<(Started, Io)> {
     let (prepared, streams) = io.prepare(&files.bundle, &files.console)?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
-    match prepared.attach().await {
+    let attached = prepared.attach().await.and_then(|mut io| {
+        io.start()?;
+        Ok(io)
+    });
+    match attached {
         Ok(io) => Ok((started, io)),
         Err(error) => {
             // Without its streams it must not run on unseen.

@@ -56,7 +56,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Io(#[from] IoError),
     /// runc could not be run, or said no.
-    #[error("runc {command} {id}: {message}")]
+    #[error("OCI runtime {command} failed: {message} (container {id})")]
     Runc {
         /// runc's subcommand.
         command: &'static str,

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::events::task;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::{Client, Events as _, EventsClient};
+use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code};
 use log::{debug, info, warn};

@@ -22,14 +22,7 @@ pub(crate) struct Spec {
     annotations: HashMap<String, String>,
     hostname: Option<String>,
     domainname: Option<String>,
-    process: Process,
     linux: Linux,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Process {
-    terminal: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,11 +99,6 @@ impl Spec {
     /// Whether the spec can only have been written by containerd 2.0 or later.
     pub(crate) fn is_from_containerd_2(&self) -> bool {
         self.annotations.contains_key(SANDBOX_IMAGE)
-    }
-
-    /// Whether the init process gets a terminal.
-    pub(crate) fn terminal(&self) -> bool {
-        self.process.terminal
     }
 
     /// `linux.cgroupsPath`.

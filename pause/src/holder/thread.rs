@@ -4,6 +4,7 @@
 //! ```text
 //!   create ── Plan ──> thread: enter, make, set, [start the program] ── Held or Error ──> create
 //!                        │ parked
+//!                        │ <── share_processes: make a process namespace, start the program as its PID 1
 //!   Sandbox dropped ─────┴──> ends
 //! ```
 //! It parks also when a process holds the namespaces: the kernel ties that process to the thread that started it
@@ -20,7 +21,7 @@ use rustix::thread::gettid;
 use super::process::Process;
 use crate::namespaces::{Fds, enter, keep, make};
 use crate::setup::{self, Settings};
-use crate::{Error, Kind, Namespaces, UserNamespace};
+use crate::{Error, Kind, Namespace, Namespaces, UserNamespace};
 
 /// What the thread is to do; all of it checked as far as that is possible without doing it.
 pub(crate) struct Plan {
@@ -42,13 +43,27 @@ pub(crate) struct Held {
 
 /// The parked thread; ends with this value.
 pub(crate) struct Parked {
-    end: Option<mpsc::Sender<()>>,
+    asks: Option<mpsc::Sender<Ask>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A request for a process namespace: where the answer goes.
+type Ask = mpsc::SyncSender<Result<Process, Error>>;
+
+impl Parked {
+    /// Starts the pause program as PID 1 of a new process namespace, from the thread. Works once.
+    pub(crate) fn start_pid_1(&self) -> Result<Process, Error> {
+        let gone = || Error::Thread(io::Error::other("it is gone"));
+        let (reply, answer) = mpsc::sync_channel(1);
+        let asks = self.asks.as_ref().ok_or_else(gone)?;
+        asks.send(reply).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
 }
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        self.end.take();
+        self.asks.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -59,14 +74,16 @@ impl Drop for Parked {
 const STACK: usize = 128 * 1024;
 
 pub(crate) fn start(plan: Plan) -> Result<(Parked, Held), Error> {
-    let (end, parked) = mpsc::channel::<()>();
+    let (asks, parked) = mpsc::channel::<Ask>();
     let (report, result) = mpsc::sync_channel(1);
     let work = move || {
         let held = hold(plan);
         let park = held.is_ok();
         if report.send(held).is_ok() && park {
-            // Nothing is ever sent: this returns when the other end is dropped.
-            let _ = parked.recv();
+            // Ends when the other end is dropped.
+            for reply in parked {
+                let _ = reply.send(start_pid_1());
+            }
         }
     };
     let thread = std::thread::Builder::new()
@@ -75,7 +92,7 @@ pub(crate) fn start(plan: Plan) -> Result<(Parked, Held), Error> {
         .spawn(work)
         .map_err(Error::Thread)?;
     let parked = Parked {
-        end: Some(end),
+        asks: Some(asks),
         thread: Some(thread),
     };
     match result.recv() {
@@ -125,6 +142,20 @@ fn hold(plan: Plan) -> Result<Held, Error> {
             Err(error)
         }
     }
+}
+
+/// The thread stands in the pod's other namespaces already.
+fn start_pid_1() -> Result<Process, Error> {
+    let program = crate::program().map_err(Error::program("copy it into memory"))?;
+    make(Kind::Pid)?;
+    let namespaces = Namespaces {
+        net: Namespace::Node,
+        ipc: Namespace::Node,
+        uts: Namespace::Node,
+        pid: Namespace::New,
+        user: UserNamespace::Node,
+    };
+    Process::start(&program, &namespaces, None)
 }
 
 /// Keeps the process's namespaces; follows it into those that it made itself, and sets there what is to be set.

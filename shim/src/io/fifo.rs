@@ -1,4 +1,4 @@
-//! FIFOs: the process reads and writes them itself, the shim holds them open.
+//! FIFOs: the process writes them itself, the shim holds them open. Input is copied ([`Input`]).
 //!
 //! A FIFO forgets its content when nobody has it open, and a writer without a reader is killed. So the shim holds each
 //! output open for reading and writing while the process lives: containerd may be away, and the process just waits when
@@ -15,7 +15,7 @@
 //! See fifo(7), inotify(7).
 
 use std::fs::{File, OpenOptions};
-use std::mem::MaybeUninit;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -25,16 +25,115 @@ use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::fs::OFlags;
-use tokio::io::unix::AsyncFd;
+use rustix::pipe::PipeFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
 
 use super::io_error;
 use crate::error::Result;
 
-/// An input FIFO, held open for writing: the process does not see its end when containerd goes away.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
+const BUFFER: usize = 16 * 1024;
+
+/// Input: a pipe to the process, filled from a FIFO.
+///
+/// Output needs no copy, but input does: its end comes from two sides, and the order matters. The shim holds the FIFO
+/// open for writing until CloseIO, so that the process does not see its end when containerd goes away; and it opens the
+/// FIFO only when the process starts, because some clients read their own input to its end before they are ready to
+/// say so with CloseIO.
 #[derive(Debug)]
 pub(super) struct Input {
-    /// Held, not written to.
-    _writer: File,
+    path: PathBuf,
+    state: InputState,
+    /// CloseIO has been called.
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum InputState {
+    /// The process has not started.
+    Waiting(OwnedFd),
+    /// It may read. The writer is held, not written to.
+    Open {
+        copying: JoinHandle<()>,
+        writer: Option<File>,
+    },
+}
+
+impl Input {
+    /// A pipe for the process, to be filled from the FIFO at `path`.
+    pub(super) fn new(path: &Path) -> Result<(Self, Stdio)> {
+        std::fs::metadata(path).map_err(io_error("open stream", path))?;
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(io_error("make a pipe for", path))?;
+        let input = Self {
+            path: path.to_owned(),
+            state: InputState::Waiting(writer),
+            closed: false,
+        };
+        Ok((input, reader.into()))
+    }
+
+    /// The process starts: its input flows.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let InputState::Waiting(pipe) = &self.state else {
+            return Ok(());
+        };
+        let failed = || io_error("open stream", &self.path);
+        // Open for both first: neither of the other two then waits for a partner.
+        let both = hold(&self.path)?;
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(NONBLOCK)
+            .open(&self.path)
+            .map_err(failed())?;
+        let writer = OpenOptions::new().write(true).open(&self.path).map_err(failed())?;
+        drop(both);
+        let from = pipe::Receiver::from_file(reader).map_err(failed())?;
+        let to = pipe.try_clone().and_then(pipe::Sender::from_owned_fd).map_err(failed())?;
+        self.state = InputState::Open {
+            copying: tokio::spawn(copy(from, to)),
+            writer: (!self.closed).then_some(writer),
+        };
+        Ok(())
+    }
+
+    /// CloseIO: the process sees the end when containerd has closed its side, too.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        if let InputState::Open { writer, .. } = &mut self.state {
+            *writer = None;
+        }
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if let InputState::Open { copying, .. } = &self.state {
+            copying.abort();
+        }
+    }
+}
+
+/// Copies until the source ends, or the other side is closed. A pty master ends with EIO when its last slave is closed.
+pub(super) async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = match from.read(&mut buffer).await {
+            Ok(0) => return,
+            Ok(read) => read,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                return;
+            }
+            Err(error) => return warn!("read a stream: {error}"),
+        };
+        match to.write_all(&buffer[..read]).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return,
+            Err(error) => return warn!("write a stream: {error}"),
+        }
+    }
 }
 
 /// An output FIFO, held open for reading and writing.
@@ -42,16 +141,6 @@ pub(super) struct Input {
 pub(crate) struct Output {
     held: File,
     path: PathBuf,
-}
-
-/// Opens the FIFO at `path` as input for a process.
-pub(super) fn input(path: &Path) -> Result<(Input, Stdio)> {
-    // Open for both first: neither of the other two then waits for a partner.
-    let both = open(path, OpenOptions::new().read(true).write(true))?;
-    let reader = open(path, OpenOptions::new().read(true))?;
-    let writer = open(path, OpenOptions::new().write(true))?;
-    drop(both);
-    Ok((Input { _writer: writer }, reader.into()))
 }
 
 /// Opens the FIFO at `path` as output of a process. A plain file is appended to, and there is nothing to hold.
@@ -75,7 +164,7 @@ pub(super) fn hold(path: &Path) -> Result<Output> {
         OpenOptions::new()
             .read(true)
             .write(true)
-            .custom_flags(OFlags::NONBLOCK.bits().cast_signed()),
+            .custom_flags(NONBLOCK),
     )?;
     Ok(Output {
         held,
@@ -116,7 +205,8 @@ impl Output {
         }
         Ok(Some(Unread {
             writer,
-            opens: AsyncFd::new(opens)?,
+            // Readable like a pipe, and read by the same calls.
+            opens: pipe::Receiver::from_owned_fd_unchecked(opens)?,
             path: self.path.clone(),
         }))
     }
@@ -125,12 +215,12 @@ impl Output {
 /// Output of an ended process that nobody may have read yet.
 struct Unread {
     writer: File,
-    opens: AsyncFd<OwnedFd>,
+    opens: pipe::Receiver,
     path: PathBuf,
 }
 
 impl Unread {
-    async fn until_opened(self) {
+    async fn until_opened(mut self) {
         while !self.has_reader() {
             if let Err(error) = self.next_open().await {
                 return warn!("wait for a reader of {}: {error}", self.path.display());
@@ -148,13 +238,10 @@ impl Unread {
         poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
     }
 
-    async fn next_open(&self) -> std::io::Result<()> {
-        let mut ready = self.opens.readable().await?;
-        let mut buffer = [MaybeUninit::uninit(); 512];
-        let mut events = inotify::Reader::new(self.opens.get_ref(), &mut buffer);
-        while events.next().is_ok() {}
-        ready.clear_ready();
-        Ok(())
+    /// Which opens there were does not matter, only that there was one.
+    async fn next_open(&mut self) -> std::io::Result<()> {
+        let mut events = [0; 512];
+        self.opens.read(&mut events).await.map(|_| ())
     }
 }
 

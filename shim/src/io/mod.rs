@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  without a terminal                               with a terminal
-//!  containerd ──FIFO──▶ process stdin               containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
-//!  containerd ◀──FIFO── process stdout, stderr      containerd ◀──FIFO── shim ◀──     ║
-//!      (the shim only holds them open)                    (copied, with back-pressure)
+//!  containerd ──FIFO──▶ shim ──pipe──▶ process      containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
+//!  containerd ◀──FIFO── process                     containerd ◀──FIFO── shim ◀──     ║
+//!      (output is not copied, only held open)             (copied, with back-pressure)
 //! ```
 
 mod fifo;
@@ -82,7 +82,7 @@ impl Request {
         let (stdin, stdin_stream) = match fifo_path(&self.stdin)? {
             None => (None, Stdio::null()),
             Some(path) => {
-                let (held, stream) = fifo::input(&path)?;
+                let (held, stream) = fifo::Input::new(&path)?;
                 (Some(held), stream)
             }
         };
@@ -107,10 +107,25 @@ impl Prepared {
 }
 
 impl Io {
+    /// The process starts: its input flows.
+    ///
+    /// # Errors
+    /// `Io` when the FIFO cannot be opened.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        match self {
+            Self::Fifos(Fifos { stdin: Some(stdin), .. }) => stdin.start(),
+            Self::Fifos(_) | Self::Terminal(_) | Self::Closed => Ok(()),
+        }
+    }
+
     /// Ends the input: the process sees its end when containerd has closed its side, too.
     pub(crate) fn close_stdin(&mut self) {
         match self {
-            Self::Fifos(fifos) => fifos.stdin = None,
+            Self::Fifos(fifos) => {
+                if let Some(stdin) = &mut fifos.stdin {
+                    stdin.close();
+                }
+            }
             Self::Terminal(terminal) => terminal.close_stdin(),
             Self::Closed => {}
         }

@@ -3,20 +3,18 @@
 //! The socket lives in the bundle, whose path is longer than a socket address may be. runc is therefore told the path
 //! of the shim's open bundle directory in `/proc`, which is short. See pty(7), unix(7) (SCM_RIGHTS).
 
-use std::io::{IoSliceMut, Read, Write};
+use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use log::warn;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use super::{Request, fifo, fifo_path, io_error};
@@ -45,7 +43,6 @@ pub(crate) struct Console {
 const SENT: Duration = Duration::from_secs(5);
 /// How long a process in the background may keep the terminal of an ended one from its end.
 const DRAIN: Duration = Duration::from_secs(2);
-const BUFFER: usize = 16 * 1024;
 
 impl Console {
     /// Listens in `dir` under `name`.
@@ -130,7 +127,7 @@ impl Drop for Console {
 /// A terminal whose master the shim has.
 #[derive(Debug)]
 pub(crate) struct Terminal {
-    master: Arc<AsyncFd<std::fs::File>>,
+    master: OwnedFd,
     input: Option<JoinHandle<()>>,
     output: Option<(JoinHandle<()>, fifo::Output)>,
 }
@@ -141,28 +138,29 @@ impl Terminal {
         let flags = rustix::fs::fcntl_getfl(&master).map_err(io_error("read flags of", here))?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .map_err(io_error("set flags of", here))?;
-        let master = Arc::new(AsyncFd::new(master.into()).map_err(io_error("poll", here))?);
+        let hold = |name: &str| fifo_path(name)?.map(|path| fifo::hold(&path)).transpose();
         // Both FIFOs are opened before anything is copied: a failure leaves no task behind.
-        let stdin = fifo_path(&request.stdin)?
-            .map(|path| fifo::hold(&path))
-            .transpose()?;
-        let stdout = fifo_path(&request.stdout)?
-            .map(|path| fifo::hold(&path))
-            .transpose()?;
-        let polled = |held: &fifo::Output| {
-            held.try_clone()
-                .and_then(|fd| AsyncFd::new(std::fs::File::from(fd)))
-                .map_err(io_error("poll", here))
+        let (stdin, stdout) = (hold(&request.stdin)?, hold(&request.stdout)?);
+        // A terminal is read and written like a pipe, and so polled like one.
+        let input = match stdin {
+            None => None,
+            Some(fifo) => {
+                let from = fifo.try_clone().and_then(pipe::Receiver::from_owned_fd_unchecked);
+                let to = master.try_clone().and_then(pipe::Sender::from_owned_fd_unchecked);
+                Some((from.map_err(io_error("poll", here))?, to.map_err(io_error("poll", here))?))
+            }
         };
-        let input = stdin.as_ref().map(polled).transpose()?;
         let output = match stdout {
             None => None,
-            Some(held) => Some((polled(&held)?, held)),
+            Some(fifo) => {
+                let from = master.try_clone().and_then(pipe::Receiver::from_owned_fd_unchecked);
+                let to = fifo.try_clone().and_then(pipe::Sender::from_owned_fd_unchecked);
+                Some((from.map_err(io_error("poll", here))?, to.map_err(io_error("poll", here))?, fifo))
+            }
         };
         Ok(Self {
-            input: input.map(|from| tokio::spawn(copy(from.into(), master.clone()))),
-            output: output
-                .map(|(to, held)| (tokio::spawn(copy(master.clone(), to.into())), held)),
+            input: input.map(|(from, to)| tokio::spawn(fifo::copy(from, to))),
+            output: output.map(|(from, to, fifo)| (tokio::spawn(fifo::copy(from, to)), fifo)),
             master,
         })
     }
@@ -180,7 +178,7 @@ impl Terminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        tcsetwinsize(self.master.get_ref(), size)
+        tcsetwinsize(&self.master, size)
             .map_err(io_error("resize", Path::new("/dev/ptmx")))
     }
 
@@ -204,33 +202,6 @@ impl Drop for Terminal {
         self.close_stdin();
         if let Some((copying, _)) = self.output.take() {
             copying.abort();
-        }
-    }
-}
-
-/// Copies until the source ends. A pty master ends with EIO when the last slave is closed.
-async fn copy(from: Arc<AsyncFd<std::fs::File>>, to: Arc<AsyncFd<std::fs::File>>) {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = from
-            .async_io(Interest::READABLE, |mut file| file.read(&mut buffer))
-            .await;
-        let mut rest = match read {
-            Ok(0) => return,
-            Ok(n) => &buffer[..n],
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                return;
-            }
-            Err(error) => return warn!("read from a terminal's stream: {error}"),
-        };
-        while !rest.is_empty() {
-            let written = to
-                .async_io(Interest::WRITABLE, |mut file| file.write(rest))
-                .await;
-            match written {
-                Ok(n) => rest = &rest[n..],
-                Err(error) => return warn!("write to a terminal's stream: {error}"),
-            }
         }
     }
 }
