@@ -64,8 +64,10 @@ impl Containerd {
 
     /// `tests/lab/prepare` puts the daemons there.
     fn daemon(self) -> Result<PathBuf> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        let path = target.join("lab").join(self.version()).join("bin/containerd");
+        let set = |name| std::env::var_os(name).map(PathBuf::from);
+        let target = || set("CARGO_TARGET_DIR").unwrap_or_else(|| root().join("target"));
+        let lab = set("LAB_DIR").unwrap_or_else(|| target().join("lab"));
+        let path = lab.join(self.version()).join("containerd");
         if !path.exists() {
             return Err(format!("{} is missing: run tests/lab/prepare", path.display()).into());
         }
@@ -74,11 +76,23 @@ impl Containerd {
 
     /// What this version makes of a configuration file.
     fn dump(self, file: &Path) -> Result<Dump> {
-        let output = Command::new(self.daemon()?).arg("-c").arg(file).args(["config", "dump"]).output()?;
+        let output = Command::new(self.daemon()?)
+            .arg("-c")
+            .arg(file)
+            .args(["config", "dump"])
+            .output()?;
         if !output.status.success() {
-            return Err(format!("{self:?} {}: {}", file.display(), String::from_utf8_lossy(&output.stderr)).into());
+            return Err(format!(
+                "{self:?} {}: {}",
+                file.display(),
+                String::from_utf8_lossy(&output.stderr)
+            )
+            .into());
         }
-        Ok(Dump { of: self, toml: toml::from_str(&String::from_utf8(output.stdout)?)? })
+        Ok(Dump {
+            of: self,
+            toml: toml::from_str(&String::from_utf8(output.stdout)?)?,
+        })
     }
 
     /// Starts the daemon with `file` on directories of its own, until it has booted, and returns its log.
@@ -97,7 +111,11 @@ impl Containerd {
             path("containerd.sock"),
             path("opt"),
         );
-        let main = if self == V2_1 { main.replace("version = 2", "version = 3") } else { main };
+        let main = if self == V2_1 {
+            main.replace("version = 2", "version = 3")
+        } else {
+            main
+        };
         fs::write(dir.path().join("main.toml"), main)?;
 
         let log = dir.path().join("log");
@@ -114,7 +132,9 @@ impl Containerd {
                 break Ok(text);
             }
             if daemon.try_wait()?.is_some() || Instant::now() > end {
-                break Err(format!("{self:?} did not boot with {}:\n{text}", file.display()).into());
+                break Err(
+                    format!("{self:?} did not boot with {}:\n{text}", file.display()).into(),
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         };
@@ -155,7 +175,9 @@ impl Dump {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or_else(|| Path::new("."))
 }
 
 fn config(name: &str) -> PathBuf {
@@ -168,13 +190,20 @@ fn etc(main: &str, dropin: &str) -> Result<tempfile::TempDir> {
     fs::create_dir(dir.path().join("conf.d"))?;
     fs::write(dir.path().join("conf.d/pause.toml"), dropin)?;
     let imports = format!("imports = ['{}/conf.d/*.toml']", dir.path().display());
-    fs::write(dir.path().join("config.toml"), main.replacen("IMPORTS", &imports, 1))?;
+    fs::write(
+        dir.path().join("config.toml"),
+        main.replacen("IMPORTS", &imports, 1),
+    )?;
     Ok(dir)
 }
 
 /// A node's configuration in which an operator has changed something: a CNI folder, and a handler.
 fn operators_config(version: u8) -> String {
-    let cri = if version == 2 { "io.containerd.grpc.v1.cri" } else { "io.containerd.cri.v1.runtime" };
+    let cri = if version == 2 {
+        "io.containerd.grpc.v1.cri"
+    } else {
+        "io.containerd.cri.v1.runtime"
+    };
     format!(
         "version = {version}\nIMPORTS\n\
          [plugins.'{cri}'.cni]\nconf_dir = '/operator/cni'\n\
@@ -202,8 +231,20 @@ fn every_containerd_file_gives_the_handler_pause_and_keeps_runc() -> Result {
         let case = format!("{containerd:?} {name}");
         let pause = dump.runtime(HANDLER);
         let by_path = name.contains("runtime-path");
-        assert_eq!(pause["runtime_type"], if by_path { "io.containerd.runc.v2" } else { RUNTIME_TYPE }, "{case}");
-        assert_eq!(pause["runtime_path"], if by_path { PROGRAM } else { "" }, "{case}");
+        assert_eq!(
+            pause["runtime_type"],
+            if by_path {
+                "io.containerd.runc.v2"
+            } else {
+                RUNTIME_TYPE
+            },
+            "{case}"
+        );
+        assert_eq!(
+            pause["runtime_path"],
+            if by_path { PROGRAM } else { "" },
+            "{case}"
+        );
         // Everywhere else the fixed options file must stay in force, and any table would switch it off.
         let options = pause["options"].as_object().cloned().unwrap_or_default();
         assert_eq!(options.is_empty(), !by_path, "{case}: {options:?}");
@@ -211,7 +252,11 @@ fn every_containerd_file_gives_the_handler_pause_and_keeps_runc() -> Result {
             assert_eq!(options["SystemdCgroup"], true, "{case}");
         }
         assert_eq!(dump.runtimes(), [HANDLER, "runc"], "{case}");
-        assert_eq!(dump.runtime("runc")["runtime_type"], "io.containerd.runc.v2", "{case}");
+        assert_eq!(
+            dump.runtime("runc")["runtime_type"],
+            "io.containerd.runc.v2",
+            "{case}"
+        );
     }
     Ok(())
 }
@@ -221,7 +266,11 @@ fn the_whole_files_send_every_pod_through_the_shim_and_the_drop_ins_do_not() -> 
     for (containerd, name) in FILES {
         let whole = matches!(name, "containerd-1.toml" | "containerd-2.toml");
         let expected = if whole { HANDLER } else { "runc" };
-        assert_eq!(containerd.dump(&config(name))?.default_runtime(), expected, "{containerd:?} {name}");
+        assert_eq!(
+            containerd.dump(&config(name))?.default_runtime(),
+            expected,
+            "{containerd:?} {name}"
+        );
     }
     Ok(())
 }
@@ -233,7 +282,12 @@ fn the_commented_settings_of_the_containerd_files_load_too() -> Result {
         // A comment is "# text"; a setting that is switched off has no space after the sign.
         let on: Vec<_> = text
             .lines()
-            .map(|line| line.trim_start().strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| {
+                line.trim_start()
+                    .strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
             .collect();
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("all.toml");
@@ -244,7 +298,10 @@ fn the_commented_settings_of_the_containerd_files_load_too() -> Result {
         let options = &dump.runtime(HANDLER)["options"];
         match name {
             "containerd-1.toml" => {
-                assert_eq!(options["ConfigPath"], "/etc/containerd-shim-pause-v2/other.toml", "{case}");
+                assert_eq!(
+                    options["ConfigPath"], "/etc/containerd-shim-pause-v2/other.toml",
+                    "{case}"
+                );
             }
             // Our own option is among runc's, and containerd keeps it.
             "containerd-2.toml" => assert_eq!(options["holder"], "process", "{case}"),
@@ -260,10 +317,18 @@ fn containerd_boots_with_cri_on_every_file() -> Result {
         let log = containerd.boot(&config(name))?;
         let case = format!("{containerd:?} {name}:\n{log}");
         // CRI logs its settings when it starts.
-        let handler = if name.contains("runtime-path") { PROGRAM } else { RUNTIME_TYPE };
-        let started = log.lines().any(|line| line.to_lowercase().contains("cri plugin") && line.contains(handler));
+        let handler = if name.contains("runtime-path") {
+            PROGRAM
+        } else {
+            RUNTIME_TYPE
+        };
+        let started = log
+            .lines()
+            .any(|line| line.to_lowercase().contains("cri plugin") && line.contains(handler));
         assert!(started, "CRI did not start with our handler. {case}");
-        let refused = log.lines().any(|line| line.contains("failed to load plugin") && line.contains(containerd.cri()));
+        let refused = log
+            .lines()
+            .any(|line| line.contains("failed to load plugin") && line.contains(containerd.cri()));
         assert!(!refused, "{case}");
     }
     Ok(())
@@ -276,7 +341,11 @@ fn on_1_6_and_1_7_a_drop_in_replaces_the_operators_cri_settings() -> Result {
             let etc = etc(&operators_config(2), &fs::read_to_string(config(name))?)?;
             let dump = containerd.dump(&etc.path().join("config.toml"))?;
             assert_eq!(dump.runtimes(), [HANDLER, "runc"], "{containerd:?} {name}");
-            assert_eq!(dump.cri()["cni"]["conf_dir"], "/etc/cni/net.d", "{containerd:?} {name}");
+            assert_eq!(
+                dump.cri()["cni"]["conf_dir"],
+                "/etc/cni/net.d",
+                "{containerd:?} {name}"
+            );
         }
     }
     Ok(())
@@ -298,7 +367,9 @@ fn on_2_1_a_drop_in_is_merged_into_the_operators_settings() -> Result {
 fn on_2_1_a_drop_in_must_have_the_version_of_the_main_file() -> Result {
     let v3 = fs::read_to_string(config("containerd-2-dropin.toml"))?;
     // The change that the drop-in's comment names.
-    let v2 = v3.replace("version = 3", "version = 2").replace(V2_1.cri(), V1_7.cri());
+    let v2 = v3
+        .replace("version = 3", "version = 2")
+        .replace(V2_1.cri(), V1_7.cri());
     let runtimes = |main: u8, dropin: &str| -> Result<Vec<String>> {
         let etc = etc(&operators_config(main), dropin)?;
         let dump = V2_1.dump(&etc.path().join("config.toml"))?;
@@ -306,8 +377,16 @@ fn on_2_1_a_drop_in_must_have_the_version_of_the_main_file() -> Result {
     };
     assert_eq!(runtimes(3, &v3)?, ["kata", HANDLER, "runc"]);
     assert_eq!(runtimes(2, &v2)?, ["kata", HANDLER, "runc"]);
-    assert_eq!(runtimes(2, &v3)?, [HANDLER, "runc"], "the main file's handlers are lost");
-    assert_eq!(runtimes(3, &v2)?, ["kata", "runc"], "the drop-in's handler is lost");
+    assert_eq!(
+        runtimes(2, &v3)?,
+        [HANDLER, "runc"],
+        "the main file's handlers are lost"
+    );
+    assert_eq!(
+        runtimes(3, &v2)?,
+        ["kata", "runc"],
+        "the drop-in's handler is lost"
+    );
     Ok(())
 }
 
@@ -324,7 +403,9 @@ fn on_1_6_and_1_7_a_runtimes_table_without_runc_keeps_cri_from_starting() -> Res
     )?;
     for containerd in [V1_6, V1_7] {
         let log = containerd.boot(&file)?;
-        let refused = log.lines().any(|line| line.contains("failed to load plugin") && line.contains(containerd.cri()));
+        let refused = log
+            .lines()
+            .any(|line| line.contains("failed to load plugin") && line.contains(containerd.cri()));
         assert!(refused, "{containerd:?}:\n{log}");
     }
     Ok(())
@@ -332,7 +413,10 @@ fn on_1_6_and_1_7_a_runtimes_table_without_runc_keeps_cri_from_starting() -> Res
 
 #[test]
 fn on_1_6_a_version_3_file_is_read_and_its_cri_settings_are_ignored_and_1_7_refuses_it() -> Result {
-    assert_eq!(V1_6.dump(&config("containerd-2.toml"))?.runtimes(), ["runc"]);
+    assert_eq!(
+        V1_6.dump(&config("containerd-2.toml"))?.runtimes(),
+        ["runc"]
+    );
     let Err(refused) = V1_7.dump(&config("containerd-2.toml")) else {
         return Err("1.7 took a version 3 file".into());
     };
@@ -352,7 +436,10 @@ fn pause_toml_sets_systemd_cgroup_and_names_every_other_option_in_a_comment() ->
     let mut all = String::new();
     for line in text.lines() {
         let setting = line.trim_start_matches("# ");
-        if let Some((key, _)) = setting.split_once(" = ").filter(|(key, _)| !key.contains(' ')) {
+        if let Some((key, _)) = setting
+            .split_once(" = ")
+            .filter(|(key, _)| !key.contains(' '))
+        {
             named.push(key);
             all.push_str(setting);
             all.push('\n');
@@ -367,7 +454,10 @@ fn pause_toml_sets_systemd_cgroup_and_names_every_other_option_in_a_comment() ->
 fn the_readme_has_a_line_for_every_option() -> Result {
     let readme = fs::read_to_string(root().join("README.md"))?;
     for option in OPTIONS {
-        assert!(readme.contains(&format!("| `{option}` |")), "README.md has no line for {option}");
+        assert!(
+            readme.contains(&format!("| `{option}` |")),
+            "README.md has no line for {option}"
+        );
     }
     assert!(readme.contains(OPTIONS_FILE));
     Ok(())
@@ -389,7 +479,9 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Result<&'a Value> {
 }
 
 fn list<'a>(value: &'a Value, what: &str) -> Result<&'a Vec<Value>> {
-    Ok(value[what].as_array().ok_or_else(|| format!("{what} is not a list in {value}"))?)
+    Ok(value[what]
+        .as_array()
+        .ok_or_else(|| format!("{what} is not a list in {value}"))?)
 }
 
 #[test]
@@ -400,10 +492,17 @@ fn the_runtime_class_leads_to_the_handler_and_the_pods_ask_for_it() -> Result {
     assert_eq!(class["handler"], HANDLER);
 
     let name = &class["metadata"]["name"];
-    assert_eq!(&of_kind(&yaml("pod.yaml")?, "Pod")?["spec"]["runtimeClassName"], name);
+    assert_eq!(
+        &of_kind(&yaml("pod.yaml")?, "Pod")?["spec"]["runtimeClassName"],
+        name
+    );
     for file in ["web.yaml", "kube-ops-view.yaml"] {
         let documents = yaml(file)?;
-        assert_eq!(&of_kind(&documents, "Deployment")?["spec"]["template"]["spec"]["runtimeClassName"], name, "{file}");
+        assert_eq!(
+            &of_kind(&documents, "Deployment")?["spec"]["template"]["spec"]["runtimeClassName"],
+            name,
+            "{file}"
+        );
     }
     Ok(())
 }
@@ -413,7 +512,10 @@ fn the_example_pod_is_nginx_and_a_client_that_fetches_its_page() -> Result {
     let documents = yaml("pod.yaml")?;
     let pod = of_kind(&documents, "Pod")?;
     let containers = list(&pod["spec"], "containers")?;
-    let images: Vec<_> = containers.iter().map(|container| &container["image"]).collect();
+    let images: Vec<_> = containers
+        .iter()
+        .map(|container| &container["image"])
+        .collect();
     assert_eq!(images, ["nginx", "nicolaka/netshoot"]);
     assert_eq!(containers[0]["ports"][0]["containerPort"], 80);
     assert!(containers[1]["args"].to_string().contains("curl localhost"));
@@ -436,8 +538,14 @@ fn the_kind_cluster_has_two_nodes_which_mount_the_program_and_its_options() -> R
         assert_eq!(paths, [PROGRAM, OPTIONS_FILE]);
         assert!(mounts.iter().all(|mount| mount["readOnly"] == true));
         // What `make build` makes, and a file of this folder; both relative to the project's root.
-        let program = mounts[0]["hostPath"].as_str().and_then(|path| path.strip_prefix("./")).unwrap_or_default();
-        assert!(makefile.contains(program) && !program.is_empty(), "`make build` does not make {program}");
+        let program = mounts[0]["hostPath"]
+            .as_str()
+            .and_then(|path| path.strip_prefix("./"))
+            .unwrap_or_default();
+        assert!(
+            makefile.contains(program) && !program.is_empty(),
+            "`make build` does not make {program}"
+        );
         assert_eq!(mounts[1]["hostPath"], "./config/pause.toml");
     }
     Ok(())
@@ -467,7 +575,10 @@ fn the_kind_patch_makes_every_pod_use_the_mounted_program() -> Result {
         assert_eq!(dump.runtimes(), [HANDLER, "runc"], "{containerd:?}");
         let runtime = dump.runtime(HANDLER);
         assert_eq!(runtime["runtime_type"], RUNTIME_TYPE, "{containerd:?}");
-        assert_eq!(runtime["base_runtime_spec"], "/etc/containerd/cri-base.json", "{containerd:?}");
+        assert_eq!(
+            runtime["base_runtime_spec"], "/etc/containerd/cri-base.json",
+            "{containerd:?}"
+        );
     }
     Ok(())
 }
@@ -481,7 +592,10 @@ fn the_node_ports_are_the_ones_that_kind_maps_to_the_worker() -> Result {
         assert_eq!(mapping["containerPort"], mapping["hostPort"]);
         assert_eq!(mapping["protocol"], "tcp");
     }
-    let mapped: Vec<_> = mappings.iter().map(|mapping| &mapping["containerPort"]).collect();
+    let mapped: Vec<_> = mappings
+        .iter()
+        .map(|mapping| &mapping["containerPort"])
+        .collect();
     assert_eq!(mapped, [31000, 31001]);
 
     for (file, node_port) in [("kube-ops-view.yaml", 31000), ("web.yaml", 31001)] {
@@ -490,9 +604,15 @@ fn the_node_ports_are_the_ones_that_kind_maps_to_the_worker() -> Result {
         let template = &of_kind(&documents, "Deployment")?["spec"]["template"];
         assert_eq!(service["type"], "NodePort", "{file}");
         assert_eq!(service["ports"][0]["nodePort"], node_port, "{file}");
-        assert_eq!(service["selector"], template["metadata"]["labels"], "{file}");
+        assert_eq!(
+            service["selector"], template["metadata"]["labels"],
+            "{file}"
+        );
         let container = &template["spec"]["containers"][0];
-        assert_eq!(service["ports"][0]["targetPort"], container["ports"][0]["containerPort"], "{file}");
+        assert_eq!(
+            service["ports"][0]["targetPort"], container["ports"][0]["containerPort"],
+            "{file}"
+        );
     }
     Ok(())
 }
@@ -508,7 +628,10 @@ fn kube_ops_view_may_read_what_it_shows() -> Result {
     assert_eq!(binding["subjects"][0]["namespace"], account["namespace"]);
     let role = of_kind(&documents, "ClusterRole")?;
     assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
-    assert_eq!(role["rules"][0]["resources"], serde_json::json!(["nodes", "pods"]));
+    assert_eq!(
+        role["rules"][0]["resources"],
+        serde_json::json!(["nodes", "pods"])
+    );
     Ok(())
 }
 
