@@ -8,16 +8,22 @@ use std::path::{Path, PathBuf};
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
 /// The layers of `shim/src`, top first. A module may use modules of the layers below its own.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
-    &["server", "boot", "cleanup"],
+    &["server", "boot", "cleanup", "info"],
     &["task", "sandbox"],
     &["pod"],
+    // The owner of a sandbox; with the `image` holder, a sandbox is a container.
+    &["holder"],
     &["container"],
     // What a container's task is told.
     &["mailbox"],
-    &["runc", "io", "cgroup", "mounts", "events", "podfiles"],
-    &["state", "options", "spec", "bundle", "convert"],
+    // They build on the streams of a runc call and on the table of mounts.
+    &["io", "cgroup"],
+    &["runc", "mounts", "events", "podfiles"],
+    &[
+        "state", "options", "spec", "bundle", "convert", "args", "logging",
+    ],
     // The one waiter: it hands out exits, and runc's calls and a container's state are made of them.
     &["exits"],
     &["error"],
@@ -55,6 +61,11 @@ fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = files(folder)?;
     found.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
     Ok(found)
+}
+
+/// Whether a file holds tests alone: below `tests/`, or the `tests.rs` of a module.
+fn is_test(file: &Path) -> bool {
+    shown(file).split('/').any(|part| part == "tests") || file.ends_with("tests.rs")
 }
 
 /// Path as seen from the project's root, for messages and comparisons.
@@ -146,7 +157,7 @@ fn may_use(user: &str, used: &str) -> bool {
 fn no_module_of_the_shim_uses_one_of_its_own_layer_or_above() -> Result {
     let src = root().join("shim/src");
     let mut wrong = Vec::new();
-    for file in rust_files(&src)? {
+    for file in rust_files(&src)?.into_iter().filter(|file| !is_test(file)) {
         let inside = file.strip_prefix(&src)?;
         // io/fifo.rs and io/mod.rs belong to io.
         let module = inside
@@ -244,8 +255,8 @@ fn files_stay_short() -> Result {
     let mut wrong = Vec::new();
     for folder in ["shim", "pause"] {
         for file in rust_files(&root().join(folder))? {
-            // Suites of their own may be long.
-            if file.components().any(|part| part.as_os_str() == "tests") {
+            // Tests may be long.
+            if is_test(&file) {
                 continue;
             }
             let lines = fs::read_to_string(&file)?.lines().count();
@@ -258,6 +269,40 @@ fn files_stay_short() -> Result {
         wrong.is_empty(),
         "more than {LONGEST_FILE} lines, find the two subjects in it:\n{}",
         wrong.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    let table = readme
+        .split_once("| I want to change")
+        .map(|(_, table)| table);
+    let table = table.ok_or("README.md has no table \"I want to change …\"")?;
+    let named: Vec<_> = table
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('/'))
+        .collect();
+    let gone: Vec<_> = named
+        .iter()
+        .filter(|name| !root().join(name).exists())
+        .collect();
+    assert!(
+        gone.is_empty(),
+        "README.md names {gone:?}, which are not there"
+    );
+
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(root().join("shim/src"))? {
+        modules.push(ident(&entry?.file_name().to_string_lossy()).to_owned());
+    }
+    modules.retain(|module| !table.contains(&format!("`shim/src/{module}")));
+    assert!(
+        modules.is_empty(),
+        "README.md does not say what {modules:?} are for"
     );
     Ok(())
 }
