@@ -36,12 +36,13 @@ test:
 	cargo nextest run --workspace --locked
 
 lint:
+	.ci/setup lint
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
-	cargo machete
 	target/tools/typos/bin/typos
 	git grep -lIE '^#!.*sh$$' | xargs shellcheck
+	cargo machete
+	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 # Run `make build` as yourself first: root may have no Rust.
 install:
