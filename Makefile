@@ -1,0 +1,54 @@
+# make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
+# make test     all tests, on containerd 1.6, 1.7 and 2.1
+# make build    the static binary, as target/dist/containerd-shim-pause-v2
+# make install  the binary into /usr/local/bin, and its options file unless there is one
+# make lint     what CI asks for besides the tests
+
+SHIM     := containerd-shim-pause-v2
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
+DIST     := target/dist/$(SHIM)
+PREFIX   ?= /usr/local
+SYSCONF  ?= /etc
+
+# Namespaces, mounts and cgroups need root. cargo builds as the user and runs the tests and the demo through this.
+ifneq ($(shell id -u),0)
+export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
+endif
+
+.PHONY: build demo test lint install clean
+
+build:
+	cargo build --release --locked -p shim
+	install -D -m 755 $(TARGET)/$(HOST)/release/$(SHIM) $(DIST)
+	@ldd $(DIST) 2>&1 | grep -qE 'statically linked|not a dynamic executable' || { echo "$(DIST) is not static" >&2; exit 1; }
+
+demo:
+	.ci/setup demo
+	tests/lab/prepare
+	$(MAKE) build
+	cargo run --quiet --locked -p shim-tests --bin demo
+
+test:
+	.ci/setup test
+	tests/lab/prepare
+	$(MAKE) build
+	cargo nextest run --workspace --locked
+
+lint:
+	.ci/setup lint
+	cargo fmt --all --check
+	target/tools/typos/bin/typos
+	git grep -lIE '^#!.*sh$$' | xargs shellcheck
+	cargo machete
+	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Run `make build` as yourself first: root may have no Rust.
+install:
+	install -D -m 755 $(DIST) $(DESTDIR)$(PREFIX)/bin/$(SHIM)
+	test -e $(DESTDIR)$(SYSCONF)/$(SHIM)/config.toml || \
+	  install -D -m 644 config/pause.toml $(DESTDIR)$(SYSCONF)/$(SHIM)/config.toml
+
+clean:
+	cargo clean

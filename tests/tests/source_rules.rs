@@ -1,0 +1,387 @@
+//! Rules about the source text that no compiler checks: which module may use which, where `unsafe` may stand, how long
+//! a file may get. A rule that stands in the way is changed here, with its reason, and not worked around.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+/// The layers of `shim/src`, top first. A module may use modules of the layers below its own.
+const LAYERS: [&[&str]; 12] = [
+    &["main"],
+    &["server", "boot", "cleanup", "info"],
+    &["task", "sandbox"],
+    &["pod"],
+    // The owner of a sandbox; with the `image` holder, a sandbox is a container.
+    &["holder"],
+    &["container"],
+    // What a container's task is told.
+    &["mailbox"],
+    // They build on the streams of a runc call and on the table of mounts.
+    &["io", "cgroup"],
+    &["runc", "mounts", "events", "podfiles"],
+    &[
+        "state", "options", "spec", "bundle", "convert", "args", "logging",
+    ],
+    // The one waiter: it hands out exits, and runc's calls and a container's state are made of them.
+    &["exits"],
+    &["error"],
+];
+
+const LONGEST_FILE: usize = 500;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or_else(|| Path::new("."))
+}
+
+/// All files below `folder`, without `target` and hidden folders other than `.ci`, `.cargo` and `.config`.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let hidden =
+            name.starts_with('.') && ![".ci", ".cargo", ".config"].contains(&name.as_ref());
+        match entry.file_type()? {
+            kind if kind.is_dir() && name != "target" && !hidden => {
+                found.append(&mut files(&entry.path())?);
+            }
+            kind if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = files(folder)?;
+    found.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    Ok(found)
+}
+
+/// Whether a file holds tests alone: below `tests/`, or the `tests.rs` of a module.
+fn is_test(file: &Path) -> bool {
+    shown(file).split('/').any(|part| part == "tests") || file.ends_with("tests.rs")
+}
+
+/// Path as seen from the project's root, for messages and comparisons.
+fn shown(file: &Path) -> String {
+    file.strip_prefix(root())
+        .unwrap_or(file)
+        .display()
+        .to_string()
+}
+
+/// The text without line comments, and without the unit tests at its end: those may use anything.
+fn product_code(text: &str) -> String {
+    let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+    let lines = text[..end]
+        .lines()
+        .map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn ident(text: &str) -> &str {
+    let end = text
+        .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .unwrap_or(text.len());
+    &text[..end]
+}
+
+/// The modules of the crate that a file names: `crate::x`, `crate::{x, y::z}`, and `super::x`, which is the same where
+/// `super` is the crate's root.
+fn named_modules(code: &str, parent_is_root: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let prefixes: &[&str] = if parent_is_root {
+        &["crate::", "super::"]
+    } else {
+        &["crate::"]
+    };
+    for prefix in prefixes {
+        for (at, _) in code.match_indices(prefix) {
+            let inside_a_word =
+                code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+            let rest = &code[at + prefix.len()..];
+            if inside_a_word {
+                continue;
+            }
+            match rest.strip_prefix('{') {
+                Some(group) => found.extend(first_names(group)),
+                None => found.push(ident(rest).to_owned()),
+            }
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+/// The first name of each path in `a, b::c, d::{e, f}}…`, up to the brace that closes the group.
+fn first_names(group: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let (mut depth, mut start) = (0_usize, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' | '}' if depth == 0 => {
+                names.push(ident(group[start..at].trim()).to_owned());
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    names
+}
+
+/// The layer of a module; `None` for a name that is no module (a macro, a type in `main.rs`).
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
+}
+
+/// Whether `user` may name `used`.
+fn may_use(user: &str, used: &str) -> bool {
+    let (Some(above), Some(below)) = (layer(user), layer(used)) else {
+        return true;
+    };
+    user == used || above < below
+}
+
+#[test]
+fn no_module_of_the_shim_uses_one_of_its_own_layer_or_above() -> Result {
+    let src = root().join("shim/src");
+    let mut wrong = Vec::new();
+    for file in rust_files(&src)?.into_iter().filter(|file| !is_test(file)) {
+        let inside = file.strip_prefix(&src)?;
+        // io/fifo.rs and io/mod.rs belong to io.
+        let module = inside
+            .iter()
+            .next()
+            .map(|name| name.to_string_lossy().trim_end_matches(".rs").to_owned());
+        let module = module.unwrap_or_default();
+        if layer(&module).is_none() {
+            wrong.push(format!(
+                "{}: give `{module}` a place in LAYERS of {}",
+                shown(&file),
+                file!()
+            ));
+            continue;
+        }
+        let parent_is_root = inside.iter().count() == 1 || inside.ends_with("mod.rs");
+        let mut used = named_modules(&product_code(&fs::read_to_string(&file)?), parent_is_root);
+        used.sort_unstable();
+        used.dedup();
+        used.retain(|used| !may_use(&module, used));
+        wrong.extend(
+            used.iter()
+                .map(|used| format!("{}: `{module}` uses `{used}`", shown(&file))),
+        );
+    }
+    assert!(
+        wrong.is_empty(),
+        "imports go down only (see LAYERS in {}):\n{}",
+        file!(),
+        wrong.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn the_pause_crate_knows_neither_tokio_nor_ttrpc_nor_containerd() -> Result {
+    let manifest = fs::read_to_string(root().join("pause/Cargo.toml"))?;
+    let wrong: Vec<_> = manifest
+        .lines()
+        .map(|line| ident(line.trim()))
+        .filter(|name| ["tokio", "ttrpc", "containerd", "shim"].contains(name))
+        .collect();
+    assert!(wrong.is_empty(), "pause/Cargo.toml names {wrong:?}");
+    Ok(())
+}
+
+#[test]
+fn the_shim_forbids_unsafe_code() -> Result {
+    let main = fs::read_to_string(root().join("shim/src/main.rs"))?;
+    assert!(main.contains("#![forbid(unsafe_code)]"));
+    Ok(())
+}
+
+#[test]
+fn unsafe_stands_only_in_the_pause_program_and_in_one_module_of_the_pause_crate() -> Result {
+    let mut wrong = Vec::new();
+    for file in rust_files(root())? {
+        let name = shown(&file);
+        if name == "pause/src/sys.rs"
+            || name.starts_with("pause/init/")
+            || name == "tests/tests/source_rules.rs"
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&file)?;
+        for (number, line) in text.lines().enumerate() {
+            if has_unsafe(line) {
+                wrong.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "unsafe belongs into pause/src/sys.rs:\n{}",
+        wrong.join("\n")
+    );
+    Ok(())
+}
+
+/// Whether a line has the keyword: not in a comment, not as part of `unsafe_code`, not in a string.
+fn has_unsafe(line: &str) -> bool {
+    let code = line.split_once("//").map_or(line, |(code, _)| code);
+    code.match_indices("unsafe").any(|(at, word)| {
+        let before = code[..at].chars().next_back();
+        let after = code[at + word.len()..].chars().next();
+        let part = |c: Option<char>| {
+            c.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '"' || c == '`')
+        };
+        !part(before) && !part(after) && code[..at].matches('"').count().is_multiple_of(2)
+    })
+}
+
+#[test]
+fn files_stay_short() -> Result {
+    let mut wrong = Vec::new();
+    for folder in ["shim", "pause"] {
+        for file in rust_files(&root().join(folder))? {
+            // Tests may be long.
+            if is_test(&file) {
+                continue;
+            }
+            let lines = fs::read_to_string(&file)?.lines().count();
+            if lines > LONGEST_FILE {
+                wrong.push(format!("{}: {lines} lines", shown(&file)));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "more than {LONGEST_FILE} lines, find the two subjects in it:\n{}",
+        wrong.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    let table = readme
+        .split_once("| I want to change")
+        .map(|(_, table)| table);
+    let table = table.ok_or("README.md has no table \"I want to change …\"")?;
+    let named: Vec<_> = table
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('/'))
+        .collect();
+    let gone: Vec<_> = named
+        .iter()
+        .filter(|name| !root().join(name).exists())
+        .collect();
+    assert!(
+        gone.is_empty(),
+        "README.md names {gone:?}, which are not there"
+    );
+
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(root().join("shim/src"))? {
+        modules.push(ident(&entry?.file_name().to_string_lossy()).to_owned());
+    }
+    modules.retain(|module| !table.contains(&format!("`shim/src/{module}")));
+    assert!(
+        modules.is_empty(),
+        "README.md does not say what {modules:?} are for"
+    );
+    Ok(())
+}
+
+#[test]
+fn only_ci_and_the_lab_look_beside_the_project() -> Result {
+    // Put together, so that this file does not find itself.
+    let beside = ["..", "shared"].join("/");
+    let mut wrong = Vec::new();
+    for file in files(root())? {
+        let name = shown(&file);
+        if name == ".ci/run" || name.starts_with("tests/lab/") {
+            continue;
+        }
+        // What is not text cannot be read as a string, and names no folder.
+        if fs::read_to_string(&file).is_ok_and(|text| text.contains(&beside)) {
+            wrong.push(name);
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "a clone of the project has nothing beside it, but these look there: {wrong:?}"
+    );
+    Ok(())
+}
+
+// --- the rules' own tools ------------------------------------------------------------------------------------------
+
+#[test]
+fn imports_are_found_in_every_way_of_writing_them() {
+    let code = "use crate::error::{Error, Result};\nuse crate::{pod::Pod, runc, io::{fifo, pty}};\nlet x = crate::exits::take();";
+    assert_eq!(
+        named_modules(code, true),
+        ["error", "pod", "runc", "io", "exits"]
+    );
+    assert_eq!(named_modules("use super::pod::Pod;", true), ["pod"]);
+    assert_eq!(named_modules("use super::pod::Pod;", false), [""; 0]);
+    assert_eq!(named_modules("use other_crate::pod;", true), [""; 0]);
+    assert_eq!(
+        named_modules(&product_code("// use crate::pod;\nuse crate::io;"), true),
+        ["io"]
+    );
+    assert_eq!(
+        named_modules(
+            &product_code("use crate::io;\n#[cfg(test)]\nmod tests {\nuse crate::pod;"),
+            true
+        ),
+        ["io"]
+    );
+}
+
+#[test]
+fn a_climb_is_seen_and_a_step_down_is_not() {
+    for (user, used) in [
+        ("task", "pod"),
+        ("main", "boot"),
+        ("pod", "error"),
+        ("io", "io"),
+        ("options", "error"),
+        ("runc", "exits"),
+    ] {
+        assert!(may_use(user, used), "{user} → {used}");
+    }
+    for (user, used) in [
+        ("pod", "task"),
+        ("runc", "io"),
+        ("error", "options"),
+        ("spec", "options"),
+        ("io", "pod"),
+    ] {
+        assert!(!may_use(user, used), "{user} → {used}");
+    }
+}
+
+#[test]
+fn the_keyword_is_told_from_words_that_hold_it() {
+    assert!(has_unsafe("    let x = unsafe { f() };"));
+    assert!(has_unsafe("unsafe impl Send for X {}"));
+    assert!(!has_unsafe("#![forbid(unsafe_code)]"));
+    assert!(!has_unsafe("// unsafe { }"));
+    assert!(!has_unsafe("let x = \"an unsafe value\";"));
+}
