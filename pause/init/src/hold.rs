@@ -14,7 +14,7 @@
 //! IPC, UTS, process namespace (owned by that user namespace, which is why the starting thread cannot make them).
 //!
 //! What is left in the end is a process without capabilities, files, root directory, arguments, environment and stack:
-//! one read-only mapping of this published program, five system calls, a loop. A container may be given CAP_SYS_PTRACE
+//! one read-only mapping of this published program, a page with its name, five system calls, a loop. A container may be given CAP_SYS_PTRACE
 //! and with it the right to look into PID 1: there is nothing to be found.
 
 use crate::sys::{self, call, nr, prctl, Errno};
@@ -36,6 +36,7 @@ enum Step {
     NoNewPrivileges,
     NotDumpable,
     DieWithParent,
+    Name,
     Seccomp,
 }
 
@@ -67,7 +68,8 @@ fn step(step: Step, n: usize, a: [usize; 5]) -> Result<usize, Failed> {
 
 /// A user namespace, and namespaces that belong to it: only a process with a single thread can enter one.
 fn enter(how: &[u8]) -> Result<(), Failed> {
-    let has = |letter: u8| how.contains(&letter);
+    // `contains` brings in 300 bytes, and the program would no longer fit into one page.
+    let has = |letter: u8| how.iter().any(|l| *l == letter);
     if has(b'j') {
         step(Step::JoinUser, nr::SETNS, [1, sys::CLONE_NEWUSER, 0, 0, 0])?;
     } else if has(b'U') {
@@ -125,7 +127,7 @@ fn lock_in() -> Result<(), Failed> {
         b"pause\0\0\0\0\0\0\0\0\0\0\0".as_ptr() as usize,
         0,
     );
-    forget_start();
+    forget_start()?;
     // Every file but the lifeline; closing that one is the last act.
     if step(
         Step::Seccomp,
@@ -237,12 +239,34 @@ extern "C" {
     static program_end: u8;
 }
 
-/// What `ps` and `/proc/1/cmdline` show. In the program's text: the stack that held the arguments goes.
-static NAME: [u8; 7] = *b"/pause\0";
+const LARGEST_PAGE: usize = 0x1_0000;
 
-/// Tells the kernel that arguments, environment and auxiliary vector are gone (environ is empty: no bytes). A kernel
-/// without CONFIG_CHECKPOINT_RESTORE refuses; its /proc/1/cmdline and environ then lead to the unmapped stack.
-fn forget_start() {
+/// What `ps` and `/proc/1/cmdline` show. The kernel reads it from anonymous memory only, so it gets a page of its own,
+/// behind the program.
+const NAME: [u8; 7] = *b"/pause\0";
+
+fn name_page() -> usize {
+    core::ptr::addr_of!(program_end) as usize
+}
+
+/// Gives the name its page, and tells the kernel that environment and auxiliary vector are gone (environ then has no
+/// bytes). A kernel without CONFIG_CHECKPOINT_RESTORE refuses the latter; cmdline and environ then lead to the unmapped
+/// stack, which is as empty.
+fn forget_start() -> Result<(), Failed> {
+    const READ: usize = 1;
+    const WRITE: usize = 2;
+    const PRIVATE_FIXED_ANONYMOUS: usize = 0x02 | 0x10 | 0x20;
+    let at = Step::Name;
+    let page = name_page();
+    let flags = PRIVATE_FIXED_ANONYMOUS;
+    step(
+        at,
+        nr::MMAP,
+        [page, NAME.len(), READ | WRITE, flags, usize::MAX],
+    )?;
+    // SAFETY: the page has just been mapped there, writable, and is nobody else's.
+    unsafe { (page as *mut [u8; NAME.len()]).write(NAME) };
+    step(at, nr::MPROTECT, [page, NAME.len(), READ, 0, 0])?;
     #[repr(C)]
     struct Map {
         code: [usize; 2],
@@ -257,14 +281,13 @@ fn forget_start() {
     }
     let start = core::ptr::addr_of!(program_start) as usize;
     let end = core::ptr::addr_of!(program_end) as usize;
-    let name = NAME.as_ptr() as usize;
     let nothing = [0_usize; 2];
     let map = Map {
         code: [start, end],
         data: [start, start],
         brk: [end, end],
         stack: start,
-        arguments: [name, name + NAME.len()],
+        arguments: [page, page + NAME.len()],
         environment: [start, start],
         auxv: nothing.as_ptr() as usize,
         auxv_size: 16,
@@ -272,12 +295,12 @@ fn forget_start() {
     };
     let address = &map as *const Map as usize;
     let size = core::mem::size_of::<Map>();
-    let at = Step::NotDumpable;
     let _ = step(
         at,
         nr::PRCTL,
         [sys::PR_SET_MM, sys::PR_SET_MM_MAP, address, size, 0],
     );
+    Ok(())
 }
 
 fn only_these_calls() -> Result<(), Failed> {
@@ -374,12 +397,11 @@ fn end_of_stack(stack: usize) -> usize {
     at as usize
 }
 
-/// Unmaps all but the program, closes the lifeline, and from then on only reaps and waits. In assembly, because it must
+/// Unmaps all but the program and its name, closes the lifeline, and from then on only reaps and waits. In assembly, because it must
 /// not need the stack that it unmaps. munmap takes any page-aligned range with anything or nothing in it; ranges that
 /// double reach the top of every address space, and one that fails (beyond it, or a vdso that the kernel sealed) leaves
 /// the others alone.
 fn sealed_loop(stack: usize) -> ! {
-    const LARGEST_PAGE: usize = 0x1_0000;
     const LARGEST_STACK_AT_START: usize = 0x10_0000;
     static SIGNALS: u64 = sys::SIGNALS;
     let low = (stack - LARGEST_STACK_AT_START) & !(LARGEST_PAGE - 1);
@@ -390,7 +412,7 @@ fn sealed_loop(stack: usize) -> ! {
         core::arch::asm!(
             "mov eax, {munmap}",
             "syscall",
-            // [end of the program, 16 MiB), then [2^n, 2^(n+1)) up to 2^57
+            // [behind the name's page, 16 MiB), then [2^n, 2^(n+1)) up to 2^57
             "mov r13d, 0x1000000",
             "2:",
             "mov eax, {munmap}",
@@ -442,7 +464,7 @@ fn sealed_loop(stack: usize) -> ! {
             signals = sym SIGNALS,
             in("rdi") low,
             in("rsi") length,
-            in("r12") core::ptr::addr_of!(program_end) as usize,
+            in("r12") name_page() + LARGEST_PAGE,
             options(noreturn, nostack)
         )
     }
@@ -501,7 +523,7 @@ fn sealed_loop(stack: usize) -> ! {
             sigterm = const sys::SIGTERM,
             in("x0") low,
             in("x1") length,
-            in("x19") core::ptr::addr_of!(program_end) as usize,
+            in("x19") name_page() + LARGEST_PAGE,
             in("x21") core::ptr::addr_of!(SIGNALS) as usize,
             options(noreturn, nostack)
         )

@@ -19,7 +19,7 @@ use rustix::process::{
 use crate::{Error, IdMap, Kind, Namespaces, UserNamespace};
 
 /// In the order of `Step` in `init/src/hold.rs`.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 15] = [
     "enter user namespace",
     "make user namespace",
     "wait for the user namespace's maps",
@@ -33,6 +33,7 @@ const STEPS: [&str; 14] = [
     "set no_new_privs",
     "set not dumpable",
     "die with the shim",
+    "publish its name",
     "close files and install the seccomp filter",
 ];
 
