@@ -1,5 +1,10 @@
 //! S12: the pause program on its own, as the entry point of a pause image or in a shell.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod common;
 

@@ -67,8 +67,8 @@ fn step(step: Step, n: usize, a: [usize; 5]) -> Result<usize, Failed> {
 }
 
 /// A user namespace, and namespaces that belong to it: only a process with a single thread can enter one.
+#[allow(clippy::manual_contains)] // It is 300 bytes of code, and the program would no longer fit into one page.
 fn enter(how: &[u8]) -> Result<(), Failed> {
-    // `contains` brings in 300 bytes, and the program would no longer fit into one page.
     let has = |letter: u8| how.iter().any(|l| *l == letter);
     if has(b'j') {
         step(Step::JoinUser, nr::SETNS, [1, sys::CLONE_NEWUSER, 0, 0, 0])?;
@@ -122,11 +122,7 @@ fn lock_in() -> Result<(), Failed> {
     prctl(sys::PR_SET_DUMPABLE, 0, 0).map_err(|e| Failed(Step::NotDumpable, e))?;
     prctl(sys::PR_SET_PDEATHSIG, sys::SIGKILL, 0).map_err(|e| Failed(Step::DieWithParent, e))?;
     end_if_orphan();
-    let _ = prctl(
-        sys::PR_SET_NAME,
-        b"pause\0\0\0\0\0\0\0\0\0\0\0".as_ptr() as usize,
-        0,
-    );
+    let _ = prctl(sys::PR_SET_NAME, c"pause".as_ptr() as usize, 0);
     forget_start()?;
     // Every file but the lifeline; closing that one is the last act.
     if step(
@@ -477,11 +473,11 @@ fn sealed_loop(stack: usize) -> ! {
             "mov x20, 0x1000000",
             "2:",
             "mov x8, {munmap}",
-            "mov x0, x19",
+            "mov x0, x22",
             "sub x1, x20, 0x10, lsl 12",
-            "sub x1, x1, x19",
+            "sub x1, x1, x22",
             "svc 0",
-            "mov x19, x20",
+            "mov x22, x20",
             "add x20, x20, x20",
             "tbz x20, 58, 2b",
             "mov x8, {close}",
@@ -523,7 +519,7 @@ fn sealed_loop(stack: usize) -> ! {
             sigterm = const sys::SIGTERM,
             in("x0") low,
             in("x1") length,
-            in("x19") name_page() + LARGEST_PAGE,
+            in("x22") name_page() + LARGEST_PAGE,
             in("x21") core::ptr::addr_of!(SIGNALS) as usize,
             options(noreturn, nostack)
         )

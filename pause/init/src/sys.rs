@@ -151,7 +151,7 @@ pub fn write(fd: usize, bytes: &[u8]) {
 
 /// prctl with plain numbers.
 pub fn prctl(option: usize, a: usize, b: usize) -> Result<usize, Errno> {
-    // SAFETY: callers of this safe form pass no address, except to a constant name that is 16 bytes long.
+    // SAFETY: callers of this safe form pass no address but a constant string's.
     unsafe { call(nr::PRCTL, [option, a, b, 0, 0]) }
 }
 
