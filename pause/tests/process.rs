@@ -9,9 +9,10 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{config, end, inside, run_inside, wait};
 use pause::{Holder, HolderKind, Kind, Namespace, Sandbox, SandboxConfig, Signalled};
@@ -226,6 +227,40 @@ fn s5_pause_dies_with_the_thread_that_started_it() {
     let pid = sandbox.pid();
     end(sandbox);
     assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+/// Not a test: the shim of the test below.
+#[test]
+#[ignore = "it is started by the test below"]
+fn a_shim_that_waits_to_be_killed() {
+    let sandbox = Sandbox::create(&shared()).unwrap();
+    println!("\npause is {}", sandbox.pid());
+    std::thread::park();
+}
+
+#[test]
+fn s5_pause_dies_with_the_shim() {
+    let mut shim = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_shim_that_waits_to_be_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pause = BufReader::new(shim.stdout.take().unwrap())
+        .lines()
+        .find_map(|line| Some(line.unwrap().strip_prefix("pause is ")?.to_owned()))
+        .unwrap();
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    // Whoever inherits it may not have reaped it yet.
+    common::soon(|| match fs::read_to_string(format!("/proc/{pause}/stat")) {
+        Ok(stat) => stat.contains(") Z ").then_some(()),
+        Err(_) => Some(()),
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ use pause::{Class, Error, Holder, IdMap, Namespace, Sandbox, SandboxConfig, User
 /// Refused with that text and class, and nothing is left.
 fn refused(config: &SandboxConfig, text: &str, class: Class) -> Error {
     let before = common::traces();
-    let error = Sandbox::create(config).err().expect(text);
+    let error = Sandbox::create(config).expect_err(text);
     common::assert_no_new_traces(&before);
     assert!(error.to_string().contains(text), "{error} / {text}");
     assert_eq!(error.class(), class, "{error}");

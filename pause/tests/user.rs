@@ -181,7 +181,7 @@ fn a_small_or_refused_id_map() {
             uid_map,
             gid_map: map,
         };
-        let error = Sandbox::create(&config).err().unwrap();
+        let error = Sandbox::create(&config).unwrap_err();
         assert!(
             matches!(
                 error,

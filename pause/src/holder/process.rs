@@ -41,6 +41,7 @@ const STEPS: [&str; 15] = [
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running, locked-in pause program. Whoever waits for the children of this (operating system) process gets its exit.
+#[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
     pidfd: OwnedFd,

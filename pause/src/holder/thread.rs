@@ -41,6 +41,7 @@ pub(crate) struct Held {
 }
 
 /// The parked thread; ends with this value.
+#[derive(Debug)]
 pub(crate) struct Parked {
     end: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
