@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::{config, end, inside, run_inside, wait};
+use common::{config, end, inode, inside, run_inside, wait};
 use pause::{Holder, HolderKind, Kind, Namespace, Sandbox, SandboxConfig, Signalled};
 use rustix::process::Signal;
 
@@ -127,6 +127,10 @@ fn s5_pid_1_has_no_privilege_file_root_or_argument() {
         );
         assert!(fs::write(proc(&sandbox, &format!("{directory}/x")), "x").is_err());
     }
+    assert_ne!(
+        inode(proc(&sandbox, "ns/cgroup")),
+        inode("/proc/self/ns/cgroup")
+    );
     // One mount, and not one of the node's.
     assert_eq!(
         fs::read_to_string(proc(&sandbox, "mountinfo"))

@@ -141,7 +141,8 @@ fn lock_in() -> Result<(), Failed> {
     only_these_calls()
 }
 
-/// An own mount namespace whose root is an empty, read-only file system, so that /proc/1/root leads nowhere.
+/// An own mount namespace whose root is an empty, read-only file system, so that /proc/1/root leads nowhere, and an own
+/// cgroup namespace, so that /proc/1/ns/cgroup does not lead to the root of the node's cgroups.
 fn empty_root() -> Result<(), Failed> {
     const PRIVATE: usize = 1 << 18 | 1 << 14;
     const READ_ONLY_NOSUID_NODEV_NOEXEC: usize = 1 | 2 | 4 | 8;
@@ -151,7 +152,7 @@ fn empty_root() -> Result<(), Failed> {
     step(
         Step::MountNamespace,
         nr::UNSHARE,
-        [sys::CLONE_NEWNS, 0, 0, 0, 0],
+        [sys::CLONE_NEWNS | sys::CLONE_NEWCGROUP, 0, 0, 0, 0],
     )?;
     // Else what follows would be seen on the node.
     step(at, nr::MOUNT, [0, path(b"/\0"), 0, PRIVATE, 0])?;

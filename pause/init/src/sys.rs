@@ -85,6 +85,7 @@ pub const WALL: usize = 0x4000_0000;
 pub const ALL_CHILDREN: usize = usize::MAX;
 
 pub const CLONE_NEWNS: usize = 0x0002_0000;
+pub const CLONE_NEWCGROUP: usize = 0x0200_0000;
 pub const CLONE_NEWUTS: usize = 0x0400_0000;
 pub const CLONE_NEWIPC: usize = 0x0800_0000;
 pub const CLONE_NEWUSER: usize = 0x1000_0000;

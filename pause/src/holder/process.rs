@@ -26,7 +26,7 @@ const STEPS: [&str; 15] = [
     "become root of the user namespace",
     "make namespaces in the user namespace",
     "fork PID 1",
-    "make mount namespace",
+    "make mount and cgroup namespace",
     "change to an empty root",
     "drop capabilities",
     "change user and group",
