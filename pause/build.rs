@@ -28,7 +28,7 @@ fn main() {
     ]);
     rustc.args(["--target", &get("TARGET")]);
     for option in [
-        "opt-level=z",
+        "opt-level=s",
         "panic=abort",
         "codegen-units=1",
         "strip=symbols",

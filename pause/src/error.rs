@@ -1,7 +1,9 @@
 //! What can go wrong with a sandbox: every text names the operation and what it was done to.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
+
+use rustix::io::Errno;
 
 use crate::Kind;
 
@@ -140,12 +142,14 @@ pub enum Error {
     },
 }
 
+const MISSING: [ErrorKind; 2] = [ErrorKind::NotFound, ErrorKind::NotADirectory];
+
 /// Whose fault an [`Error`] is: what a caller needs to answer its own client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The configuration asks for what cannot be.
     InvalidInput,
-    /// A path of the configuration does not exist.
+    /// A path of the configuration, or the process that a signal is for, does not exist.
     NotFound,
     /// The kernel is too old, or was built without what is needed.
     Unsupported,
@@ -156,42 +160,49 @@ pub enum Class {
 impl Error {
     /// Whose fault it is.
     pub fn class(&self) -> Class {
-        match self {
+        // If the kernel said one of these, it is that class.
+        let (source, kinds, class): (_, &[ErrorKind], _) = match self {
             Self::NotANamespace { .. }
             | Self::WrongKind { .. }
             | Self::ThreadCannotHold { .. }
             | Self::BadName { .. }
-            | Self::BadSysctl { .. } => Class::InvalidInput,
-            Self::OpenNamespace { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Class::NotFound,
-                _ => Class::Internal,
-            },
-            Self::IdMap { source, .. } | Self::SetName { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidInput => Class::InvalidInput,
-                _ => Class::Internal,
-            },
-            // Only a key inside the pod's own namespaces comes this far; a missing file means a key that does not exist.
-            Self::WriteSysctl { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidInput
-                | io::ErrorKind::NotFound
-                | io::ErrorKind::NotADirectory => Class::InvalidInput,
-                _ => Class::Internal,
-            },
-            // EINVAL from unshare: the kernel does not know the kind.
-            Self::Make { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => Class::Unsupported,
-                _ => Class::Internal,
-            },
-            Self::Program { source, .. } => match source.kind() {
-                io::ErrorKind::Unsupported => Class::Unsupported,
-                _ => Class::Internal,
-            },
+            | Self::BadSysctl { .. } => return Class::InvalidInput,
             Self::Enter { .. }
             | Self::Keep { .. }
             | Self::Loopback(_)
             | Self::ProgramEnded
-            | Self::Thread(_)
-            | Self::Signal { .. } => Class::Internal,
+            | Self::Thread(_) => return Class::Internal,
+            Self::Signal { source, .. } => {
+                let gone = source.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+                return if gone {
+                    Class::NotFound
+                } else {
+                    Class::Internal
+                };
+            }
+            Self::OpenNamespace { source, .. } => (source, &MISSING, Class::NotFound),
+            Self::IdMap { source, .. } | Self::SetName { source, .. } => {
+                (source, &[ErrorKind::InvalidInput], Class::InvalidInput)
+            }
+            // Only a key inside the pod's own namespaces comes this far: missing means that it does not exist.
+            Self::WriteSysctl { source, .. } if MISSING.contains(&source.kind()) => {
+                return Class::InvalidInput;
+            }
+            Self::WriteSysctl { source, .. } => {
+                (source, &[ErrorKind::InvalidInput], Class::InvalidInput)
+            }
+            // EINVAL from unshare: the kernel does not know the kind.
+            Self::Make { source, .. } => (
+                source,
+                &[ErrorKind::InvalidInput, ErrorKind::Unsupported],
+                Class::Unsupported,
+            ),
+            Self::Program { source, .. } => (source, &[ErrorKind::Unsupported], Class::Unsupported),
+        };
+        if kinds.contains(&source.kind()) {
+            class
+        } else {
+            Class::Internal
         }
     }
 

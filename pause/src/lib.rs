@@ -101,6 +101,7 @@ pub enum Signalled {
 }
 
 /// A pod sandbox. Dropping it ends it.
+#[derive(Debug)]
 pub struct Sandbox {
     pid: Pid,
     /// Dropped (and killed, see `Drop`) before the thread that it is tied to.

@@ -1,5 +1,10 @@
 //! Sandboxes that a thread holds.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod common;
 
@@ -98,7 +103,7 @@ fn a_pod_in_the_nodes_namespaces_still_has_a_thread() {
     assert_ne!(sandbox.pid(), rustix::process::getpid());
 
     wanted.hostname = Some("other".to_owned());
-    let error = Sandbox::create(&wanted).err().unwrap();
+    let error = Sandbox::create(&wanted).unwrap_err();
     assert!(
         matches!(
             error,
@@ -151,7 +156,7 @@ fn a_joined_namespace_that_is_the_nodes_is_never_written_to() {
             wanted.namespaces.net = own;
             wanted.sysctls = BTreeMap::from([(field.to_owned(), "1".to_owned())]);
         }
-        let error = Sandbox::create(&wanted).err().unwrap().to_string();
+        let error = Sandbox::create(&wanted).unwrap_err().to_string();
         assert!(
             error.contains(field) && error.contains("the node's"),
             "{error}"

@@ -14,9 +14,10 @@
 //! IPC, UTS, process namespace (owned by that user namespace, which is why the starting thread cannot make them).
 //!
 //! What is left in the end is a process without capabilities, files, root directory, arguments, environment and stack:
-//! one read-only mapping of this published program, five system calls, a loop. A container may be given CAP_SYS_PTRACE
+//! one read-only mapping of this published program, a page with its name, five system calls, a loop. A container may be given CAP_SYS_PTRACE
 //! and with it the right to look into PID 1: there is nothing to be found.
 
+use crate::sealed::{self, LARGEST_PAGE};
 use crate::sys::{self, call, nr, prctl, Errno};
 
 /// Names of the steps, for the crate's error text: keep in the order of `STEPS` in `pause/src/holder/process.rs`.
@@ -36,6 +37,7 @@ enum Step {
     NoNewPrivileges,
     NotDumpable,
     DieWithParent,
+    Name,
     Seccomp,
 }
 
@@ -56,7 +58,7 @@ pub fn run(how: &'static [u8], stack: usize) -> ! {
         sys::exit(1)
     }
     // From here on nothing can fail that would matter, and the stream's end tells the other side.
-    sealed_loop(stack)
+    sealed::run(stack, name_page() + LARGEST_PAGE)
 }
 
 /// A system call as a step of the protocol.
@@ -120,12 +122,8 @@ fn lock_in() -> Result<(), Failed> {
     prctl(sys::PR_SET_DUMPABLE, 0, 0).map_err(|e| Failed(Step::NotDumpable, e))?;
     prctl(sys::PR_SET_PDEATHSIG, sys::SIGKILL, 0).map_err(|e| Failed(Step::DieWithParent, e))?;
     end_if_orphan();
-    let _ = prctl(
-        sys::PR_SET_NAME,
-        b"pause\0\0\0\0\0\0\0\0\0\0\0".as_ptr() as usize,
-        0,
-    );
-    forget_start();
+    let _ = prctl(sys::PR_SET_NAME, c"pause".as_ptr() as usize, 0);
+    forget_start()?;
     // Every file but the lifeline; closing that one is the last act.
     if step(
         Step::Seccomp,
@@ -143,7 +141,8 @@ fn lock_in() -> Result<(), Failed> {
     only_these_calls()
 }
 
-/// An own mount namespace whose root is an empty, read-only file system, so that /proc/1/root leads nowhere.
+/// An own mount namespace whose root is an empty, read-only file system, so that /proc/1/root leads nowhere, and an own
+/// cgroup namespace, so that /proc/1/ns/cgroup does not lead to the root of the node's cgroups.
 fn empty_root() -> Result<(), Failed> {
     const PRIVATE: usize = 1 << 18 | 1 << 14;
     const READ_ONLY_NOSUID_NODEV_NOEXEC: usize = 1 | 2 | 4 | 8;
@@ -153,7 +152,7 @@ fn empty_root() -> Result<(), Failed> {
     step(
         Step::MountNamespace,
         nr::UNSHARE,
-        [sys::CLONE_NEWNS, 0, 0, 0, 0],
+        [sys::CLONE_NEWNS | sys::CLONE_NEWCGROUP, 0, 0, 0, 0],
     )?;
     // Else what follows would be seen on the node.
     step(at, nr::MOUNT, [0, path(b"/\0"), 0, PRIVATE, 0])?;
@@ -237,12 +236,32 @@ extern "C" {
     static program_end: u8;
 }
 
-/// What `ps` and `/proc/1/cmdline` show. In the program's text: the stack that held the arguments goes.
-static NAME: [u8; 7] = *b"/pause\0";
+/// What `ps` and `/proc/1/cmdline` show. The kernel reads it from anonymous memory only, so it gets a page of its own,
+/// behind the program.
+const NAME: [u8; 7] = *b"/pause\0";
 
-/// Tells the kernel that arguments, environment and auxiliary vector are gone (environ is empty: no bytes). A kernel
-/// without CONFIG_CHECKPOINT_RESTORE refuses; its /proc/1/cmdline and environ then lead to the unmapped stack.
-fn forget_start() {
+fn name_page() -> usize {
+    core::ptr::addr_of!(program_end) as usize
+}
+
+/// Gives the name its page, and tells the kernel that environment and auxiliary vector are gone (environ then has no
+/// bytes). A kernel without CONFIG_CHECKPOINT_RESTORE refuses the latter; cmdline and environ then lead to the unmapped
+/// stack, which is as empty.
+fn forget_start() -> Result<(), Failed> {
+    const READ: usize = 1;
+    const WRITE: usize = 2;
+    const PRIVATE_FIXED_ANONYMOUS: usize = 0x02 | 0x10 | 0x20;
+    let at = Step::Name;
+    let page = name_page();
+    let flags = PRIVATE_FIXED_ANONYMOUS;
+    step(
+        at,
+        nr::MMAP,
+        [page, NAME.len(), READ | WRITE, flags, usize::MAX],
+    )?;
+    // SAFETY: the page has just been mapped there, writable, and is nobody else's.
+    unsafe { (page as *mut [u8; NAME.len()]).write(NAME) };
+    step(at, nr::MPROTECT, [page, NAME.len(), READ, 0, 0])?;
     #[repr(C)]
     struct Map {
         code: [usize; 2],
@@ -257,14 +276,13 @@ fn forget_start() {
     }
     let start = core::ptr::addr_of!(program_start) as usize;
     let end = core::ptr::addr_of!(program_end) as usize;
-    let name = NAME.as_ptr() as usize;
     let nothing = [0_usize; 2];
     let map = Map {
         code: [start, end],
         data: [start, start],
         brk: [end, end],
         stack: start,
-        arguments: [name, name + NAME.len()],
+        arguments: [page, page + NAME.len()],
         environment: [start, start],
         auxv: nothing.as_ptr() as usize,
         auxv_size: 16,
@@ -272,12 +290,12 @@ fn forget_start() {
     };
     let address = &map as *const Map as usize;
     let size = core::mem::size_of::<Map>();
-    let at = Step::NotDumpable;
     let _ = step(
         at,
         nr::PRCTL,
         [sys::PR_SET_MM, sys::PR_SET_MM_MAP, address, size, 0],
     );
+    Ok(())
 }
 
 fn only_these_calls() -> Result<(), Failed> {
@@ -350,160 +368,4 @@ fn only_these_calls() -> Result<(), Failed> {
         [SECCOMP_SET_MODE_FILTER, 0, address, 0, 0],
     )?;
     Ok(())
-}
-
-/// The auxiliary vector's AT_EXECFN: the highest string on the stack.
-fn end_of_stack(stack: usize) -> usize {
-    const AT_EXECFN: usize = 31;
-    let mut at = stack as *const usize;
-    // SAFETY: the kernel's start-up stack (see `start`), read up to the entry that ends the auxiliary vector.
-    unsafe {
-        at = at.add(*at + 2);
-        while *at != 0 {
-            at = at.add(1);
-        }
-        at = at.add(1);
-        while *at != 0 {
-            if *at == AT_EXECFN {
-                let name = *at.add(1);
-                return name + crate::text(name as *const u8).len();
-            }
-            at = at.add(2);
-        }
-    }
-    at as usize
-}
-
-/// Unmaps all but the program, closes the lifeline, and from then on only reaps and waits. In assembly, because it must
-/// not need the stack that it unmaps. munmap takes any page-aligned range with anything or nothing in it; ranges that
-/// double reach the top of every address space, and one that fails (beyond it, or a vdso that the kernel sealed) leaves
-/// the others alone.
-fn sealed_loop(stack: usize) -> ! {
-    const LARGEST_PAGE: usize = 0x1_0000;
-    const LARGEST_STACK_AT_START: usize = 0x10_0000;
-    static SIGNALS: u64 = sys::SIGNALS;
-    let low = (stack - LARGEST_STACK_AT_START) & !(LARGEST_PAGE - 1);
-    let length = end_of_stack(stack) - low;
-    // SAFETY: after the first munmap nothing is used but registers and SIGNALS, which lies in the program's mapping.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!(
-            "mov eax, {munmap}",
-            "syscall",
-            // [end of the program, 16 MiB), then [2^n, 2^(n+1)) up to 2^57
-            "mov r13d, 0x1000000",
-            "2:",
-            "mov eax, {munmap}",
-            "mov rdi, r12",
-            "lea rsi, [r13 - 0x10000]",
-            "sub rsi, r12",
-            "syscall",
-            "mov r12, r13",
-            "add r13, r13",
-            "bt r13, 58",
-            "jnc 2b",
-            "mov eax, {close}",
-            "xor edi, edi",
-            "syscall",
-            // while wait4(-1, 0, WNOHANG | __WALL, 0) > 0 {}
-            "3:",
-            "mov eax, {wait4}",
-            "mov rdi, -1",
-            "xor esi, esi",
-            "mov edx, {how}",
-            "xor r10d, r10d",
-            "syscall",
-            "test rax, rax",
-            "jg 3b",
-            // rt_sigtimedwait(&SIGNALS, 0, 0, 8)
-            "mov eax, {sigtimedwait}",
-            "lea rdi, [rip + {signals}]",
-            "xor esi, esi",
-            "xor edx, edx",
-            "mov r10d, 8",
-            "syscall",
-            "cmp rax, {sigint}",
-            "je 4f",
-            "cmp rax, {sigterm}",
-            "jne 3b",
-            "4:",
-            "mov eax, {exit_group}",
-            "xor edi, edi",
-            "syscall",
-            "jmp 4b",
-            munmap = const nr::MUNMAP,
-            close = const nr::CLOSE,
-            wait4 = const nr::WAIT4,
-            how = const sys::WNOHANG | sys::WALL,
-            sigtimedwait = const nr::RT_SIGTIMEDWAIT,
-            exit_group = const nr::EXIT_GROUP,
-            sigint = const sys::SIGINT,
-            sigterm = const sys::SIGTERM,
-            signals = sym SIGNALS,
-            in("rdi") low,
-            in("rsi") length,
-            in("r12") core::ptr::addr_of!(program_end) as usize,
-            options(noreturn, nostack)
-        )
-    }
-    // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
-    unsafe {
-        core::arch::asm!(
-            "mov x8, {munmap}",
-            "svc 0",
-            "mov x20, 0x1000000",
-            "2:",
-            "mov x8, {munmap}",
-            "mov x0, x19",
-            "sub x1, x20, 0x10, lsl 12",
-            "sub x1, x1, x19",
-            "svc 0",
-            "mov x19, x20",
-            "add x20, x20, x20",
-            "tbz x20, 58, 2b",
-            "mov x8, {close}",
-            "mov x0, 0",
-            "svc 0",
-            "3:",
-            "mov x8, {wait4}",
-            "mov x0, -1",
-            "mov x1, 0",
-            "mov x2, {wnohang}",
-            "orr x2, x2, {wall}",
-            "mov x3, 0",
-            "svc 0",
-            "cmp x0, 0",
-            "b.gt 3b",
-            "mov x8, {sigtimedwait}",
-            "mov x0, x21",
-            "mov x1, 0",
-            "mov x2, 0",
-            "mov x3, 8",
-            "svc 0",
-            "cmp x0, {sigint}",
-            "b.eq 4f",
-            "cmp x0, {sigterm}",
-            "b.ne 3b",
-            "4:",
-            "mov x8, {exit_group}",
-            "mov x0, 0",
-            "svc 0",
-            "b 4b",
-            munmap = const nr::MUNMAP,
-            close = const nr::CLOSE,
-            wait4 = const nr::WAIT4,
-            wnohang = const sys::WNOHANG,
-            wall = const sys::WALL,
-            sigtimedwait = const nr::RT_SIGTIMEDWAIT,
-            exit_group = const nr::EXIT_GROUP,
-            sigint = const sys::SIGINT,
-            sigterm = const sys::SIGTERM,
-            in("x0") low,
-            in("x1") length,
-            in("x19") core::ptr::addr_of!(program_end) as usize,
-            in("x21") core::ptr::addr_of!(SIGNALS) as usize,
-            options(noreturn, nostack)
-        )
-    }
 }

@@ -16,6 +16,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod hold;
+mod sealed;
 mod sys;
 
 #[cfg(target_arch = "x86_64")]

@@ -10,6 +10,8 @@ pub mod nr {
     pub const READ: usize = 0;
     pub const WRITE: usize = 1;
     pub const CLOSE: usize = 3;
+    pub const MMAP: usize = 9;
+    pub const MPROTECT: usize = 10;
     pub const MUNMAP: usize = 11;
     pub const RT_SIGPROCMASK: usize = 14;
     pub const GETPID: usize = 39;
@@ -60,6 +62,8 @@ pub mod nr {
     pub const GETPID: usize = 172;
     pub const MUNMAP: usize = 215;
     pub const CLONE: usize = 220;
+    pub const MMAP: usize = 222;
+    pub const MPROTECT: usize = 226;
     pub const WAIT4: usize = 260;
     pub const SETNS: usize = 268;
     pub const SECCOMP: usize = 277;
@@ -81,6 +85,7 @@ pub const WALL: usize = 0x4000_0000;
 pub const ALL_CHILDREN: usize = usize::MAX;
 
 pub const CLONE_NEWNS: usize = 0x0002_0000;
+pub const CLONE_NEWCGROUP: usize = 0x0200_0000;
 pub const CLONE_NEWUTS: usize = 0x0400_0000;
 pub const CLONE_NEWIPC: usize = 0x0800_0000;
 pub const CLONE_NEWUSER: usize = 0x1000_0000;
@@ -88,6 +93,7 @@ pub const CLONE_NEWPID: usize = 0x2000_0000;
 pub const CLONE_NEWNET: usize = 0x4000_0000;
 pub const CLONE_PARENT: usize = 0x0000_8000;
 
+/// The sixth argument is 0 for every call that is made here.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn raw(n: usize, a: [usize; 5]) -> isize {
@@ -95,7 +101,7 @@ unsafe fn raw(n: usize, a: [usize; 5]) -> isize {
     // SAFETY: the kernel clobbers rcx and r11 and changes only memory that the caller of `call` vouches for.
     unsafe {
         asm!("syscall", inlateout("rax") n => result, in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3],
-             in("r8") a[4], lateout("rcx") _, lateout("r11") _, options(nostack));
+             in("r8") a[4], in("r9") 0, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     result
 }
@@ -107,7 +113,7 @@ unsafe fn raw(n: usize, a: [usize; 5]) -> isize {
     // SAFETY: the kernel preserves every other register and changes only memory that the caller of `call` vouches for.
     unsafe {
         asm!("svc 0", in("x8") n, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2], in("x3") a[3],
-             in("x4") a[4], options(nostack));
+             in("x4") a[4], in("x5") 0, options(nostack));
     }
     result
 }
@@ -146,7 +152,7 @@ pub fn write(fd: usize, bytes: &[u8]) {
 
 /// prctl with plain numbers.
 pub fn prctl(option: usize, a: usize, b: usize) -> Result<usize, Errno> {
-    // SAFETY: callers of this safe form pass no address, except to a constant name that is 16 bytes long.
+    // SAFETY: callers of this safe form pass no address but a constant string's.
     unsafe { call(nr::PRCTL, [option, a, b, 0, 0]) }
 }
 

@@ -19,20 +19,21 @@ use rustix::process::{
 use crate::{Error, IdMap, Kind, Namespaces, UserNamespace};
 
 /// In the order of `Step` in `init/src/hold.rs`.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 15] = [
     "enter user namespace",
     "make user namespace",
     "wait for the user namespace's maps",
     "become root of the user namespace",
     "make namespaces in the user namespace",
     "fork PID 1",
-    "make mount namespace",
+    "make mount and cgroup namespace",
     "change to an empty root",
     "drop capabilities",
     "change user and group",
     "set no_new_privs",
     "set not dumpable",
     "die with the shim",
+    "publish its name",
     "close files and install the seccomp filter",
 ];
 
@@ -40,6 +41,7 @@ const STEPS: [&str; 14] = [
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running, locked-in pause program. Whoever waits for the children of this (operating system) process gets its exit.
+#[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
     pidfd: OwnedFd,

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use pause::{
     Holder, HolderKind, Kind, Namespace, Namespaces, Sandbox, SandboxConfig, UserNamespace,
@@ -145,4 +146,19 @@ pub(crate) fn private_kb(pid: i32) -> u32 {
                 .unwrap()
         })
         .sum()
+}
+
+/// Asks until there is an answer; what a test waits for has an end.
+pub(crate) fn soon<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "it did not happen"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
