@@ -19,21 +19,32 @@ pub(crate) fn attack(pid: i32) -> String {
     }
     if let Ok(mut memory) = File::open(path("mem")) {
         let maps = fs::read_to_string(path("maps")).unwrap_or_default();
+        let mut read = None;
+        let mut names = false;
         for line in maps.lines() {
-            let Some(start) = line
-                .split('-')
-                .next()
-                .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            else {
+            let range = line.split(' ').next().unwrap_or_default().split_once('-');
+            let ends = range
+                .map(|(start, end)| (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)));
+            let Some((Ok(start), Ok(end))) = ends else {
                 continue;
             };
-            let mut bytes = [0; 16];
+            let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0).min(1 << 24)];
             if memory.seek(SeekFrom::Start(start)).is_ok()
-                && memory.read(&mut bytes).is_ok_and(|length| length > 0)
+                && let Ok(length @ 1..) = memory.read(&mut bytes)
             {
-                got.push(format!("mem: read at {line}"));
-                break;
+                read.get_or_insert(line);
+                names |= ["containerd", "-shim-", "runc"].iter().any(|name| {
+                    bytes[..length]
+                        .windows(name.len())
+                        .any(|window| window == name.as_bytes())
+                });
             }
+        }
+        if let Some(line) = read {
+            got.push(format!("mem: read at {line}"));
+        }
+        if names {
+            got.push("mem holds words of the shim".to_owned());
         }
         // Without maps: the usual place of a static program.
         let mut bytes = [0; 16];

@@ -371,17 +371,21 @@ impl Daemon {
         self.directory().join("containerd.log")
     }
 
-    /// Fails unless, within `deadline`, nothing is left of pods and containers. containerd stays.
-    #[track_caller]
-    pub fn nothing_left(&self, deadline: Duration) {
-        let daemon: Vec<i32> = self
-            .process
-            .borrow()
+    /// What is left of pods and containers now, one line each; containerd itself does not count.
+    pub fn left(&self) -> Vec<String> {
+        let process = self.process.borrow();
+        let daemon: Vec<i32> = process
             .iter()
             .map(|child| child.id().cast_signed())
             .collect();
+        self.seen.borrow().left(&self.names, &daemon)
+    }
+
+    /// Fails unless, within `deadline`, nothing is left of pods and containers. containerd stays.
+    #[track_caller]
+    pub fn nothing_left(&self, deadline: Duration) {
         eventually(deadline, || {
-            let left = self.seen.borrow().left(&self.names, &daemon);
+            let left = self.left();
             so(left.is_empty(), || {
                 format!("left behind:\n  {}", left.join("\n  "))
             })

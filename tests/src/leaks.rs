@@ -239,9 +239,13 @@ impl Seen {
                     .filter_map(|p| Process::of(p.pid)),
             )
             .collect();
+        // A zombie whose parent is the node's init has ended; when that reaps it is not ours to say.
+        let ours: BTreeSet<i32> = now.iter().map(|process| process.pid).collect();
+        let reaped_here = |parent| ours.contains(&parent) || except.contains(&parent);
         left.extend(
             now.iter()
-                .filter(|p| !except.contains(&p.pid))
+                .filter(|process| process.state != 'Z' || reaped_here(process.parent))
+                .filter(|process| !except.contains(&process.pid))
                 .map(|process| format!("process {}", process.describe())),
         );
         left.extend(
