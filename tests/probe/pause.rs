@@ -1,0 +1,53 @@
+//! Programs that sleep until a signal.
+
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::process::exit;
+
+/// The set of these signals, blocked, so that `sigwait` gets them.
+fn block(signals: &[i32]) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initializes the set; the others read and change only that set and this thread's mask.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for &signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        set.assume_init()
+    }
+}
+
+fn next(set: &libc::sigset_t) -> i32 {
+    let mut signal = 0;
+    // SAFETY: both pointers are to live values of the right type.
+    unsafe { libc::sigwait(set, &raw mut signal) };
+    signal
+}
+
+/// What a pause container does.
+pub(crate) fn run() -> ! {
+    let set = block(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
+    loop {
+        if next(&set) != libc::SIGCHLD {
+            exit(0);
+        }
+        // SAFETY: a null status pointer is allowed.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+    }
+}
+
+/// Prints the window's size now and at each change.
+pub(crate) fn winsize() -> io::Result<String> {
+    let set = block(&[libc::SIGWINCH]);
+    std::thread::spawn(|| {
+        let mut rest = Vec::new();
+        let _ = io::stdin().read_to_end(&mut rest);
+        exit(0);
+    });
+    loop {
+        let size = rustix::termios::tcgetwinsize(io::stdout())?;
+        println!("size {} {}", size.ws_row, size.ws_col);
+        next(&set);
+    }
+}

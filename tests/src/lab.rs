@@ -1,0 +1,206 @@
+//! Which containerd, which shim, and where their binaries are.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A containerd that the tests run on. `tests/lab/prepare` puts it into `target/lab/<line>/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 1.6.20, Debian 12.
+    V1_6,
+    /// 1.7.24, Debian 13.
+    V1_7,
+    /// 2.1.9, Debian unstable.
+    V2_1,
+}
+
+impl Version {
+    /// `1.6`, `1.7`, `2.1`: also the folder's name.
+    pub fn line(self) -> &'static str {
+        match self {
+            Self::V1_6 => "1.6",
+            Self::V1_7 => "1.7",
+            Self::V2_1 => "2.1",
+        }
+    }
+
+    /// The pause image that this version looks for when nothing else is configured.
+    pub fn pause_image(self) -> &'static str {
+        match self {
+            Self::V1_6 => "registry.k8s.io/pause:3.6",
+            Self::V1_7 => "registry.k8s.io/pause:3.8",
+            Self::V2_1 => "registry.k8s.io/pause:3.10",
+        }
+    }
+
+    /// The folder with containerd, ctr and containerd-shim-runc-v2.
+    pub fn binaries(self) -> PathBuf {
+        lab().join(self.line())
+    }
+}
+
+/// Whose shim the suite runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShimUnderTest {
+    /// This project's.
+    Pause,
+    /// The containerd version's own `containerd-shim-runc-v2`: shows that a test expects what is so.
+    Runc,
+}
+
+impl ShimUnderTest {
+    /// What `SHIM_UNDER_TEST` says; ours when it is not set.
+    pub fn get() -> Self {
+        match std::env::var("SHIM_UNDER_TEST").as_deref() {
+            Err(_) | Ok("" | "pause") => Self::Pause,
+            Ok("runc") => Self::Runc,
+            Ok(other) => panic!("SHIM_UNDER_TEST={other}: it is `pause` (default) or `runc`"),
+        }
+    }
+
+    /// The `runtime_type` in containerd's configuration.
+    pub fn runtime_type(self) -> &'static str {
+        match self {
+            Self::Pause => "io.containerd.pause.v2",
+            Self::Runc => "io.containerd.runc.v2",
+        }
+    }
+
+    /// The name of the binary.
+    pub fn binary_name(self) -> &'static str {
+        match self {
+            Self::Pause => "containerd-shim-pause-v2",
+            Self::Runc => "containerd-shim-runc-v2",
+        }
+    }
+
+    /// The binary itself.
+    pub fn binary(self, version: Version) -> PathBuf {
+        match self {
+            Self::Pause => our_shim(),
+            Self::Runc => version.binaries().join(self.binary_name()),
+        }
+    }
+}
+
+/// See [`crate::ours_only`].
+pub fn not_for_the_stock_shim(test: &str, reason: &str) -> bool {
+    if ShimUnderTest::get() == ShimUnderTest::Pause {
+        return false;
+    }
+    eprintln!("ours only, not run on the stock shim: {test}: {reason}");
+    let line = format!("{test}: {reason}\n");
+    let list = lab().join("ours-only.txt");
+    if !std::fs::read_to_string(&list)
+        .unwrap_or_default()
+        .contains(&line)
+    {
+        let mut list = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(list)
+            .unwrap();
+        list.write_all(line.as_bytes()).unwrap();
+    }
+    true
+}
+
+/// The workspace's folder.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+/// Cargo's target folder.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
+/// `target/lab`, or `LAB_DIR`.
+pub fn lab() -> PathBuf {
+    std::env::var_os("LAB_DIR").map_or_else(|| target().join("lab"), PathBuf::from)
+}
+
+/// The folder with the CNI plugins.
+pub fn cni_plugins() -> PathBuf {
+    lab().join("host/cni")
+}
+
+/// A PATH with `first`, the lab's runc, and the places where iptables, mount and ip live.
+pub fn path(first: &Path) -> OsString {
+    let mut folders = vec![first.to_path_buf(), lab().join("host")];
+    folders.extend(
+        [
+            "/usr/local/sbin",
+            "/usr/local/bin",
+            "/usr/sbin",
+            "/usr/bin",
+            "/sbin",
+            "/bin",
+        ]
+        .map(PathBuf::from),
+    );
+    std::env::join_paths(folders).unwrap()
+}
+
+/// Runs `tests/lab/prepare`, which is done at once when the lab is there.
+pub fn prepare() {
+    let script = repository().join("tests/lab/prepare");
+    let output = Command::new(&script)
+        .env("LAB_DIR", lab())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{} failed:\n{}",
+        script.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The helper program of the tests, `probe`: see `tests/probe/main.rs`.
+pub fn probe() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    // A test binary is in <profile>/deps, the helper beside it in <profile>.
+    let profile = exe.parent().and_then(Path::parent).unwrap();
+    let probe = [profile.join("probe"), exe.parent().unwrap().join("probe")]
+        .into_iter()
+        .find(|path| path.exists());
+    probe.unwrap_or_else(|| {
+        panic!(
+            "no `probe` beside {}: build with `cargo build -p shim-tests`",
+            exe.display()
+        )
+    })
+}
+
+/// Our shim: `SHIM_BINARY`, else the newest release build in the target folder.
+fn our_shim() -> PathBuf {
+    if let Some(binary) = std::env::var_os("SHIM_BINARY") {
+        let binary = PathBuf::from(binary);
+        assert!(
+            binary.is_file(),
+            "SHIM_BINARY={}: no such file",
+            binary.display()
+        );
+        return std::fs::canonicalize(binary).unwrap();
+    }
+    let name = ShimUnderTest::Pause.binary_name();
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let found = [
+        target().join(triple).join("release").join(name),
+        target().join("release").join(name),
+    ]
+    .into_iter()
+    .find(|binary| binary.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "no {name} in {}: run `make build` first, or set SHIM_BINARY",
+            target().display()
+        )
+    })
+}

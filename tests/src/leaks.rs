@@ -1,0 +1,311 @@
+//! What is left of a test: processes, mounts, cgroups, sockets, FIFOs, network namespaces, links, directories.
+//!
+//! Tests run in parallel, so only what carries one of this test's names counts: its slot's directory (which every
+//! process that its containerd starts has in its environment, arguments or working directory), its cgroup parent, its
+//! bridge, the ids of its containers. A process that was once seen to descend from one of those stays on the list,
+//! wherever it moves.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::proc::{self, Process};
+use crate::slot::{Names, text};
+
+/// In the environment of everything that a test starts: the slot's directory.
+pub const MARK: &str = "SHIM_TESTS_SLOT";
+
+/// Where shims put their sockets; shared by all containerds of a machine.
+pub const SHIM_SOCKETS: &str = "/run/containerd/s";
+
+/// A container or sandbox that was once there, by containerd's namespace and id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskId {
+    /// `k8s.io` for CRI.
+    pub namespace: String,
+    /// The container's id.
+    pub id: String,
+}
+
+/// The processes of a slot: those that carry its mark, and everything below them.
+pub fn processes(names: &Names) -> Vec<Process> {
+    let directory = text(&names.directory());
+    let (cgroup, cgroup_below) = (
+        format!(":{}\n", names.cgroup_parent()),
+        format!(":{}/", names.cgroup_parent()),
+    );
+    let listing = proc::all();
+    let ourselves = rustix::process::getpid().as_raw_nonzero().get();
+    let carries = |process: &Process| {
+        let read =
+            |file: &str| fs::read(format!("/proc/{}/{file}", process.pid)).unwrap_or_default();
+        let contains = |haystack: &[u8], needle: &str| {
+            haystack
+                .windows(needle.len())
+                .any(|window| window == needle.as_bytes())
+        };
+        let variable = format!("{MARK}={directory}\0");
+        let path_below = format!("{directory}/");
+        let membership = read("cgroup");
+        contains(&read("environ"), &variable)
+            || contains(&read("cmdline"), &path_below)
+            || fs::read_link(format!("/proc/{}/cwd", process.pid))
+                .is_ok_and(|cwd| cwd.starts_with(&directory))
+            || contains(&membership, &cgroup)
+            || contains(&membership, &cgroup_below)
+    };
+    let roots: BTreeSet<i32> = listing
+        .iter()
+        .filter(|process| process.pid != ourselves && carries(process))
+        .map(|p| p.pid)
+        .collect();
+    proc::with_descendants(&roots, &listing)
+}
+
+/// Mount points below the slot's directory, in the order of mounting.
+pub fn mounts(names: &Names) -> Vec<PathBuf> {
+    let directory = names.directory();
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(4))
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .filter(|point| point.starts_with(&directory))
+        .collect()
+}
+
+/// The slot's cgroup parent in every hierarchy.
+pub fn cgroup_parents(names: &Names) -> Vec<PathBuf> {
+    let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found: Vec<PathBuf> = mounted
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            right
+                .starts_with("cgroup")
+                .then(|| PathBuf::from(left.split_whitespace().nth(4).unwrap_or_default()))
+        })
+        .map(|hierarchy| hierarchy.join(names.name()))
+        .filter(|parent| parent.is_dir())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Cgroups below the slot's parent.
+pub fn cgroups(names: &Names) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for parent in cgroup_parents(names) {
+        below(&parent, &mut |path, kind| {
+            if kind.is_dir() {
+                found.push(path.to_path_buf());
+            }
+        });
+    }
+    found
+}
+
+/// The socket that a shim of this group listens on, as containerd computes it.
+pub fn shim_socket(grpc_address: &str, group: &TaskId) -> PathBuf {
+    let name = format!("{grpc_address}/{}/{}", group.namespace, group.id);
+    let digest: String = Sha256::digest(name)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Path::new(SHIM_SOCKETS).join(digest)
+}
+
+/// The address of the slot's containerd.
+pub fn grpc_address(names: &Names) -> String {
+    text(&names.directory().join("c.sock"))
+}
+
+/// The tasks whose bundles the slot's containerd has.
+pub fn bundles(names: &Names) -> Vec<TaskId> {
+    let root = names
+        .directory()
+        .join("state/io.containerd.runtime.v2.task");
+    let list = |path: &Path| -> Vec<String> {
+        fs::read_dir(path)
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .filter_map(|entry| entry.file_name().into_string().ok())
+                    .collect()
+            })
+            .unwrap_or_default()
+    };
+    list(&root)
+        .into_iter()
+        .flat_map(|namespace| {
+            list(&root.join(&namespace))
+                .into_iter()
+                .map(move |id| TaskId {
+                    namespace: namespace.clone(),
+                    id,
+                })
+        })
+        .collect()
+}
+
+/// The slot's links: its bridge, and what hangs on it.
+pub fn links(names: &Names) -> Vec<String> {
+    let bridge = names.bridge();
+    fs::read_dir("/sys/class/net")
+        .map(|entries| {
+            entries
+                .flatten()
+                .filter(|entry| {
+                    entry.file_name().to_str() == Some(&bridge)
+                        || fs::read_link(entry.path().join("master"))
+                            .is_ok_and(|master| master.ends_with(&bridge))
+                })
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+fn below(folder: &Path, visit: &mut dyn FnMut(&Path, fs::FileType)) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        visit(&entry.path(), kind);
+        if kind.is_dir() {
+            below(&entry.path(), visit);
+        }
+    }
+}
+
+/// FIFOs and sockets below `folder`.
+fn special_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    below(folder, &mut |path, kind| {
+        if kind.is_fifo() || kind.is_socket() {
+            found.push(path.to_path_buf());
+        }
+    });
+    found
+}
+
+/// What a test has had, so that it can be asked for afterwards.
+#[derive(Debug, Default)]
+pub struct Seen {
+    processes: BTreeSet<Process>,
+    tasks: BTreeSet<TaskId>,
+}
+
+impl Seen {
+    /// Looks at the slot's processes and bundles and adds them.
+    pub fn look(&mut self, names: &Names) {
+        // State, parent and threads change: the first sight of a process stands for it.
+        for process in processes(names) {
+            if !self
+                .processes
+                .iter()
+                .any(|seen| seen.pid == process.pid && seen.start == process.start)
+            {
+                self.processes.insert(process);
+            }
+        }
+        self.tasks.extend(bundles(names));
+    }
+
+    /// Adds a task by name.
+    pub fn task(&mut self, namespace: &str, id: &str) {
+        self.tasks.insert(TaskId {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+        });
+    }
+
+    /// What is left of pods and containers now: one line each. `except` are processes that may stay (containerd).
+    pub fn left(&self, names: &Names, except: &[i32]) -> Vec<String> {
+        let mut left = Vec::new();
+        let now: BTreeSet<Process> = processes(names)
+            .into_iter()
+            .chain(
+                self.processes
+                    .iter()
+                    .filter(|process| process.alive())
+                    .filter_map(|p| Process::of(p.pid)),
+            )
+            .collect();
+        // A zombie whose parent is the node's init has ended; when that reaps it is not ours to say.
+        let ours: BTreeSet<i32> = now.iter().map(|process| process.pid).collect();
+        let reaped_here = |parent| ours.contains(&parent) || except.contains(&parent);
+        left.extend(
+            now.iter()
+                .filter(|process| process.state != 'Z' || reaped_here(process.parent))
+                .filter(|process| !except.contains(&process.pid))
+                .map(|process| format!("process {}", process.describe())),
+        );
+        left.extend(
+            mounts(names)
+                .iter()
+                .map(|point| format!("mount {}", point.display())),
+        );
+        left.extend(
+            cgroups(names)
+                .iter()
+                .map(|group| format!("cgroup {}", group.display())),
+        );
+        left.extend(
+            links(names)
+                .iter()
+                .filter(|link| **link != names.bridge())
+                .map(|link| format!("link {link}")),
+        );
+        left.extend(
+            bundles(names)
+                .iter()
+                .map(|task| format!("bundle {}/{}", task.namespace, task.id)),
+        );
+
+        let directory = names.directory();
+        let daemons_own = [
+            grpc_address(names),
+            format!("{}.ttrpc", grpc_address(names)),
+        ];
+        left.extend(
+            special_files(&directory)
+                .iter()
+                .filter(|path| !daemons_own.contains(&text(path)) && !path.ends_with("debug.sock"))
+                .map(|path| format!("socket or FIFO {}", path.display())),
+        );
+        for task in &self.tasks {
+            let socket = shim_socket(&grpc_address(names), task);
+            for path in [
+                socket,
+                Path::new("/run/containerd/runc")
+                    .join(&task.namespace)
+                    .join(&task.id),
+            ] {
+                if path.exists() {
+                    left.push(format!("{} (of {})", path.display(), task.id));
+                }
+            }
+        }
+        for folder in ["/run/netns", "/run/containerd/fifo"] {
+            below(Path::new(folder), &mut |path, _| {
+                let name = path.to_string_lossy();
+                if self
+                    .tasks
+                    .iter()
+                    .any(|task| task.id.len() > 3 && name.contains(&format!("/{}-", task.id)))
+                {
+                    left.push(format!("file {name}"));
+                }
+            });
+        }
+        left
+    }
+}

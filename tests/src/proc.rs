@@ -1,0 +1,160 @@
+//! What `/proc` says of processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// A process, told apart from a later one with the same pid by its start time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its pid.
+    pub pid: i32,
+    /// In clock ticks since boot.
+    pub start: u64,
+    /// Its parent's pid.
+    pub parent: i32,
+    /// `R`, `S`, `Z`, …
+    pub state: char,
+    /// Number of threads.
+    pub threads: usize,
+    /// The short name of the kernel.
+    pub name: String,
+}
+
+impl Process {
+    /// The process with this pid, if there is one.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (open, close) = (stat.find('(')?, stat.rfind(')')?);
+        let fields: Vec<&str> = stat[close + 1..].split_whitespace().collect();
+        Some(Self {
+            pid,
+            start: fields.get(19)?.parse().ok()?,
+            parent: fields.get(1)?.parse().ok()?,
+            state: fields.first()?.chars().next()?,
+            threads: fields.get(17)?.parse().ok()?,
+            name: stat[open + 1..close].to_owned(),
+        })
+    }
+
+    /// Its arguments, joined by spaces; empty for a zombie or a kernel thread.
+    pub fn command_line(&self) -> String {
+        let raw = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&raw)
+            .trim_end_matches('\0')
+            .replace('\0', " ")
+    }
+
+    /// Still there, and the same one.
+    pub fn alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now.start == self.start)
+    }
+
+    /// For a failure text: pid, state, name, arguments.
+    pub fn describe(&self) -> String {
+        format!(
+            "{} {} {} [{}]",
+            self.pid,
+            self.state,
+            self.name,
+            self.command_line()
+        )
+    }
+}
+
+/// All processes of the machine, kernel threads left out.
+pub fn all() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(Process::of)
+        .filter(|process| process.parent != 2 && process.pid != 2)
+        .collect()
+}
+
+/// The children of a process.
+pub fn children(pid: i32) -> Vec<Process> {
+    all()
+        .into_iter()
+        .filter(|process| process.parent == pid)
+        .collect()
+}
+
+/// Those in `roots` and everything below them, out of one listing.
+pub fn with_descendants(roots: &BTreeSet<i32>, listing: &[Process]) -> Vec<Process> {
+    let mut pids = roots.clone();
+    loop {
+        let before = pids.len();
+        pids.extend(
+            listing
+                .iter()
+                .filter(|process| pids.contains(&process.parent))
+                .map(|p| p.pid)
+                .collect::<Vec<_>>(),
+        );
+        if pids.len() == before {
+            break;
+        }
+    }
+    listing
+        .iter()
+        .filter(|process| pids.contains(&process.pid))
+        .cloned()
+        .collect()
+}
+
+/// The namespaces of a process or thread: kind → number.
+pub fn namespaces(pid: i32) -> BTreeMap<&'static str, u64> {
+    ["net", "ipc", "uts", "mnt", "pid", "user", "cgroup", "time"]
+        .into_iter()
+        .map(|kind| (kind, namespace(pid, kind)))
+        .collect()
+}
+
+/// One namespace of a process or thread.
+#[track_caller]
+pub fn namespace(pid: i32, kind: &str) -> u64 {
+    let path = format!("/proc/{pid}/ns/{kind}");
+    let link = fs::read_link(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let link = link.to_string_lossy();
+    link.split(['[', ']'])
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{path}: {link}"))
+}
+
+/// The private memory of a process in kB (`Private_Clean` + `Private_Dirty`).
+pub fn private_kb(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+/// The number of threads that a process has now.
+pub fn threads(pid: i32) -> usize {
+    Process::of(pid).map_or(0, |process| process.threads)
+}
+
+/// The names of a process's threads, for a failure text.
+pub fn thread_names(pid: i32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+/// Sends a signal to one process.
+pub fn kill(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid is never 0 here");
+    rustix::process::kill_process(pid, signal)
+        .unwrap_or_else(|error| panic!("kill {pid:?}: {error}"));
+}

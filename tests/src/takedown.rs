@@ -1,0 +1,147 @@
+//! Removes everything that carries a slot's names, whatever state a test left it in.
+//!
+//! It runs at a test's end, and in a guard: a process of its own that holds the slot's lock and reads a pipe from the
+//! test. When the pipe closes without a word (the test was killed, by nextest's timeout for one), the guard takes the
+//! slot down. Processes are ended by pid, and only those that carry the slot's names.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::leaks::{
+    self, bundles, cgroup_parents, cgroups, grpc_address, mounts, processes, shim_socket,
+};
+use crate::slot::{Names, Slot};
+use crate::until::within;
+
+/// Ends and removes all that has the slot's names. Gives back what could not be removed.
+pub fn take_down(names: &Names) -> Vec<String> {
+    let tasks = bundles(names);
+    let mut left = Vec::new();
+
+    // A frozen process (cgroup v1 and v2) does not die: thaw first.
+    for group in cgroups(names) {
+        for (file, value) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            if group.join(file).exists() {
+                let _ = fs::write(group.join(file), value);
+            }
+        }
+    }
+    let gone = within(Duration::from_secs(10), || {
+        let alive: Vec<_> = processes(names)
+            .into_iter()
+            .filter(|process| process.state != 'Z')
+            .collect();
+        for process in &alive {
+            if let Some(pid) = Pid::from_raw(process.pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        if alive.is_empty() {
+            Ok(())
+        } else {
+            Err(alive
+                .iter()
+                .map(|p| p.describe())
+                .collect::<Vec<_>>()
+                .join("; "))
+        }
+    });
+    left.extend(gone.err());
+
+    for point in mounts(names).iter().rev() {
+        let _ = unmount(point, UnmountFlags::DETACH);
+    }
+    left.extend(
+        mounts(names)
+            .iter()
+            .map(|point| format!("mount {}", point.display())),
+    );
+
+    for link in leaks::links(names) {
+        // The far end's namespace may have taken the link along in the meantime.
+        let _ = Command::new("ip")
+            .args(["link", "delete", &link])
+            .stderr(Stdio::null())
+            .status();
+    }
+
+    let removed = within(Duration::from_secs(3), || {
+        for group in cgroups(names).iter().rev().chain(&cgroup_parents(names)) {
+            let _ = fs::remove_dir(group);
+        }
+        let stay: Vec<_> = cgroup_parents(names)
+            .iter()
+            .map(|group| group.display().to_string())
+            .collect();
+        if stay.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("cgroups {}", stay.join(" ")))
+        }
+    });
+    left.extend(removed.err());
+
+    for task in &tasks {
+        let _ = fs::remove_file(shim_socket(&grpc_address(names), task));
+        let _ = fs::remove_dir_all(
+            Path::new("/run/containerd/runc")
+                .join(&task.namespace)
+                .join(&task.id),
+        );
+    }
+    if let Err(error) = fs::remove_dir_all(names.directory())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        left.push(format!("{}: {error}", names.directory().display()));
+    }
+    left
+}
+
+/// The process that takes a slot down when its test cannot.
+#[derive(Debug)]
+pub struct Guard {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts it, with a share in the slot's lock.
+    pub fn start(slot: &Slot) -> Self {
+        let mut child = Command::new(crate::lab::probe())
+            .arg("guard")
+            .arg(slot.names.number().to_string())
+            .stdin(Stdio::piped())
+            // The lock lives as long as one process has it open.
+            .stdout(Stdio::from(slot.lock()))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start `probe guard`");
+        let pipe = child.stdin.take();
+        Self { child, pipe }
+    }
+
+    /// The test has cleaned up itself.
+    pub fn dismiss(&mut self) {
+        if let Some(mut pipe) = self.pipe.take() {
+            let _ = pipe.write_all(b"done");
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The guard's own program: waits for the test's end on stdin.
+pub fn guard_main(number: u8) {
+    // Out of the test's process group: what ends the test by a signal must not end the guard.
+    let _ = rustix::process::setsid();
+    let mut word = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut word);
+    if word != b"done" {
+        take_down(&Names::of(number));
+    }
+}

@@ -1,0 +1,32 @@
+//! Waiting without sleeping for a guess: ask until it is so, or until the deadline.
+
+use std::time::{Duration, Instant};
+
+/// Asks `what` every few milliseconds until it answers `Ok`. After `deadline` panics with its last `Err`.
+#[track_caller]
+pub fn eventually<T>(deadline: Duration, mut what: impl FnMut() -> Result<T, String>) -> T {
+    match within(deadline, &mut what) {
+        Ok(value) => value,
+        Err(why) => panic!("not within {deadline:?}: {why}"),
+    }
+}
+
+/// As [`eventually`], but gives the last `Err` back.
+pub fn within<T>(
+    deadline: Duration,
+    mut what: impl FnMut() -> Result<T, String>,
+) -> Result<T, String> {
+    let end = Instant::now() + deadline;
+    loop {
+        match what() {
+            Ok(value) => return Ok(value),
+            Err(why) if Instant::now() >= end => return Err(why),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// For [`eventually`]: `Ok` when `condition` holds, else the text.
+pub fn so(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(otherwise()) }
+}

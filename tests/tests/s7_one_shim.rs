@@ -1,0 +1,71 @@
+//! S7: one shim per pod, the containers are its children, and no pause process is beside them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::time::Duration;
+
+use shim_tests::proc::{self, Process};
+use shim_tests::until::so;
+use shim_tests::{Daemon, PodSpec, eventually, on_every_containerd};
+
+fn describe(processes: &[Process]) -> String {
+    processes
+        .iter()
+        .map(Process::describe)
+        .collect::<Vec<_>>()
+        .join("\n  ")
+}
+
+on_every_containerd! {
+    fn s7_a_pod_of_two_containers_is_three_processes(version) {
+        let daemon = Daemon::start(version);
+        assert!(daemon.processes().is_empty(), "{}", describe(&daemon.processes()));
+        let pod = PodSpec::new("three").run(&daemon);
+        let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
+        // A runc that just ended may still be there for a moment.
+        eventually(Duration::from_secs(2), || {
+            let now = daemon.processes();
+            so(now.len() == 3, || format!("{} processes:\n  {}", now.len(), describe(&now)))
+        });
+        let shim = daemon.shim();
+        let children: Vec<i32> = proc::children(shim.pid).iter().map(|child| child.pid).collect();
+        assert_eq!(children.len(), 2, "{}", describe(&proc::children(shim.pid)));
+        assert!(children.contains(&one.pid()) && children.contains(&two.pid()));
+        daemon.end();
+    }
+
+    fn s7_every_container_is_a_child_of_the_pods_shim(version) {
+        let daemon = Daemon::start(version);
+        let pods = ["a", "b"].map(|name| PodSpec::new(name).run(&daemon));
+        let containers: Vec<_> = pods.iter().flat_map(|pod| ["one", "two", "three"].map(|name| pod.sleeper(name))).collect();
+        assert_eq!(daemon.shims().len(), 2, "one shim per pod");
+        for of_pod in containers.chunks(3) {
+            let parents: Vec<i32> =
+                of_pod.iter().map(|container| Process::of(container.pid()).unwrap().parent).collect();
+            assert!(parents.iter().all(|parent| *parent == parents[0]), "{parents:?}");
+            assert!(daemon.shims().iter().any(|shim| shim.pid == parents[0]));
+        }
+        daemon.end();
+    }
+
+    fn s7_the_shim_is_small(version) {
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("small").run(&daemon);
+        let (one, _two) = (pod.sleeper("one"), pod.sleeper("two"));
+        for _ in 0..5 {
+            one.output(&["true"]);
+        }
+        let shim = daemon.shim();
+        // Threads that did blocking work go away again.
+        let threads = eventually(Duration::from_secs(12), || {
+            let threads = proc::threads(shim.pid);
+            so(threads <= 4, || format!("{threads} threads: {:?}", proc::thread_names(shim.pid))).map(|()| threads)
+        });
+        eprintln!("shim: {threads} threads, {} kB private", proc::private_kb(shim.pid));
+        daemon.end();
+    }
+}
