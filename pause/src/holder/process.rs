@@ -6,14 +6,15 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
 use crate::{Error, IdMap, Kind, Namespaces, UserNamespace};
@@ -98,7 +99,7 @@ impl Process {
     fn open(pid: Pid) -> Result<Self, Error> {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
-            Err(rustix::io::Errno::SRCH) => Err(Error::ProgramEnded),
+            Err(Errno::SRCH) => Err(Error::ProgramEnded),
             Err(error) => {
                 // It ends by itself when the lifeline closes.
                 Err(Error::program("open a pidfd")(error.into()))
@@ -120,9 +121,11 @@ impl Process {
         self.reap();
     }
 
-    /// The caller's own waiter may have been first: then there is nothing to wait for.
+    /// The caller's own waiter may have been first: then there is nothing to wait for. By pidfd, as the pid may by then
+    /// be another child's.
     fn reap(&self) {
-        while let Err(rustix::io::Errno::INTR) = waitpid(Some(self.pid), WaitOptions::empty()) {}
+        let child = || WaitId::PidFd(self.pidfd.as_fd());
+        while let Err(Errno::INTR) = waitid(child(), WaitIdOptions::EXITED) {}
     }
 }
 
