@@ -157,8 +157,8 @@ impl Start {
     }
 
     fn spawn(&self, socket: &Path, listener: UnixListener) -> Result<Child> {
-        let program = Path::new("/proc/self/exe");
-        let mut command = Command::new(program);
+        let program = program();
+        let mut command = Command::new(&program);
         command
             .arg0("containerd-shim-pause-v2")
             .args(["-namespace", &self.namespace])
@@ -177,7 +177,7 @@ impl Start {
         }
         Ok(command
             .spawn()
-            .map_err(IoError::at("execute the server from", program))?)
+            .map_err(IoError::at("execute the server from", &program))?)
     }
 
     /// The bundle's log FIFO, open for both so that the shim outlives its reader, and never waited for.
@@ -227,6 +227,14 @@ impl Start {
             .to_string()
             .into_bytes()
     }
+}
+
+/// This program, by its name where that still leads to it: the name is what `ps` shows. After an upgrade it may not.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// Listens at `socket`; none when a server already does. A lock on the directory keeps two starts of one pod apart.

@@ -6,12 +6,12 @@
 //! | `address` | `start` | containerd 1.6 and 1.7, which dial it again after a restart |
 //! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
-//! | `pod/ID` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the bundles of its containers |
+//! | `pod/ID.json` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the same for each container |
 //!
-//! The records are what lets `delete` take down a whole pod after its shim was killed, without asking anybody.
+//! The records are what lets `delete` take down a whole pod after its shim was killed, without asking anybody. A container
+//! has two, because containerd may remove its bundle before it calls `delete` for the pod's first.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,9 +24,11 @@ const POD: &str = "pod";
 /// What has to be taken down for one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
+    /// Its bundle, for what is mounted there.
+    pub(crate) bundle: PathBuf,
     /// The OCI runtime that made the container; absent for a sandbox that no runtime knows.
     pub(crate) runc: Option<RuncRecord>,
-    /// The cgroup that the shim made for a sandbox: `cgroupsPath` of its spec.
+    /// `cgroupsPath` of its spec.
     pub(crate) cgroups_path: Option<String>,
 }
 
@@ -42,14 +44,22 @@ pub(crate) struct RuncRecord {
 }
 
 impl Record {
-    /// Writes the record into `bundle`.
+    /// Writes the record of container `id` into its bundle and, if that is another one, into the pod's `first`.
     ///
     /// # Errors
-    /// `Io` when the file cannot be written.
-    pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
-        let path = bundle.join(RECORD);
-        let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", &path)(e))?;
-        Ok(std::fs::write(&path, text).map_err(IoError::at("write", &path))?)
+    /// `Io` when a file cannot be written.
+    pub(crate) fn save(&self, first: &Path, id: &str) -> Result<()> {
+        if first != self.bundle {
+            let pod = first.join(POD);
+            std::fs::create_dir_all(&pod).map_err(IoError::at("create", &pod))?;
+            self.write(&member(first, id))?;
+        }
+        self.write(&self.bundle.join(RECORD))
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", path)(e))?;
+        Ok(std::fs::write(path, text).map_err(IoError::at("write", path))?)
     }
 
     /// Reads the record of `bundle`; there is none when nothing has been made yet.
@@ -57,52 +67,43 @@ impl Record {
     /// # Errors
     /// `Io` when the file is there and cannot be read.
     pub(crate) fn load(bundle: &Path) -> Result<Option<Self>> {
-        let path = bundle.join(RECORD);
-        match std::fs::read(&path) {
+        Self::read(&bundle.join(RECORD))
+    }
+
+    fn read(path: &Path) -> Result<Option<Self>> {
+        match std::fs::read(path) {
             Ok(text) => Ok(Some(
-                serde_json::from_slice(&text).map_err(|e| IoError::at("decode", &path)(e))?,
+                serde_json::from_slice(&text).map_err(|e| IoError::at("decode", path)(e))?,
             )),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(IoError::at("read", &path)(error).into()),
+            Err(error) => Err(IoError::at("read", path)(error).into()),
         }
     }
 }
 
-/// Notes in the pod's first bundle that container `id` in `bundle` belongs to the pod.
-///
-/// # Errors
-/// `Io` when the note cannot be written.
-pub(crate) fn add_member(first: &Path, id: &str, bundle: &Path) -> Result<()> {
-    let pod = first.join(POD);
-    std::fs::create_dir_all(&pod).map_err(IoError::at("create", &pod))?;
-    let link = pod.join(id);
-    match symlink(bundle, &link) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(IoError::at("create", &link)(error).into())
-        }
-        _ => Ok(()),
-    }
+fn member(first: &Path, id: &str) -> PathBuf {
+    first.join(POD).join(format!("{id}.json"))
 }
 
-/// Takes the note of [`add_member`] back.
+/// Removes the record of container `id` in the pod's first bundle, after nothing is left of it.
 ///
 /// # Errors
-/// `Io` when the note is there and cannot be removed.
-pub(crate) fn remove_member(first: &Path, id: &str) -> Result<()> {
-    let link = first.join(POD).join(id);
-    match std::fs::remove_file(&link) {
+/// `Io` when the record is there and cannot be removed.
+pub(crate) fn forget(first: &Path, id: &str) -> Result<()> {
+    let path = member(first, id);
+    match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(IoError::at("remove", &link)(error).into())
+            Err(IoError::at("remove", &path)(error).into())
         }
         _ => Ok(()),
     }
 }
 
-/// The containers noted in `first`: id and bundle.
+/// The containers of the pod whose first bundle is `first`, besides that one: id and record.
 ///
 /// # Errors
-/// `Io` when the notes are there and cannot be read.
-pub(crate) fn members(first: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// `Io` when the records are there and cannot be read.
+pub(crate) fn members(first: &Path) -> Result<Vec<(String, Record)>> {
     let pod = first.join(POD);
     let entries = match std::fs::read_dir(&pod) {
         Ok(entries) => entries,
@@ -111,10 +112,11 @@ pub(crate) fn members(first: &Path) -> Result<Vec<(String, PathBuf)>> {
     };
     let mut members = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(IoError::at("list", &pod))?;
-        let bundle =
-            std::fs::read_link(entry.path()).map_err(IoError::at("read", entry.path()))?;
-        members.push((entry.file_name().to_string_lossy().into_owned(), bundle));
+        let path = entry.map_err(IoError::at("list", &pod))?.path();
+        let id = path.file_stem().unwrap_or_default().to_string_lossy();
+        if let Some(record) = Record::read(&path)? {
+            members.push((id.into_owned(), record));
+        }
     }
     Ok(members)
 }
@@ -124,30 +126,39 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn record(bundle: &Path) -> Record {
+        Record {
+            bundle: bundle.to_owned(),
+            runc: None,
+            cgroups_path: Some("/kubepods/x".into()),
+        }
+    }
+
     #[test]
     fn a_record_comes_back_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Record::load(dir.path()).unwrap(), None);
-        let record = Record {
-            runc: None,
-            cgroups_path: Some("/kubepods/x".into()),
-        };
-        record.save(dir.path()).unwrap();
-        assert_eq!(Record::load(dir.path()).unwrap(), Some(record));
+        record(dir.path()).save(dir.path(), "a").unwrap();
+        assert_eq!(
+            Record::load(dir.path()).unwrap(),
+            Some(record(dir.path()))
+        );
+        assert!(members(dir.path()).unwrap().is_empty());
     }
 
     #[test]
-    fn members_come_and_go() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(members(dir.path()).unwrap().is_empty());
-        add_member(dir.path(), "a", Path::new("/bundles/a")).unwrap();
-        add_member(dir.path(), "a", Path::new("/bundles/a")).unwrap();
+    fn a_member_is_known_to_the_first_also_when_its_own_bundle_is_gone() {
+        let (first, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        record(own.path()).save(first.path(), "b.c").unwrap();
+        assert!(Record::load(own.path()).unwrap().is_some());
+        let expected = record(own.path());
+        drop(own);
         assert_eq!(
-            members(dir.path()).unwrap(),
-            [("a".to_owned(), PathBuf::from("/bundles/a"))]
+            members(first.path()).unwrap(),
+            [("b.c".to_owned(), expected)]
         );
-        remove_member(dir.path(), "a").unwrap();
-        remove_member(dir.path(), "a").unwrap();
-        assert!(members(dir.path()).unwrap().is_empty());
+        forget(first.path(), "b.c").unwrap();
+        forget(first.path(), "b.c").unwrap();
+        assert!(members(first.path()).unwrap().is_empty());
     }
 }

@@ -4,6 +4,7 @@
 //! a `DeleteResponse` from standard output. For the pod's first bundle that means the whole pod: containers that joined
 //! the shim directly get no `delete` of their own.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -32,14 +33,17 @@ const DYING: Timespec = Timespec {
 /// The first failure; everything else is taken down all the same.
 pub(crate) fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
     let mut result = end_shim(bundle);
-    for (member, path) in bundle::members(bundle)? {
-        let taken = take_down(&member, &path);
+    for (member, record) in bundle::members(bundle)? {
+        let taken = take_down(&member, &record, bundle);
         if taken.is_ok() {
-            bundle::remove_member(bundle, &member)?;
+            bundle::forget(bundle, &member)?;
         }
         result = keep_first(result, taken);
     }
-    result = keep_first(result, take_down(id, bundle));
+    // Written before anything is made, so without a record there is nothing.
+    if let Some(record) = Record::load(bundle)? {
+        result = keep_first(result, take_down(id, &record, bundle));
+    }
     result = keep_first(result, remove_socket(bundle));
     result?;
     let response = DeleteResponse {
@@ -62,18 +66,29 @@ fn keep_first(first: Result<()>, next: Result<()>) -> Result<()> {
     }
 }
 
-fn take_down(id: &str, bundle: &Path) -> Result<()> {
-    // Written before anything is made, so without a record there is nothing but mounts.
-    let record = Record::load(bundle)?.unwrap_or_default();
+/// Takes down one container. runc writes its log into `logs`: the container's own bundle may be gone.
+fn take_down(id: &str, record: &Record, logs: &Path) -> Result<()> {
     let mut result = Ok(());
-    if let Some(runc) = record.runc {
-        result = runc::delete_now(id, bundle, &runc);
+    let cgroup = record.cgroups_path.as_deref().map(|path| {
+        // The driver is not recorded; the shape of the path tells.
+        Cgroup::at(path, Driver::of(path.matches(':').count() == 2))
+    });
+    let cgroup = cgroup.transpose()?;
+    if let Some(cgroup) = &cgroup {
+        // runc ends only the init where processes of several containers share a namespace.
+        match cgroup.kill_all() {
+            Err(error) if error.source.kind() != ErrorKind::NotFound => {
+                result = keep_first(result, Err(error.into()));
+            }
+            _ => {}
+        }
     }
-    result = keep_first(result, first_of(mounts::unmount_below(bundle)));
-    if let Some(path) = record.cgroups_path {
-        let driver = Driver::of(path.matches(':').count() == 2);
-        let removed = Cgroup::at(&path, driver).map(|cgroup| cgroup.remove());
-        result = keep_first(result, removed.map_err(Into::into).and_then(first_of));
+    if let Some(runc) = &record.runc {
+        result = keep_first(result, runc::delete_now(id, logs, runc));
+    }
+    result = keep_first(result, first_of(mounts::unmount_below(&record.bundle)));
+    if let Some(cgroup) = cgroup {
+        result = keep_first(result, first_of(cgroup.remove()));
     }
     result
 }

@@ -103,7 +103,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         &create.options,
         &shared.exits,
     );
-    let made = make(&create, &runc).await;
+    let made = make(shared, &create, &runc).await;
     let (started, io) = match made {
         Ok(made) => made,
         Err(error) => {
@@ -148,12 +148,13 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
     Ok((handle, pid))
 }
 
-async fn make(create: &Create, runc: &Runc) -> Result<(Started, Io)> {
+async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started, Io)> {
     Record {
+        bundle: create.bundle.clone(),
         runc: Some(runc.record().clone()),
-        cgroups_path: None,
+        cgroups_path: create.spec.cgroups_path().map(str::to_owned),
     }
-    .save(&create.bundle)?;
+    .save(&shared.first_bundle, &create.id)?;
     mount_rootfs(create).await?;
     let (prepared, streams) = create.io.prepare(&create.bundle, "console")?;
     let started = runc.create(streams).await?;
@@ -641,7 +642,7 @@ impl Actor {
             answer(reply, Err(error));
             return false;
         }
-        if let Err(error) = bundle::remove_member(&self.shared.first_bundle, &self.id) {
+        if let Err(error) = bundle::forget(&self.shared.first_bundle, &self.id) {
             warn!("container {}: {error}", self.id);
         }
         let deleted = Deleted {

@@ -36,10 +36,11 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         Holder::Process => pause::Holder::Process,
     };
     Record {
+        bundle: create.bundle.clone(),
         runc: None,
         cgroups_path: create.spec.cgroups_path().map(str::to_owned),
     }
-    .save(&create.bundle)?;
+    .save(&shared.first_bundle, &create.id)?;
     let config = create.spec.sandbox(holder);
     let cgroup = create
         .spec
@@ -69,6 +70,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         id: create.id.clone(),
         shared: shared.clone(),
         held: Some(sandbox),
+        node_processes: !create.spec.has_pid_namespace(),
         process,
         cgroup,
         owner,
@@ -106,6 +108,8 @@ struct Actor {
     shared: Shared,
     /// Until the sandbox has ended.
     held: Option<pause::Sandbox>,
+    /// The pod's containers see the node's processes.
+    node_processes: bool,
     /// The exit of the process that the sandbox lives and dies with, if there is one.
     process: Option<Claim>,
     cgroup: Option<Cgroup>,
@@ -257,7 +261,7 @@ impl Actor {
                 warn!("sandbox {}: {failure}", self.id);
             }
         }
-        bundle::remove_member(&self.shared.first_bundle, &self.id)?;
+        bundle::forget(&self.shared.first_bundle, &self.id)?;
         let deleted = Deleted {
             pid: self.pid(),
             exit: self.state().exit().unwrap_or(Exit::now(137)),
@@ -282,6 +286,9 @@ impl Actor {
                 self.id
             )));
         };
+        if self.node_processes {
+            return Ok(pid_namespace(sandbox.pid()));
+        }
         let expected = self.shared.exits.expect();
         let (pid, made) = sandbox.share_processes()?;
         if made {
@@ -292,8 +299,13 @@ impl Actor {
             info!("sandbox {}: shared process namespace, PID 1 is {pid}", self.id);
         }
         drop(expected);
-        Ok(format!("/proc/{pid}/ns/pid").into())
+        Ok(pid_namespace(pid))
     }
+}
+
+/// Where containerd finds the process namespace of a sandbox with this pid.
+pub(crate) fn pid_namespace(pid: Pid) -> PathBuf {
+    format!("/proc/{pid}/ns/pid").into()
 }
 
 /// Resolves with the exit of the process; never, if there is none.

@@ -54,6 +54,7 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     /// Where each of them is mounted.
+    #[cfg(test)]
     pub(crate) fn targets(&self) -> &[PathBuf] {
         &self.targets
     }

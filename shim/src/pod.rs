@@ -1,7 +1,6 @@
 //! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
@@ -76,7 +75,7 @@ impl Pod {
             Err(error) => {
                 members.remove(&id);
                 drop(members);
-                if let Err(left) = bundle::remove_member(&self.shared.first_bundle, &id) {
+                if let Err(left) = bundle::forget(&self.shared.first_bundle, &id) {
                     log::warn!("after a failed create: {left}");
                 }
                 log::warn!("create {id}: {error}");
@@ -86,9 +85,6 @@ impl Pod {
     }
 
     async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
-        if create.bundle != *self.shared.first_bundle {
-            bundle::add_member(&self.shared.first_bundle, &create.id, &create.bundle)?;
-        }
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let (handle, pid) = holder::create(&self.shared, create).await?;
             return Ok((Member::Sandbox(handle), pid));
@@ -111,7 +107,7 @@ impl Pod {
         let Some(sandbox) = sandbox else {
             return Ok(());
         };
-        if sandbox.view(&ProcessId::Init)?.pid.map(pid_namespace).as_deref() != Some(path) {
+        if sandbox.view(&ProcessId::Init)?.pid.map(holder::pid_namespace).as_deref() != Some(path) {
             return Ok(());
         }
         let shared = sandbox.ask(Command::SharedProcesses).await?;
@@ -155,11 +151,4 @@ impl Pod {
     fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn pid_namespace(pid: Pid) -> PathBuf {
-    Path::new("/proc")
-        .join(pid.to_string())
-        .join("ns")
-        .join("pid")
 }

@@ -212,8 +212,8 @@ impl Runc {
 ///
 /// # Errors
 /// `Runc` with runc's own words.
-pub(crate) fn delete_now(id: &str, bundle: &Path, record: &RuncRecord) -> Result<()> {
-    let mut call = Call::new("delete", bundle, record);
+pub(crate) fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<()> {
+    let mut call = Call::new("delete", logs, record);
     call.command.arg("--force").arg(id);
     let error = |message| Error::Runc {
         command: "delete",

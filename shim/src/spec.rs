@@ -114,6 +114,11 @@ impl Spec {
         self.namespace("pid").and_then(Namespace::path)
     }
 
+    /// Whether there is a process namespace beside the node's.
+    pub(crate) fn has_pid_namespace(&self) -> bool {
+        self.namespace("pid").is_some()
+    }
+
     /// Whether processes of the container live on when its init ends: it shares a process namespace with others.
     pub(crate) fn shares_process_namespace(&self) -> bool {
         self.namespace("pid")

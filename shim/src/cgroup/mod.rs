@@ -197,6 +197,7 @@ impl Cgroup {
     }
 
     /// Which version of cgroups this one is of.
+    #[cfg(test)]
     pub(crate) fn hierarchy(&self) -> Hierarchy {
         self.hierarchy
     }

@@ -142,7 +142,7 @@ impl Cgroup {
             }
         }
         // v1 delivers no signal to a frozen process; and it may have been frozen before we came.
-        match Ok::<(), IoError>(()) {
+        match self.thaw() {
             Err(error) if frozen.is_ok() && !gone(&error) => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }

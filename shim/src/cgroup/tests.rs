@@ -61,6 +61,7 @@ fn unused_path() -> String {
 impl Drop for Private {
     fn drop(&mut self) {
         let _ = self.0.kill_all();
+        let _ = self.0.thaw();
         let _ = self.0.remove();
         for directory in &self.0.directories {
             let _ = fs::remove_dir(directory.path.parent().unwrap());
@@ -73,6 +74,12 @@ struct Running(Child);
 impl Running {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.0)
+    }
+
+    /// It was killed, or will be soon.
+    fn was_killed(&mut self) {
+        eventually("it ends", || self.0.try_wait().unwrap().is_some());
+        assert!(!self.0.wait().unwrap().success());
     }
 }
 
@@ -177,7 +184,7 @@ fn processes_are_found_frozen_thawed_and_killed() {
         cgroup.kill_all().unwrap();
         assert_eq!(cgroup.pids().unwrap(), []);
         assert!(cgroup.remove().is_empty());
-        assert!(!child.0.wait().unwrap().success());
+        child.was_killed();
     }
 }
 
@@ -187,7 +194,7 @@ fn frozen_processes_are_killed() {
         let mut child = private.run("sleep 1000");
         private.0.freeze().unwrap();
         private.0.kill_all().unwrap();
-        assert!(!child.0.wait().unwrap().success());
+        child.was_killed();
     }
 }
 
@@ -198,7 +205,7 @@ fn each_process_is_killed_where_the_kernel_does_not_kill_all_at_once() {
         eventually("it forks", || private.0.pids().unwrap().len() == 3);
         private.0.kill_each().unwrap();
         eventually("they die", || private.0.pids().unwrap().is_empty());
-        assert!(!child.0.wait().unwrap().success());
+        child.was_killed();
     }
 }
 
@@ -219,7 +226,8 @@ fn processes_that_keep_forking_are_killed_also_below() {
 
         private.0.kill_all().unwrap();
         assert_eq!(private.0.pids().unwrap(), []);
-        assert!(!one.0.wait().unwrap().success() && !other.0.wait().unwrap().success());
+        one.was_killed();
+        other.was_killed();
         assert!(below.0.remove().is_empty());
     }
 }
