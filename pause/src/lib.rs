@@ -204,8 +204,10 @@ impl Sandbox {
         }
         let process = self.parked.start_pid_1()?;
         let pid = process.pid();
-        self.fds
-            .insert(Kind::Pid, namespaces::keep(Kind::Pid, &pid.to_string(), "pid")?);
+        self.fds.insert(
+            Kind::Pid,
+            namespaces::keep(Kind::Pid, &pid.to_string(), "pid")?,
+        );
         self.pid_1 = Some(process);
         Ok((pid, true))
     }

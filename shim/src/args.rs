@@ -149,10 +149,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(args.action, Action::Start);
-        assert_eq!(
-            (args.namespace.as_str(), args.id.as_str()),
-            ("k8s.io", "a")
-        );
+        assert_eq!((args.namespace.as_str(), args.id.as_str()), ("k8s.io", "a"));
         assert!(args.debug);
         assert_eq!(parse("-v").unwrap().action, Action::Version);
         assert_eq!(parse("-info").unwrap().action, Action::Info);

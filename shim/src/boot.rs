@@ -386,9 +386,7 @@ mod tests {
 
     #[test]
     fn the_socket_has_the_name_that_containerd_computes() {
-        let socket = a_start(vec![])
-            .socket(Path::new(SOCKETS), "pod1")
-            .unwrap();
+        let socket = a_start(vec![]).socket(Path::new(SOCKETS), "pod1").unwrap();
         // printf %s /run/containerd/containerd.sock/k8s.io/pod1 | sha256sum
         let name = format!(
             "{:x}",

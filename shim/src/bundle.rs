@@ -139,10 +139,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Record::load(dir.path()).unwrap(), None);
         record(dir.path()).save(dir.path(), "a").unwrap();
-        assert_eq!(
-            Record::load(dir.path()).unwrap(),
-            Some(record(dir.path()))
-        );
+        assert_eq!(Record::load(dir.path()).unwrap(), Some(record(dir.path())));
         assert!(members(dir.path()).unwrap().is_empty());
     }
 

@@ -47,14 +47,38 @@ pub(crate) enum Event {
 impl Event {
     fn envelope(&self, namespace: &str) -> Envelope {
         let (topic, event) = match self {
-            Self::Create(e) => (topics::TASK_CREATE_EVENT_TOPIC, any("containerd.events.TaskCreate", e)),
-            Self::Start(e) => (topics::TASK_START_EVENT_TOPIC, any("containerd.events.TaskStart", e)),
-            Self::ExecAdded(e) => (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any("containerd.events.TaskExecAdded", e)),
-            Self::ExecStarted(e) => (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any("containerd.events.TaskExecStarted", e)),
-            Self::Paused(e) => (topics::TASK_PAUSED_EVENT_TOPIC, any("containerd.events.TaskPaused", e)),
-            Self::Resumed(e) => (topics::TASK_RESUMED_EVENT_TOPIC, any("containerd.events.TaskResumed", e)),
-            Self::Exit(e) => (topics::TASK_EXIT_EVENT_TOPIC, any("containerd.events.TaskExit", e)),
-            Self::Delete(e) => (topics::TASK_DELETE_EVENT_TOPIC, any("containerd.events.TaskDelete", e)),
+            Self::Create(e) => (
+                topics::TASK_CREATE_EVENT_TOPIC,
+                any("containerd.events.TaskCreate", e),
+            ),
+            Self::Start(e) => (
+                topics::TASK_START_EVENT_TOPIC,
+                any("containerd.events.TaskStart", e),
+            ),
+            Self::ExecAdded(e) => (
+                topics::TASK_EXEC_ADDED_EVENT_TOPIC,
+                any("containerd.events.TaskExecAdded", e),
+            ),
+            Self::ExecStarted(e) => (
+                topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+                any("containerd.events.TaskExecStarted", e),
+            ),
+            Self::Paused(e) => (
+                topics::TASK_PAUSED_EVENT_TOPIC,
+                any("containerd.events.TaskPaused", e),
+            ),
+            Self::Resumed(e) => (
+                topics::TASK_RESUMED_EVENT_TOPIC,
+                any("containerd.events.TaskResumed", e),
+            ),
+            Self::Exit(e) => (
+                topics::TASK_EXIT_EVENT_TOPIC,
+                any("containerd.events.TaskExit", e),
+            ),
+            Self::Delete(e) => (
+                topics::TASK_DELETE_EVENT_TOPIC,
+                any("containerd.events.TaskDelete", e),
+            ),
         };
         Envelope {
             timestamp: timestamp(SystemTime::now()).into(),
@@ -78,8 +102,14 @@ impl Events {
     /// The handle resolves when every [`Events`] is gone and the queue is empty.
     pub(crate) fn publish_to(address: String, namespace: String) -> (Self, JoinHandle<()>) {
         let (queue, events) = mpsc::unbounded_channel();
-        let publisher = Publisher { address, client: None };
-        (Self { namespace, queue }, tokio::spawn(publisher.run(events)))
+        let publisher = Publisher {
+            address,
+            client: None,
+        };
+        (
+            Self { namespace, queue },
+            tokio::spawn(publisher.run(events)),
+        )
     }
 
     /// Puts `event` at the end of the queue.
@@ -118,9 +148,13 @@ impl Publisher {
         };
         loop {
             match self.forward(&request).await {
-                Ok(()) if pause > RETRY.0 => return info!("containerd is back, event {topic} sent"),
+                Ok(()) if pause > RETRY.0 => {
+                    return info!("containerd is back, event {topic} sent");
+                }
                 Ok(()) => return,
-                Err(error) if is_final(&error) => return warn!("containerd refuses event {topic}: {error}"),
+                Err(error) if is_final(&error) => {
+                    return warn!("containerd refuses event {topic}: {error}");
+                }
                 Err(error) => {
                     if pause == RETRY.0 {
                         info!("event {topic} waits for containerd: {error}");
@@ -139,7 +173,9 @@ impl Publisher {
             None => EventsClient::new(Client::connect(&format!("unix://{}", self.address)).await?),
         };
         let timeout = i64::try_from(TIMEOUT.as_nanos()).unwrap_or(i64::MAX);
-        client.forward(ttrpc::context::with_timeout(timeout), request).await?;
+        client
+            .forward(ttrpc::context::with_timeout(timeout), request)
+            .await?;
         self.client = Some(client);
         Ok(())
     }

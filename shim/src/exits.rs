@@ -45,7 +45,10 @@ impl Exit {
         let code = status
             .exit_status()
             .or_else(|| status.terminating_signal().map(|signal| 128 + signal));
-        Self::now(code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255))
+        Self::now(
+            code.and_then(|code| u32::try_from(code).ok())
+                .unwrap_or(255),
+        )
     }
 }
 
@@ -85,8 +88,8 @@ impl Exits {
     pub(crate) fn watch() -> Result<Arc<Self>> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(IoError::at("become subreaper of", "/proc/self"))?;
-        let children = signal(SignalKind::child())
-            .map_err(IoError::at("handle SIGCHLD of", "/proc/self"))?;
+        let children =
+            signal(SignalKind::child()).map_err(IoError::at("handle SIGCHLD of", "/proc/self"))?;
         let exits = Arc::new(Self::default());
         tokio::spawn(exits.clone().wait_for_children(children));
         Ok(exits)

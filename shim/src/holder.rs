@@ -156,9 +156,10 @@ impl Actor {
                 let _ = reply.send(Ok(listed.into_iter().collect()));
             }
             Command::Stats(reply) => {
-                let cgroup = self.cgroup.as_ref().ok_or_else(|| {
-                    Error::NotFound(format!("sandbox {} has no cgroup", self.id))
-                });
+                let cgroup = self
+                    .cgroup
+                    .as_ref()
+                    .ok_or_else(|| Error::NotFound(format!("sandbox {} has no cgroup", self.id)));
                 let _ = reply.send(cgroup.and_then(|cgroup| Ok(cgroup.stats()?)));
             }
             Command::SharedProcesses(reply) => {
@@ -198,7 +199,9 @@ impl Actor {
 
     fn start(&mut self) -> Result<Pid> {
         self.state().check(Call::Start)?;
-        let pid = self.pid().ok_or(Error::Internal("a sandbox without a pid"))?;
+        let pid = self
+            .pid()
+            .ok_or(Error::Internal("a sandbox without a pid"))?;
         self.view.send_modify(|view| view.state = State::Running);
         info!("sandbox {}: started", self.id);
         self.shared.events.send(&Event::Start(task::TaskStart {
@@ -296,7 +299,10 @@ impl Actor {
             if let Some(cgroup) = &self.cgroup {
                 cgroup.add(pid)?;
             }
-            info!("sandbox {}: shared process namespace, PID 1 is {pid}", self.id);
+            info!(
+                "sandbox {}: shared process namespace, PID 1 is {pid}",
+                self.id
+            );
         }
         drop(expected);
         Ok(pid_namespace(pid))

@@ -2,8 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
 use crate::error::{Error, IoError, Result};
@@ -14,10 +14,7 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 
 /// The line that `-v` prints.
 pub(crate) fn version() -> String {
-    format!(
-        "containerd-shim-pause-v2 {}\n",
-        env!("CARGO_PKG_VERSION")
-    )
+    format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"))
 }
 
 /// The bytes that `-info` prints: a `RuntimeInfo`, for options in `input` (an `Any`, or nothing). The features are those

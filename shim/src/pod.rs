@@ -107,7 +107,13 @@ impl Pod {
         let Some(sandbox) = sandbox else {
             return Ok(());
         };
-        if sandbox.view(&ProcessId::Init)?.pid.map(holder::pid_namespace).as_deref() != Some(path) {
+        if sandbox
+            .view(&ProcessId::Init)?
+            .pid
+            .map(holder::pid_namespace)
+            .as_deref()
+            != Some(path)
+        {
             return Ok(());
         }
         let shared = sandbox.ask(Command::SharedProcesses).await?;

@@ -143,8 +143,11 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn update(&self, resources: &Path) -> Result<()> {
-        self.simple("update", &[OsStr::new("--resources"), resources.as_os_str()])
-            .await
+        self.simple(
+            "update",
+            &[OsStr::new("--resources"), resources.as_os_str()],
+        )
+        .await
     }
 
     /// `runc delete --force`: removes runc's state and the cgroup, and kills what is left in it. A container that runc

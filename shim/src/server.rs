@@ -118,8 +118,7 @@ fn take_listener() -> Result<tokio::net::UnixListener> {
     listener
         .set_nonblocking(true)
         .map_err(failed("set non-blocking"))?;
-    let listener =
-        tokio::net::UnixListener::from_std(listener).map_err(failed("listen on"))?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed("listen on"))?;
     let null = std::fs::File::open("/dev/null").map_err(IoError::at("open", "/dev/null"))?;
     rustix::stdio::dup2_stdin(null).map_err(IoError::at("replace", "standard input"))?;
     Ok(listener)
@@ -136,7 +135,9 @@ fn ignore_terminations() -> Result<impl Future<Output = ()> + Send> {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            warn!("{name} ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it");
+            warn!(
+                "{name} ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it"
+            );
         }
     })
 }

@@ -46,7 +46,9 @@ struct Namespace {
 impl Namespace {
     /// The namespace to join. An empty path means none, as it does to runc.
     fn path(&self) -> Option<&Path> {
-        self.path.as_deref().filter(|path| !path.as_os_str().is_empty())
+        self.path
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty())
     }
 }
 
@@ -137,9 +139,9 @@ impl Spec {
     pub(crate) fn sandbox(&self, holder: pause::Holder) -> pause::SandboxConfig {
         let namespace = |kind| match self.namespace(kind) {
             None => pause::Namespace::Node,
-            Some(namespace) => namespace
-                .path()
-                .map_or(pause::Namespace::New, |path| pause::Namespace::Join(path.to_owned())),
+            Some(namespace) => namespace.path().map_or(pause::Namespace::New, |path| {
+                pause::Namespace::Join(path.to_owned())
+            }),
         };
         let maps = |mappings: &[IdMapping]| {
             mappings
@@ -230,7 +232,9 @@ mod tests {
                {"type": "ipc"}, {"type": "pid"}, {"type": "mount"}], "sysctl": {"net.core.somaxconn": "1"}}}"#,
         );
         let config = spec.sandbox(pause::Holder::Auto);
-        assert!(matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a")));
+        assert!(
+            matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a"))
+        );
         assert!(matches!(config.namespaces.ipc, pause::Namespace::New));
         assert!(matches!(config.namespaces.uts, pause::Namespace::Node));
         assert!(matches!(config.namespaces.pid, pause::Namespace::Node));

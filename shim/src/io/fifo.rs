@@ -23,8 +23,8 @@ use std::process::Stdio;
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
 use rustix::fs::OFlags;
+use rustix::fs::inotify;
 use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -88,10 +88,16 @@ impl Input {
             .custom_flags(NONBLOCK)
             .open(&self.path)
             .map_err(failed())?;
-        let writer = OpenOptions::new().write(true).open(&self.path).map_err(failed())?;
+        let writer = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .map_err(failed())?;
         drop(both);
         let from = pipe::Receiver::from_file(reader).map_err(failed())?;
-        let to = pipe.try_clone().and_then(pipe::Sender::from_owned_fd).map_err(failed())?;
+        let to = pipe
+            .try_clone()
+            .and_then(pipe::Sender::from_owned_fd)
+            .map_err(failed())?;
         self.state = InputState::Open {
             copying: tokio::spawn(copy(from, to)),
             writer: (!self.closed).then_some(writer),
@@ -256,7 +262,13 @@ mod tests {
 
     fn fifo(dir: &Path) -> PathBuf {
         let path = dir.join("out");
-        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         path
     }
 

@@ -113,7 +113,9 @@ impl Io {
     /// `Io` when the FIFO cannot be opened.
     pub(crate) fn start(&mut self) -> Result<()> {
         match self {
-            Self::Fifos(Fifos { stdin: Some(stdin), .. }) => stdin.start(),
+            Self::Fifos(Fifos {
+                stdin: Some(stdin), ..
+            }) => stdin.start(),
             Self::Fifos(_) | Self::Terminal(_) | Self::Closed => Ok(()),
         }
     }

@@ -109,7 +109,7 @@ impl Console {
                     .drain()
                     .find_map(|message| match message {
                         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-                        _ => None,
+                        RecvAncillaryMessage::ScmCredentials(_) | _ => None,
                     })
                     .ok_or_else(|| std::io::Error::other("a message without a file descriptor"))
             })
@@ -145,17 +145,32 @@ impl Terminal {
         let input = match stdin {
             None => None,
             Some(fifo) => {
-                let from = fifo.try_clone().and_then(pipe::Receiver::from_owned_fd_unchecked);
-                let to = master.try_clone().and_then(pipe::Sender::from_owned_fd_unchecked);
-                Some((from.map_err(io_error("poll", here))?, to.map_err(io_error("poll", here))?))
+                let from = fifo
+                    .try_clone()
+                    .and_then(pipe::Receiver::from_owned_fd_unchecked);
+                let to = master
+                    .try_clone()
+                    .and_then(pipe::Sender::from_owned_fd_unchecked);
+                Some((
+                    from.map_err(io_error("poll", here))?,
+                    to.map_err(io_error("poll", here))?,
+                ))
             }
         };
         let output = match stdout {
             None => None,
             Some(fifo) => {
-                let from = master.try_clone().and_then(pipe::Receiver::from_owned_fd_unchecked);
-                let to = fifo.try_clone().and_then(pipe::Sender::from_owned_fd_unchecked);
-                Some((from.map_err(io_error("poll", here))?, to.map_err(io_error("poll", here))?, fifo))
+                let from = master
+                    .try_clone()
+                    .and_then(pipe::Receiver::from_owned_fd_unchecked);
+                let to = fifo
+                    .try_clone()
+                    .and_then(pipe::Sender::from_owned_fd_unchecked);
+                Some((
+                    from.map_err(io_error("poll", here))?,
+                    to.map_err(io_error("poll", here))?,
+                    fifo,
+                ))
             }
         };
         Ok(Self {
@@ -178,8 +193,7 @@ impl Terminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        tcsetwinsize(&self.master, size)
-            .map_err(io_error("resize", Path::new("/dev/ptmx")))
+        tcsetwinsize(&self.master, size).map_err(io_error("resize", Path::new("/dev/ptmx")))
     }
 
     /// Copies what is left, then lets go.

@@ -1,0 +1,367 @@
+//! The task itself: what it owns, what it is told, what comes back.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use containerd_shim_protos::events::task;
+use log::{info, warn};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use tokio::task::JoinSet;
+
+use super::process::{Exec, ExecFiles, Process, answer, start_exec, tell_exit};
+use super::{Shared, take_down};
+use crate::bundle;
+use crate::cgroup::Cgroup;
+use crate::convert::{timestamp, wire_pid};
+use crate::error::{Error, IoError, Result};
+use crate::events::Event;
+use crate::exits::{Claim, Exit};
+use crate::io::{self, Io};
+use crate::mailbox::{Command, Deleted, Owner, ProcessId, Reply, View, no_process};
+use crate::runc::{Runc, Started};
+use crate::state::{Call, State};
+
+/// What a job brings back.
+pub(super) enum Done {
+    /// A process has ended.
+    Exited(ProcessId, Exit),
+    /// `runc start` of the init is over.
+    InitStarted(Result<()>, Reply<Pid>),
+    /// `runc exec` is over.
+    ExecStarted(String, Result<(Started, Io)>, Reply<Pid>),
+    /// The container is frozen or thawed.
+    Frozen(Call, Result<()>, Reply<()>),
+    /// The container is taken down.
+    TakenDown(Result<()>),
+    /// Somebody else has got the answer.
+    Answered,
+}
+
+/// Owns a container.
+pub(super) struct Actor {
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    /// Processes of the container may outlive its init.
+    pub(super) shares_processes: bool,
+    pub(super) shared: Shared,
+    pub(super) runc: Runc,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) init: Process,
+    pub(super) execs: HashMap<String, Exec>,
+    /// How many execs there have been.
+    pub(super) exec_count: u64,
+    pub(super) owner: Owner,
+    pub(super) jobs: JoinSet<Done>,
+    /// Who waits for the container to be deleted.
+    pub(super) deleted: Option<Reply<Deleted>>,
+}
+
+impl Actor {
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                Some(done) = self.jobs.join_next() => {
+                    if let Ok(done) = done && self.done(done) {
+                        return;
+                    }
+                }
+                command = self.owner.calls.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Start(id, reply) => self.start(id, reply),
+            Command::Exec(id, process, io, reply) => answer(reply, self.exec(id, &process, io)),
+            Command::Kill(id, signal, target, reply) => self.kill(&id, signal, target, reply),
+            Command::Delete(ProcessId::Init, reply) => self.delete(reply),
+            Command::Delete(ProcessId::Exec(id), reply) => answer(reply, self.delete_exec(&id)),
+            Command::Pause(reply) => self.freeze(Call::Pause, reply),
+            Command::Resume(reply) => self.freeze(Call::Resume, reply),
+            Command::Update(resources, reply) => self.update(resources, reply),
+            Command::Resize(id, size, reply) => {
+                let resized = self
+                    .process(&id)
+                    .and_then(|process| process.io.resize(size));
+                answer(reply, resized);
+            }
+            Command::CloseIo(id, reply) => {
+                let closed = self.process(&id).map(|process| process.io.close_stdin());
+                answer(reply, closed);
+            }
+            Command::Pids(reply) => answer(reply, self.pids()),
+            Command::Stats(reply) => answer(reply, self.stats()),
+            Command::SharedProcesses(reply) => answer(
+                reply,
+                Err(Error::FailedPrecondition(format!(
+                    "{} is not a sandbox",
+                    self.id
+                ))),
+            ),
+        }
+    }
+
+    /// Takes in what a job brought back. True when nothing is left to do.
+    fn done(&mut self, done: Done) -> bool {
+        match done {
+            Done::Exited(id, exit) => {
+                if let Ok(process) = self.process(&id) {
+                    process.ended = Some(exit);
+                }
+                if id == ProcessId::Init {
+                    self.end_the_rest();
+                }
+                self.tell_exits();
+            }
+            Done::InitStarted(result, reply) => {
+                self.init.starting = false;
+                let started = result.and_then(|()| {
+                    self.init.set_state(State::Running);
+                    self.init
+                        .pid()
+                        .ok_or(Error::Internal("an init without a pid"))
+                });
+                if let Ok(pid) = &started {
+                    info!("container {}: started", self.id);
+                    self.shared.events.send(&Event::Start(task::TaskStart {
+                        container_id: self.id.clone(),
+                        pid: wire_pid(Some(*pid)),
+                        ..task::TaskStart::default()
+                    }));
+                }
+                answer(reply, started);
+                self.tell_exits();
+            }
+            Done::ExecStarted(id, result, reply) => {
+                answer(reply, self.exec_started(&id, result));
+                self.tell_exits();
+            }
+            Done::Frozen(call, result, reply) => answer(reply, self.frozen(call, result)),
+            Done::TakenDown(result) => return self.taken_down(result),
+            Done::Answered => {}
+        }
+        false
+    }
+
+    pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process> {
+        match id {
+            ProcessId::Init => Ok(&mut self.init),
+            ProcessId::Exec(exec) => self
+                .execs
+                .get_mut(exec)
+                .map(|exec| &mut exec.process)
+                .ok_or_else(|| no_process(id)),
+        }
+    }
+
+    /// A process is there: opens its pidfd and waits for its exit.
+    pub(super) fn began(&mut self, id: &ProcessId, started: Started, io: Io) {
+        // The waiter has not handed the pid over, or the claim holds its exit: the pidfd is of no other process, or of
+        // none.
+        let pidfd = pidfd_open(started.pid, PidfdFlags::empty()).ok();
+        let awaited = id.clone();
+        if let Ok(process) = self.process(id) {
+            process.pidfd = pidfd;
+            process.io = io;
+            process
+                .view
+                .send_modify(|view| view.pid = Some(started.pid));
+        }
+        self.jobs.spawn(exited(awaited, started.exit));
+    }
+
+    fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
+        let checked = self.process(&id).and_then(|process| {
+            process.state().check(Call::Start)?;
+            if process.starting || process.ended.is_some() {
+                return Err(Error::FailedPrecondition(
+                    "the process is being started, or has ended".into(),
+                ));
+            }
+            process.io.start()?;
+            process.starting = true;
+            Ok(process.view.borrow().io.clone())
+        });
+        let runc = self.runc.clone();
+        match (checked, id) {
+            (Err(error), _) => answer(reply, Err(error)),
+            (Ok(_), ProcessId::Init) => {
+                self.jobs
+                    .spawn(async move { Done::InitStarted(runc.start().await, reply) });
+            }
+            (Ok(io), ProcessId::Exec(exec)) => {
+                let Some(files) = self.execs.get(&exec).map(|exec| exec.files.clone()) else {
+                    return answer(reply, Err(no_process(&ProcessId::Exec(exec))));
+                };
+                self.jobs.spawn(async move {
+                    let result = start_exec(&runc, &files, &io).await;
+                    Done::ExecStarted(exec, result, reply)
+                });
+            }
+        }
+    }
+
+    fn exec(&mut self, id: String, process: &[u8], io: io::Request) -> Result<()> {
+        self.init.state().check(Call::Exec)?;
+        if self.execs.contains_key(&id) {
+            return Err(Error::AlreadyExists(format!("exec {id:?} already exists")));
+        }
+        self.exec_count += 1;
+        let files = ExecFiles::new(&self.bundle, self.exec_count);
+        std::fs::write(&files.process, process).map_err(IoError::at("write", &files.process))?;
+        let view = View {
+            pid: None,
+            state: State::Created,
+            io,
+        };
+        let view = self.owner.views.add(ProcessId::Exec(id.clone()), view);
+        let process = Process::new(view);
+        self.execs.insert(id.clone(), Exec { process, files });
+        self.shared
+            .events
+            .send(&Event::ExecAdded(task::TaskExecAdded {
+                container_id: self.id.clone(),
+                exec_id: id,
+                ..task::TaskExecAdded::default()
+            }));
+        Ok(())
+    }
+
+    fn exec_started(&mut self, exec: &str, result: Result<(Started, Io)>) -> Result<Pid> {
+        let id = ProcessId::Exec(exec.to_owned());
+        self.process(&id)?.starting = false;
+        let (started, io) = match result {
+            Ok(started) => started,
+            Err(error) => {
+                // It never ran: who waits for it must not wait for ever.
+                self.process(&id)?.set_state(State::Stopped(Exit::now(255)));
+                return Err(error);
+            }
+        };
+        let pid = started.pid;
+        self.began(&id, started, io);
+        self.process(&id)?.set_state(State::Running);
+        self.shared
+            .events
+            .send(&Event::ExecStarted(task::TaskExecStarted {
+                container_id: self.id.clone(),
+                exec_id: exec.to_owned(),
+                pid: wire_pid(Some(pid)),
+                ..task::TaskExecStarted::default()
+            }));
+        Ok(pid)
+    }
+
+    /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
+    fn tell_exits(&mut self) {
+        let (id, events) = (&self.id, &self.shared.events);
+        for (exec, Exec { process, .. }) in &mut self.execs {
+            if !process.starting {
+                tell_exit(id, exec, process, events);
+            }
+        }
+        let lives = |exec: &Exec| exec.process.lives();
+        if self.init.starting || self.execs.values().any(lives) {
+            return;
+        }
+        if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
+            info!("container {id}: exited, status {}", exit.status);
+            if self.deleted.is_some() {
+                self.take_down();
+            }
+        }
+    }
+
+    fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
+        let id = ProcessId::Exec(exec.to_owned());
+        let process = self.process(&id)?;
+        process.state().check(Call::Delete)?;
+        if process.starting {
+            return Err(Error::FailedPrecondition(
+                "the process is being started".into(),
+            ));
+        }
+        let deleted = Deleted {
+            pid: process.pid(),
+            exit: process.state().exit().unwrap_or(Exit::now(0)),
+        };
+        if let Some(exec) = self.execs.remove(exec) {
+            exec.files.remove();
+        }
+        self.owner.views.remove(&id);
+        Ok(deleted)
+    }
+
+    fn delete(&mut self, reply: Reply<Deleted>) {
+        let busy = self.init.starting || self.deleted.is_some();
+        let checked = self.init.state().check(Call::Delete).and_then(|()| {
+            if busy {
+                return Err(Error::FailedPrecondition(
+                    "the container is being started or deleted".into(),
+                ));
+            }
+            Ok(self.init.state())
+        });
+        match checked {
+            Err(error) => answer(reply, Err(error)),
+            Ok(State::Stopped(_)) => {
+                self.deleted = Some(reply);
+                self.take_down();
+            }
+            Ok(State::Created | State::Running | State::Paused) => {
+                // Never started: ended first, and taken down when it has.
+                match self.signal(&ProcessId::Init, Signal::KILL) {
+                    Ok(()) | Err(Error::NotFound(_)) => self.deleted = Some(reply),
+                    Err(error) => answer(reply, Err(error)),
+                }
+            }
+        }
+    }
+
+    fn take_down(&mut self) {
+        let (bundle, runc) = (self.bundle.clone(), self.runc.clone());
+        self.jobs
+            .spawn(async move { Done::TakenDown(take_down(&bundle, &runc).await) });
+    }
+
+    /// True when the container is gone. If something is left, the caller is told, and may try again.
+    fn taken_down(&mut self, result: Result<()>) -> bool {
+        let Some(reply) = self.deleted.take() else {
+            return false;
+        };
+        if let Err(error) = result {
+            answer(reply, Err(error));
+            return false;
+        }
+        if let Err(error) = bundle::forget(&self.shared.first_bundle, &self.id) {
+            warn!("container {}: {error}", self.id);
+        }
+        let deleted = Deleted {
+            pid: self.init.pid(),
+            exit: self.init.state().exit().unwrap_or(Exit::now(0)),
+        };
+        info!("container {}: deleted", self.id);
+        self.shared.events.send(&Event::Delete(task::TaskDelete {
+            container_id: self.id.clone(),
+            pid: wire_pid(deleted.pid),
+            exit_status: deleted.exit.status,
+            exited_at: timestamp(deleted.exit.at).into(),
+            ..task::TaskDelete::default()
+        }));
+        // Gone before the answer, so that a Shutdown that follows it finds the container gone.
+        self.owner.calls.close();
+        answer(reply, Ok(deleted));
+        true
+    }
+}
+
+async fn exited(id: ProcessId, exit: Claim) -> Done {
+    match exit.await {
+        Ok(exit) => Done::Exited(id, exit),
+        Err(_) => Done::Answered,
+    }
+}

@@ -1,0 +1,143 @@
+//! A process of a container: its streams, its pidfd, what is known of its end.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::events::task;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::sync::{oneshot, watch};
+
+use crate::convert::{timestamp, wire_pid};
+use crate::error::Result;
+use crate::events::{Event, Events};
+use crate::exits::Exit;
+use crate::io::{self, Io};
+use crate::mailbox::View;
+use crate::runc::{Runc, Started};
+use crate::state::State;
+
+/// A process of the container.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) view: watch::Sender<View>,
+    pub(super) pidfd: Option<OwnedFd>,
+    pub(super) io: Io,
+    /// A start is under way.
+    pub(super) starting: bool,
+    /// It has ended, and nobody has been told yet.
+    pub(super) ended: Option<Exit>,
+}
+
+impl Process {
+    pub(super) fn new(view: watch::Sender<View>) -> Self {
+        Self {
+            view,
+            pidfd: None,
+            io: Io::Closed,
+            starting: false,
+            ended: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.view.borrow().state
+    }
+
+    pub(super) fn pid(&self) -> Option<Pid> {
+        self.view.borrow().pid
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.view.send_modify(|view| view.state = state);
+    }
+
+    /// Whether it runs, or is about to.
+    pub(super) fn lives(&self) -> bool {
+        self.starting || matches!(self.state(), State::Running | State::Paused)
+    }
+}
+
+/// A process that was added.
+#[derive(Debug)]
+pub(super) struct Exec {
+    pub(super) process: Process,
+    pub(super) files: ExecFiles,
+}
+
+/// Tells of the exit of `process`, once.
+pub(super) fn tell_exit(
+    container: &str,
+    id: &str,
+    process: &mut Process,
+    events: &Events,
+) -> Option<Exit> {
+    let exit = process.ended.take()?;
+    process.io.close();
+    process.pidfd = None;
+    let pid = process.pid();
+    process.set_state(State::Stopped(exit));
+    events.send(&Event::Exit(task::TaskExit {
+        container_id: container.to_owned(),
+        id: id.to_owned(),
+        pid: wire_pid(pid),
+        exit_status: exit.status,
+        exited_at: timestamp(exit.at).into(),
+        ..task::TaskExit::default()
+    }));
+    Some(exit)
+}
+
+/// The files of an exec in the bundle.
+#[derive(Debug, Clone)]
+pub(super) struct ExecFiles {
+    pub(super) bundle: PathBuf,
+    pub(super) console: String,
+    pub(super) process: PathBuf,
+    pub(super) pid: PathBuf,
+}
+
+impl ExecFiles {
+    /// The files of the exec with this number: an id may be what no file name can be, and may come again.
+    pub(super) fn new(bundle: &Path, number: u64) -> Self {
+        Self {
+            bundle: bundle.to_owned(),
+            console: format!("console-{number}"),
+            process: bundle.join(format!("exec-{number}.json")),
+            pid: bundle.join(format!("exec-{number}.pid")),
+        }
+    }
+
+    /// What stays goes with the bundle.
+    pub(super) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.process);
+        let _ = std::fs::remove_file(&self.pid);
+    }
+}
+
+pub(super) async fn start_exec(
+    runc: &Runc,
+    files: &ExecFiles,
+    io: &io::Request,
+) -> Result<(Started, Io)> {
+    let (prepared, streams) = io.prepare(&files.bundle, &files.console)?;
+    let started = runc.exec(&files.process, &files.pid, streams).await?;
+    let attached = prepared.attach().await.and_then(|mut io| {
+        io.start()?;
+        Ok(io)
+    });
+    match attached {
+        Ok(io) => Ok((started, io)),
+        Err(error) => {
+            // Without its streams it must not run on unseen.
+            if let Ok(pidfd) = pidfd_open(started.pid, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            }
+            Err(error)
+        }
+    }
+}
+
+pub(super) fn answer<T>(reply: oneshot::Sender<Result<T>>, result: Result<T>) {
+    // The caller may have given up; the work is done all the same.
+    let _ = reply.send(result);
+}
