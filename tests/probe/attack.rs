@@ -21,6 +21,7 @@ pub(crate) fn attack(pid: i32) -> String {
         let maps = fs::read_to_string(path("maps")).unwrap_or_default();
         let mut read = None;
         let mut names = false;
+        let mut readable = 0;
         for line in maps.lines() {
             let range = line.split(' ').next().unwrap_or_default().split_once('-');
             let ends = range
@@ -33,6 +34,10 @@ pub(crate) fn attack(pid: i32) -> String {
                 && let Ok(length @ 1..) = memory.read(&mut bytes)
             {
                 read.get_or_insert(line);
+                // The kernel's own page, the same for every process.
+                if !line.ends_with("[vsyscall]") {
+                    readable += length;
+                }
                 names |= ["containerd", "-shim-", "runc"].iter().any(|name| {
                     bytes[..length]
                         .windows(name.len())
@@ -42,6 +47,7 @@ pub(crate) fn attack(pid: i32) -> String {
         }
         if let Some(line) = read {
             got.push(format!("mem: read at {line}"));
+            got.push(format!("mem: bytes {readable}"));
         }
         if names {
             got.push("mem holds words of the shim".to_owned());

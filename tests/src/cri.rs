@@ -132,14 +132,15 @@ impl Cri {
             .unwrap_or_default()
     }
 
-    /// Stops and removes every pod.
+    /// Stops and removes every pod. As kubelet does, it asks again while containerd still works on an exit.
     #[track_caller]
     pub fn remove_all_pods(&self) {
         for id in self.pods() {
             self.stop_pod(&id)
                 .unwrap_or_else(|failure| panic!("{failure}"));
-            self.remove_pod(&id)
-                .unwrap_or_else(|failure| panic!("{failure}"));
+            eventually(Duration::from_secs(15), || {
+                self.remove_pod(&id).map_err(|failure| failure.to_string())
+            });
         }
     }
 
