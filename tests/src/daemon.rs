@@ -327,12 +327,13 @@ impl Daemon {
 
     /// `ctr run` with the runtime under test; the container is on the list of [`Self::end`].
     pub fn ctr_run(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
-        self.expect_task(id);
         let mut run = self.ctr_command();
         run.args(["run", "--runtime", ShimUnderTest::get().runtime_type()]);
         run.args(["--fifo-dir", &text(&self.directory().join("fifo"))])
             .args(flags);
+        // With --rootfs the first argument is a folder, and the id comes behind it.
         if !flags.contains(&"--rootfs") {
+            self.expect_task(id);
             self.ctr_image();
             run.arg(image::BUSYBOX);
         }

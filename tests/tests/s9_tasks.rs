@@ -74,7 +74,7 @@ on_every_containerd! {
 
     fn s9_a_background_child_of_an_exec_does_not_hold_it_for_ever(version) {
         if version == Version::V1_6 {
-            eprintln!("containerd 1.6 has no drain_exec_sync_io_timeout: it waits as long as the output is open");
+            // It has no drain_exec_sync_io_timeout: it waits as long as the output is open.
             return;
         }
         let options = Options { cri: "drain_exec_sync_io_timeout = '2s'".to_owned(), ..Options::default() };
@@ -84,7 +84,7 @@ on_every_containerd! {
         let begin = Instant::now();
         let failure = container.try_exec_for(&["sh", "-c", "sleep 300 & echo done"], 20).unwrap_err();
         assert!(failure.0.contains("io"), "{failure}");
-        assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(18), "{:?}", begin.elapsed());
         assert_eq!(container.output(&["echo", "next"]), "next");
         daemon.end();
     }
@@ -116,12 +116,9 @@ on_every_containerd! {
             let container = pod.container(&format!("c{number}")).shell(script).start();
             assert_eq!(container.wait(), code, "{script}");
         }
-        for (signal, code) in [(Signal::KILL, 137)] {
-            let name = format!("s{code}");
-            let container = pod.sleeper(&name);
-            kill(container.pid(), signal);
-            assert_eq!(container.wait(), code, "{signal:?}");
-        }
+        let container = pod.sleeper("killed");
+        kill(container.pid(), Signal::KILL);
+        assert_eq!(container.wait(), 137);
         daemon.end();
     }
 
