@@ -324,9 +324,14 @@ impl Daemon {
         self.ctr_command().args(arguments).output().unwrap()
     }
 
+    /// Puts a task of the slot's own containerd namespace on the list of what must be gone at the end.
+    pub fn expect_task(&self, id: &str) {
+        self.seen.borrow_mut().task(&self.names.name(), id);
+    }
+
     /// `ctr run` with the runtime under test; the container is on the list of [`Self::end`].
     pub fn ctr_run(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
-        self.seen.borrow_mut().task(&self.names.name(), id);
+        self.expect_task(id);
         let mut run = self.ctr_command();
         run.args(["run", "--runtime", ShimUnderTest::get().runtime_type()]);
         run.args(["--fifo-dir", &text(&self.directory().join("fifo"))])
@@ -638,16 +643,17 @@ fn config(version: Version, names: &Names, options: &Options) -> String {
             table += &format!("runtime_path = '{}'\n", text(path));
         }
         if !handler.options.is_empty() {
-            let inline = if version == Version::V1_6 {
-                let path = names.directory().join(format!("{}.toml", handler.name));
-                fs::File::create(&path)
-                    .unwrap()
-                    .write_all(handler.options.as_bytes())
-                    .unwrap();
-                format!("ConfigPath = '{}'", text(&path))
-            } else {
-                handler.options.clone()
-            };
+            let inline =
+                if version == Version::V1_6 && handler.runtime_type != "io.containerd.runc.v2" {
+                    let path = names.directory().join(format!("{}.toml", handler.name));
+                    fs::File::create(&path)
+                        .unwrap()
+                        .write_all(handler.options.as_bytes())
+                        .unwrap();
+                    format!("ConfigPath = '{}'", text(&path))
+                } else {
+                    handler.options.clone()
+                };
             table += &format!("[{section}.options]\n{inline}\n");
         }
     }

@@ -124,32 +124,29 @@ pub fn grpc_address(names: &Names) -> String {
     text(&names.directory().join("c.sock"))
 }
 
-/// The tasks whose bundles the slot's containerd has.
+/// The tasks whose bundles the slot has: its containerd's, and those of [`crate::raw`].
 pub fn bundles(names: &Names) -> Vec<TaskId> {
-    let root = names
-        .directory()
-        .join("state/io.containerd.runtime.v2.task");
     let list = |path: &Path| -> Vec<String> {
-        fs::read_dir(path)
-            .map(|entries| {
-                entries
-                    .flatten()
-                    .filter_map(|entry| entry.file_name().into_string().ok())
-                    .collect()
-            })
-            .unwrap_or_default()
+        let Ok(entries) = fs::read_dir(path) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     };
-    list(&root)
-        .into_iter()
-        .flat_map(|namespace| {
-            list(&root.join(&namespace))
-                .into_iter()
-                .map(move |id| TaskId {
-                    namespace: namespace.clone(),
-                    id,
-                })
-        })
-        .collect()
+    let mut found = Vec::new();
+    for root in ["state/io.containerd.runtime.v2.task", "raw"] {
+        let root = names.directory().join(root);
+        for namespace in list(&root) {
+            let ids = list(&root.join(&namespace)).into_iter();
+            found.extend(ids.map(|id| TaskId {
+                namespace: namespace.clone(),
+                id,
+            }));
+        }
+    }
+    found
 }
 
 /// The slot's links: its bridge, and what hangs on it.

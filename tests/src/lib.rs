@@ -7,6 +7,7 @@
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
+//!   terminal a program on a terminal of its own
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
@@ -30,11 +31,13 @@ pub mod proc;
 pub mod raw;
 pub mod slot;
 pub mod takedown;
+pub mod terminal;
 pub mod until;
 
 pub use cri::{Container, ContainerSpec, Pod, PodSpec};
 pub use daemon::{Daemon, Options};
 pub use lab::{ShimUnderTest, Version};
+pub use terminal::Terminal;
 pub use until::eventually;
 
 /// Makes one test per containerd version out of each function: `name::v1_6`, `name::v1_7`, `name::v2_1`.

@@ -1,1 +1,306 @@
-//! x
+//! The shim binary alone, started and called as containerd does, for input that containerd would never send.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use containerd_shim_protos::api::{
+    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest,
+    ShutdownRequest,
+};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::{Client, ttrpc};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::image;
+use crate::lab::{self, ShimUnderTest, Version};
+use crate::leaks::{MARK, grpc_address};
+use crate::slot::text;
+use crate::until::within;
+
+/// A bundle as containerd lays it out: `config.json`, `rootfs/`, the FIFO `log`.
+pub struct Bundle<'a> {
+    daemon: &'a Daemon,
+    /// The task's id.
+    pub id: String,
+    /// The bundle's folder.
+    pub path: PathBuf,
+    _log: File,
+}
+
+/// What `start` or `delete` did.
+#[derive(Debug)]
+pub struct Ran {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// stdout and stderr together, as containerd reads them.
+    pub output: Vec<u8>,
+}
+
+impl Ran {
+    /// The output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output).trim().to_owned()
+    }
+
+    /// The address in the answer: bare, or in JSON.
+    #[track_caller]
+    pub fn address(&self) -> String {
+        let text = self.text();
+        match serde_json::from_str::<Value>(&text) {
+            Ok(answer) => answer["address"]
+                .as_str()
+                .unwrap_or_else(|| panic!("no address in {text}"))
+                .to_owned(),
+            Err(_) => text,
+        }
+    }
+}
+
+impl<'a> Bundle<'a> {
+    /// A bundle with busybox as its root and no `config.json` yet.
+    pub fn new(daemon: &'a Daemon, id: &str) -> Self {
+        let namespace = daemon.names.name();
+        let path = daemon.directory().join("raw").join(&namespace).join(id);
+        fs::create_dir_all(path.join("rootfs")).unwrap();
+        image::unpack_busybox(&path.join("rootfs"));
+        mknodat(
+            CWD,
+            path.join("log"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o700),
+            0,
+        )
+        .unwrap();
+        // containerd reads it all the time; open for both, neither side ever waits for the other.
+        let log = File::options()
+            .read(true)
+            .write(true)
+            .open(path.join("log"))
+            .unwrap();
+        daemon.expect_task(id);
+        Self {
+            daemon,
+            id: id.to_owned(),
+            path,
+            _log: log,
+        }
+    }
+
+    /// Writes `config.json`.
+    #[must_use]
+    pub fn spec(self, spec: &Value) -> Self {
+        self.config(&serde_json::to_vec(spec).unwrap())
+    }
+
+    /// Writes any bytes as `config.json`.
+    #[must_use]
+    pub fn config(self, bytes: &[u8]) -> Self {
+        fs::write(self.path.join("config.json"), bytes).unwrap();
+        self
+    }
+
+    /// The spec of a plain container that runs `command`.
+    pub fn plain(&self, command: &[&str]) -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/",
+                "env": ["PATH=/bin"], "noNewPrivileges": true,
+            },
+            "root": {"path": "rootfs"},
+            "hostname": "raw",
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {
+                "cgroupsPath": format!("{}/{}", self.daemon.names.cgroup_parent(), self.id),
+                "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
+            },
+            "annotations": {},
+        })
+    }
+
+    /// The spec of a pod's sandbox with this network namespace.
+    pub fn sandbox(&self, netns: &str) -> Value {
+        let mut spec = self.plain(&["/pause"]);
+        spec["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-id": self.id,
+            "io.kubernetes.cri.sandbox-name": "raw",
+            "io.kubernetes.cri.sandbox-namespace": "default",
+        });
+        spec["linux"]["namespaces"][4]["path"] = json!(netns);
+        spec
+    }
+
+    fn command(&self, subcommand: &str) -> Command {
+        let address = grpc_address(&self.daemon.names);
+        let namespace = self.daemon.names.name();
+        let mut command = Command::new(ShimUnderTest::get().binary(self.daemon.version));
+        command
+            .args([
+                "-namespace",
+                &namespace,
+                "-id",
+                &self.id,
+                "-address",
+                &address,
+            ])
+            .arg("-publish-binary")
+            .arg(self.daemon.version.binaries().join("containerd"));
+        if subcommand == "delete" {
+            command.arg("-bundle").arg(&self.path);
+        }
+        command
+            .arg(subcommand)
+            .current_dir(&self.path)
+            .env("PATH", lab::path(&self.daemon.directory().join("bin")))
+            .env("TTRPC_ADDRESS", format!("{address}.ttrpc"))
+            .env(MARK, self.daemon.directory());
+        if self.daemon.version != Version::V1_6 {
+            command
+                .env("GRPC_ADDRESS", &address)
+                .env("NAMESPACE", &namespace)
+                .env("MAX_SHIM_VERSION", "2");
+        }
+        command
+    }
+
+    /// Runs `start` with these bytes on stdin.
+    #[track_caller]
+    pub fn start(&self, stdin: &[u8]) -> Ran {
+        run(self.command("start"), stdin)
+    }
+
+    /// Runs `delete`.
+    #[track_caller]
+    pub fn delete(&self) -> Ran {
+        run(self.command("delete"), b"")
+    }
+
+    /// Create on the shim at this address; the pid, or what it said.
+    pub fn create(&self, shim: &Shim) -> Result<u32, String> {
+        let request = CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: text(&self.path),
+            ..CreateTaskRequest::default()
+        };
+        shim.call::<CreateTaskResponse>("Create", &request)
+            .map(|response| response.pid)
+    }
+
+    /// Starts the shim and creates the task, one of which must fail: what it said. Then asks the shim to shut down and
+    /// runs `delete`, as containerd does after a failure.
+    #[track_caller]
+    pub fn refused(&self, stdin: &[u8]) -> String {
+        let started = self.start(stdin);
+        if !started.status.success() {
+            return started.text();
+        }
+        let shim = Shim::connect(&started.address());
+        let answer = self.create(&shim);
+        let id = || self.id.clone();
+        if answer.is_ok() {
+            let kill = KillRequest {
+                id: id(),
+                signal: 9,
+                ..KillRequest::default()
+            };
+            let _ = shim.call::<Empty>("Kill", &kill);
+            let _ = shim.call::<DeleteResponse>(
+                "Delete",
+                &DeleteRequest {
+                    id: id(),
+                    ..DeleteRequest::default()
+                },
+            );
+        }
+        let _ = shim.call::<Empty>(
+            "Shutdown",
+            &ShutdownRequest {
+                id: id(),
+                ..ShutdownRequest::default()
+            },
+        );
+        self.delete();
+        match answer {
+            Err(message) => message,
+            Ok(pid) => panic!("not refused: pid {pid}"),
+        }
+    }
+}
+
+impl Drop for Bundle<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// A connection to a shim. It speaks `containerd.task.v2.Task`, which shims of every generation serve.
+pub struct Shim(Client);
+
+impl Shim {
+    /// Connects to the shim at this address.
+    #[track_caller]
+    pub fn connect(address: &str) -> Self {
+        Self(Client::connect(address).unwrap_or_else(|error| panic!("{address}: {error}")))
+    }
+
+    /// Calls a method; the answer, or what the shim said.
+    pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Result<T, String> {
+        let request = ttrpc::Request {
+            service: "containerd.task.v2.Task".to_owned(),
+            method: method.to_owned(),
+            timeout_nano: 10_000_000_000,
+            payload: request.write_to_bytes().unwrap(),
+            ..ttrpc::Request::default()
+        };
+        let response = self.0.request(request).map_err(|error| error.to_string())?;
+        T::parse_from_bytes(&response.payload).map_err(|error| error.to_string())
+    }
+}
+
+#[track_caller]
+fn run(mut command: Command, stdin: &[u8]) -> Ran {
+    let (mut from, into) = std::io::pipe().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(into.try_clone().unwrap())
+        .stderr(into)
+        .spawn()
+        .unwrap();
+    let described = format!("{command:?}");
+    // It holds our copies of the pipe's writing end.
+    drop(command);
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let status = within(Duration::from_secs(10), || {
+        child
+            .try_wait()
+            .unwrap()
+            .ok_or_else(|| format!("still runs: {described}"))
+    });
+    let status = status.unwrap_or_else(|why| {
+        let _ = child.kill();
+        panic!("{why}")
+    });
+    // containerd reads to the end: a shim that keeps the pipe open hangs it.
+    let reader = std::thread::spawn(move || {
+        let mut output = Vec::new();
+        from.read_to_end(&mut output).map(|_| output)
+    });
+    let ended = within(Duration::from_secs(5), || {
+        if reader.is_finished() {
+            Ok(())
+        } else {
+            Err(format!("somebody keeps the output open: {described}"))
+        }
+    });
+    ended.unwrap_or_else(|why| panic!("{why}"));
+    Ran {
+        status,
+        output: reader.join().unwrap().unwrap(),
+    }
+}
