@@ -11,6 +11,7 @@
 )]
 
 mod attack;
+mod fetch;
 mod ipc;
 mod orphans;
 mod pause;
@@ -27,6 +28,7 @@ const USAGE: &str = "probe COMMAND
   zombies                  print the number of zombies that /proc shows
   attack PID               read and write PID as far as the kernel allows; print what worked
   pids                     print `PID NAME` of everything that /proc shows
+  fetch HOST               GET / by HTTP from port 80; HOST is an address or a name in /etc/hosts
   spray N                  write N numbered lines to stdout and to stderr
   winsize                  print the terminal's rows and columns at each SIGWINCH; end at end of input";
 
@@ -59,6 +61,7 @@ fn main() {
             }
             Ok(String::new())
         }
+        ["fetch", host] => fetch::fetch(host),
         ["winsize"] => pause::winsize(),
         _ => {
             eprintln!("{USAGE}");

@@ -46,6 +46,8 @@ pub struct Options {
     pub pause_image: PauseImage,
     /// Import nginx, too.
     pub nginx: bool,
+    /// More lines for the CRI plugin's own table.
+    pub cri: String,
     /// `debug` level in containerd and shim.
     pub debug: bool,
 }
@@ -60,6 +62,7 @@ impl Default for Options {
                 ShimUnderTest::Runc => PauseImage::Works,
             },
             nginx: false,
+            cri: String::new(),
             debug: true,
         }
     }
@@ -241,17 +244,10 @@ impl Daemon {
         self.seen.borrow_mut().look(&self.names);
     }
 
-    /// The slot's processes, containerd left out.
+    /// The slot's processes; those that the test itself started (containerd, `ctr`) left out.
     pub fn processes(&self) -> Vec<Process> {
-        let daemon = self
-            .process
-            .borrow()
-            .as_ref()
-            .map(|child| child.id().cast_signed());
-        leaks::processes(&self.names)
-            .into_iter()
-            .filter(|process| Some(process.pid) != daemon)
-            .collect()
+        let all = leaks::processes(&self.names).into_iter();
+        all.filter(|process| !leaks::is_our_own(process)).collect()
     }
 
     /// The shims of the slot.
@@ -331,12 +327,13 @@ impl Daemon {
 
     /// `ctr run` with the runtime under test; the container is on the list of [`Self::end`].
     pub fn ctr_run(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
-        self.expect_task(id);
         let mut run = self.ctr_command();
         run.args(["run", "--runtime", ShimUnderTest::get().runtime_type()]);
         run.args(["--fifo-dir", &text(&self.directory().join("fifo"))])
             .args(flags);
+        // With --rootfs the first argument is a folder, and the id comes behind it.
         if !flags.contains(&"--rootfs") {
+            self.expect_task(id);
             self.ctr_image();
             run.arg(image::BUSYBOX);
         }
@@ -673,7 +670,7 @@ path = '{directory}/opt'
 [plugins.'{cri}']
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
-{sandbox_image}
+{sandbox_image}{more}
 [plugins.'{cri}'.cni]
 {bin_dir}
 conf_dir = '{directory}/net.d'
@@ -682,5 +679,6 @@ default_runtime_name = '{HANDLER}'
 {table}
 ",
         address = leaks::grpc_address(names),
+        more = options.cri,
     )
 }

@@ -65,6 +65,11 @@ pub fn processes(names: &Names) -> Vec<Process> {
     proc::with_descendants(&roots, &listing)
 }
 
+/// A child of the test itself: containerd, or a `ctr` that listens.
+pub fn is_our_own(process: &Process) -> bool {
+    process.parent == rustix::process::getpid().as_raw_nonzero().get()
+}
+
 /// Mount points below the slot's directory, in the order of mounting.
 pub fn mounts(names: &Names) -> Vec<PathBuf> {
     let directory = names.directory();
@@ -242,6 +247,7 @@ impl Seen {
         left.extend(
             now.iter()
                 .filter(|process| process.state != 'Z' || reaped_here(process.parent))
+                .filter(|process| !is_our_own(process))
                 .filter(|process| !except.contains(&process.pid))
                 .map(|process| format!("process {}", process.describe())),
         );

@@ -200,7 +200,7 @@ impl<'a> Bundle<'a> {
         if !started.status.success() {
             return started.text();
         }
-        let shim = Shim::connect(&started.address());
+        let shim = Shim::connect(&started);
         let answer = self.create(&shim);
         let id = || self.id.clone();
         if answer.is_ok() {
@@ -239,26 +239,42 @@ impl Drop for Bundle<'_> {
     }
 }
 
-/// A connection to a shim. It speaks `containerd.task.v2.Task`, which shims of every generation serve.
-pub struct Shim(Client);
+/// A connection to a shim. It speaks the version of the Task API that the shim announced.
+pub struct Shim {
+    client: Client,
+    service: &'static str,
+}
 
 impl Shim {
-    /// Connects to the shim at this address.
+    /// Connects to the shim that answered so to `start`.
     #[track_caller]
-    pub fn connect(address: &str) -> Self {
-        Self(Client::connect(address).unwrap_or_else(|error| panic!("{address}: {error}")))
+    pub fn connect(started: &Ran) -> Self {
+        let address = started.address();
+        let client = Client::connect(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        let version = serde_json::from_str::<Value>(&started.text())
+            .ok()
+            .and_then(|answer| answer["version"].as_u64());
+        let service = if version >= Some(3) {
+            "containerd.task.v3.Task"
+        } else {
+            "containerd.task.v2.Task"
+        };
+        Self { client, service }
     }
 
     /// Calls a method; the answer, or what the shim said.
     pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Result<T, String> {
         let request = ttrpc::Request {
-            service: "containerd.task.v2.Task".to_owned(),
+            service: self.service.to_owned(),
             method: method.to_owned(),
             timeout_nano: 10_000_000_000,
             payload: request.write_to_bytes().unwrap(),
             ..ttrpc::Request::default()
         };
-        let response = self.0.request(request).map_err(|error| error.to_string())?;
+        let response = self
+            .client
+            .request(request)
+            .map_err(|error| error.to_string())?;
         T::parse_from_bytes(&response.payload).map_err(|error| error.to_string())
     }
 }

@@ -14,7 +14,11 @@ use shim_tests::{Container, Daemon, Pod, PodSpec, eventually, image, on_every_co
 /// The seeds' pod: a web server and a client.
 fn web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
     let web = pod.container("myweb2-nginx").image(image::NGINX).start();
-    let client = pod.sleeper("myweb2-netshoot");
+    let client = pod
+        .container("myweb2-netshoot")
+        .probe()
+        .command(&["sleep", "3600"])
+        .start();
     (web, client)
 }
 
@@ -82,9 +86,9 @@ on_every_containerd! {
         }
         assert!(client.shell("ip -o -4 addr show dev eth0").contains(&ip));
         assert!(client.shell("ip -o addr show dev lo").contains("127.0.0.1"), "loopback is down");
-        for address in ["localhost", "127.0.0.1", &ip] {
+        for address in ["localhost", "127.0.0.1", ip.as_str()] {
             let page = eventually(Duration::from_secs(5), || {
-                let got = client.exec(&["wget", "-q", "-T", "2", "-O", "-", &format!("http://{address}/")]);
+                let got = client.exec(&["/probe", "fetch", address]);
                 if got.code == 0 { Ok(got.stdout) } else { Err(format!("{got:?}")) }
             });
             assert!(page.contains("Welcome to nginx!"), "{address}: {page}");

@@ -38,7 +38,7 @@ on_every_containerd! {
         }
         assert_eq!(client.output(&["/probe", "shm-read", "4711"]), "still here");
         eventually(Duration::from_secs(5), || {
-            let page = client.exec(&["wget", "-q", "-T", "2", "-O", "-", "http://localhost/"]);
+            let page = client.exec(&["/probe", "fetch", "localhost"]);
             if page.stdout.contains("Welcome") { Ok(()) } else { Err(format!("{page:?}")) }
         });
         daemon.end();

@@ -1,0 +1,384 @@
+//! S11: `ctr run` of a plain container.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use shim_tests::proc::{Process, namespace};
+use shim_tests::until::so;
+use shim_tests::{Daemon, Terminal, eventually, image, on_every_containerd};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// `ctr run --detach` that must succeed.
+#[track_caller]
+fn detached(daemon: &Daemon, flags: &[&str], id: &str, command: &[&str]) {
+    let flags = [&["--detach"], flags].concat();
+    let output = daemon.ctr_run(&flags, id, command).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    daemon.look();
+}
+
+/// The pid and the state that `ctr tasks list` shows.
+fn task(daemon: &Daemon, id: &str) -> Option<(i32, String)> {
+    let list = daemon.ctr(&["tasks", "list"]);
+    let line = list
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(id))?
+        .to_owned();
+    let mut words = line.split_whitespace().skip(1);
+    Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+}
+
+#[track_caller]
+fn wait_for(daemon: &Daemon, id: &str, state: &str) {
+    eventually(Duration::from_secs(5), || {
+        let task = task(daemon, id);
+        so(task.as_ref().is_some_and(|(_, now)| now == state), || {
+            format!("{task:?} is not {state}")
+        })
+    });
+}
+
+/// `ctr tasks delete`; the exit code of the task, which it tells in a warning.
+#[track_caller]
+fn delete(daemon: &Daemon, id: &str) -> u32 {
+    let output = daemon.try_ctr(&["tasks", "delete", id]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let code = text
+        .split("exit code ")
+        .nth(1)
+        .map_or("0", |rest| rest.split('"').next().unwrap());
+    code.trim().parse().unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+/// Runs, waits for the line `ready`, and then gives this on stdin. (`ctr` forgets to tell the shim of an end of input
+/// that comes before its task is made.)
+fn with_input(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    let answer = child.stdout.as_mut().unwrap().read_exact(&mut ready);
+    if answer.is_ok() {
+        child.stdin.take().unwrap().write_all(input).unwrap();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(&ready, b"ready\n", "{output:?}");
+    output
+}
+
+/// `ctr tasks exec` with an id of its own.
+fn exec(daemon: &Daemon, flags: &[&str], exec_id: &str, id: &str, command: &[&str]) -> Command {
+    let mut ctr = daemon.ctr_command();
+    ctr.args(["tasks", "exec", "--exec-id", exec_id, "--fifo-dir"])
+        .arg(daemon.directory().join("fifo"));
+    ctr.args(flags).arg(id).args(command);
+    ctr
+}
+
+on_every_containerd! {
+    fn s11_run_and_remove(version) {
+        let daemon = Daemon::start(version);
+        for (script, code) in [("echo out; echo err >&2", 0), ("exit 42", 42), ("sh -c 'kill -9 $$'; exit $?", 137)] {
+            let output = daemon.ctr_run(&["--rm"], "one", &["sh", "-c", script]).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
+            if code == 0 {
+                assert_eq!(stdout(&output), "out\n");
+                assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+            }
+            daemon.nothing_left(Duration::from_secs(5));
+        }
+        daemon.end();
+    }
+
+    fn s11_stdin_reaches_the_container_and_ends(version) {
+        let daemon = Daemon::start(version);
+        let output = with_input(daemon.ctr_run(&["--rm"], "cat", &["sh", "-c", "echo ready; cat"]), b"hi\n");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stdout(&output), "hi\n");
+        // More than a pipe holds.
+        let much: Vec<u8> = (0..300_000_u32).map(|number| b'a' + (number % 26) as u8).collect();
+        let output = with_input(daemon.ctr_run(&["--rm"], "wc", &["sh", "-c", "echo ready; wc -c"]), &much);
+        assert_eq!(stdout(&output).trim(), "300000");
+        daemon.end();
+    }
+
+    fn s11_a_terminal(version) {
+        let daemon = Daemon::start(version);
+        let script = "tty; read line; echo got $line; exit 9";
+        let mut terminal = Terminal::start(daemon.ctr_run(&["--rm", "--tty"], "tty", &["sh", "-c", script]));
+        terminal.expect("/dev/pts/0");
+        terminal.enter("hello\n");
+        terminal.expect("got hello");
+        assert_eq!(terminal.wait().code(), Some(9), "{}", terminal.printed());
+        daemon.end();
+    }
+
+    fn s11_a_terminal_is_resized(version) {
+        let daemon = Daemon::start(version);
+        let probe = format!("type=bind,src={},dst=/probe,options=rbind:ro", shim_tests::lab::probe().display());
+        let run = daemon.ctr_run(&["--rm", "--tty", "--mount", &probe], "tty", &["/probe", "winsize"]);
+        let mut terminal = Terminal::start(run);
+        terminal.expect("size 24 80");
+        terminal.resize(31, 97);
+        terminal.expect("size 31 97");
+        terminal.enter("\x04");
+        assert!(terminal.wait().success(), "{}", terminal.printed());
+        daemon.end();
+    }
+
+    fn s11_detached_then_killed_and_deleted(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "d", &["sleep", "3600"]);
+        let (pid, state) = task(&daemon, "d").unwrap();
+        assert_eq!(state, "RUNNING");
+        assert_eq!(Process::of(pid).unwrap().name, "sleep");
+        assert_eq!(Process::of(pid).unwrap().parent, daemon.shim().pid);
+        // As PID 1 of its namespace it does not see what it has no handler for.
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "d"]);
+        wait_for(&daemon, "d", "STOPPED");
+        assert_eq!(delete(&daemon, "d"), 137);
+        // A second kill and a second delete say that there is nothing.
+        assert!(!daemon.try_ctr(&["tasks", "kill", "d"]).status.success());
+        assert!(!daemon.try_ctr(&["tasks", "delete", "d"]).status.success());
+        daemon.ctr(&["containers", "delete", "d"]);
+        daemon.end();
+    }
+
+    fn s11_signals_reach_the_process(version) {
+        let daemon = Daemon::start(version);
+        let script = "trap 'exit 11' USR1; trap 'exit 12' TERM; touch /tmp/ready; while true; do sleep 0.1; done";
+        for (signal, code) in [("SIGUSR1", 11), ("SIGTERM", 12)] {
+            detached(&daemon, &[], "s", &["sh", "-c", script]);
+            eventually(Duration::from_secs(5), || {
+                let ready = exec(&daemon, &[], "look", "s", &["test", "-e", "/tmp/ready"]).output().unwrap();
+                so(ready.status.success(), || format!("{ready:?}"))
+            });
+            daemon.ctr(&["tasks", "kill", "--signal", signal, "s"]);
+            wait_for(&daemon, "s", "STOPPED");
+            assert_eq!(delete(&daemon, "s"), code, "{signal}");
+            daemon.ctr(&["containers", "delete", "s"]);
+        }
+        daemon.end();
+    }
+
+    fn s11_exec(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "d", &["sleep", "3600"]);
+        let output = exec(&daemon, &[], "a", "d", &["sh", "-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert_eq!((stdout(&output).as_str(), &output.stderr[..]), ("out\n", &b"err\n"[..]));
+        let output = with_input(exec(&daemon, &[], "b", "d", &["sh", "-c", "echo ready; cat"]), b"through stdin\n");
+        assert_eq!(stdout(&output), "through stdin\n", "{output:?}");
+        daemon.end();
+    }
+
+    fn s11_exec_on_a_terminal_with_resize(version) {
+        let daemon = Daemon::start(version);
+        let probe = format!("type=bind,src={},dst=/probe,options=rbind:ro", shim_tests::lab::probe().display());
+        detached(&daemon, &["--mount", &probe], "d", &["sleep", "3600"]);
+        let mut terminal = Terminal::start(exec(&daemon, &["--tty"], "t", "d", &["/probe", "winsize"]));
+        terminal.expect("size 24 80");
+        terminal.resize(50, 132);
+        terminal.expect("size 50 132");
+        terminal.enter("\x04");
+        assert!(terminal.wait().success(), "{}", terminal.printed());
+        let mut shell = Terminal::start(exec(&daemon, &["--tty"], "u", "d", &["sh"]));
+        shell.enter("echo $((6 * 7)); exit 4\n");
+        shell.expect("42");
+        assert_eq!(shell.wait().code(), Some(4));
+        daemon.end();
+    }
+
+    fn s11_an_exec_id_is_used_once(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "d", &["sleep", "3600"]);
+        let mut first = exec(&daemon, &[], "same", "d", &["sh", "-c", "echo ready; exec sleep 3600"]);
+        let mut first = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        first.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let second = exec(&daemon, &[], "same", "d", &["true"]).output().unwrap();
+        assert!(!second.status.success());
+        assert!(String::from_utf8_lossy(&second.stderr).contains("already exists"), "{second:?}");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "--exec-id", "same", "d"]);
+        assert_eq!(first.wait().unwrap().code(), Some(137));
+        daemon.end();
+    }
+
+    fn s11_execs_side_by_side(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "d", &["sleep", "3600"]);
+        let running: Vec<_> = (0..8)
+            .map(|number| {
+                let script = format!("echo number {number}; exit {number}");
+                let mut command = exec(&daemon, &[], &format!("e{number}"), "d", &["sh", "-c", &script]);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for (number, child) in running.into_iter().enumerate() {
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(i32::try_from(number).unwrap()), "{output:?}");
+            assert_eq!(stdout(&output), format!("number {number}\n"));
+        }
+        daemon.end();
+    }
+
+    fn s11_attach(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "a", &["sh", "-c", "echo ready; read line; echo got $line; exit 6"]);
+        let mut attach = daemon.ctr_command();
+        attach.args(["tasks", "attach", "a"]);
+        let output = with_input(attach, b"attached\n");
+        assert_eq!(output.status.code(), Some(6), "{output:?}");
+        assert_eq!(stdout(&output), "got attached\n");
+        daemon.end();
+    }
+
+    fn s11_pause_and_resume(version) {
+        let daemon = Daemon::start(version);
+        let events = daemon.events();
+        detached(&daemon, &[], "p", &["sh", "-c", "while true; do :; done"]);
+        let (pid, _) = task(&daemon, "p").unwrap();
+        let ticks = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.split_whitespace().nth(13).unwrap().parse::<u64>().unwrap()
+        };
+        daemon.ctr(&["tasks", "pause", "p"]);
+        wait_for(&daemon, "p", "PAUSED");
+        let before = ticks();
+        // An exec into a paused container would wait for ever; it is refused.
+        let refused = exec(&daemon, &[], "e", "p", &["true"]).output().unwrap();
+        assert!(!refused.status.success(), "{refused:?}");
+        assert_eq!(ticks(), before);
+        daemon.ctr(&["tasks", "resume", "p"]);
+        wait_for(&daemon, "p", "RUNNING");
+        eventually(Duration::from_secs(3), || so(ticks() > before, || "it stands still".to_owned()));
+        eventually(Duration::from_secs(3), || {
+            let seen: Vec<String> = events.of("p").into_iter().filter(|topic| !topic.starts_with("exec")).collect();
+            so(seen == ["create", "start", "paused", "resumed"], || format!("{seen:?}"))
+        });
+        daemon.end();
+    }
+
+    fn s11_a_paused_container_can_be_killed(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "p", &["sleep", "3600"]);
+        daemon.ctr(&["tasks", "pause", "p"]);
+        wait_for(&daemon, "p", "PAUSED");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "p"]);
+        daemon.try_ctr(&["tasks", "resume", "p"]);
+        wait_for(&daemon, "p", "STOPPED");
+        daemon.end();
+    }
+
+    fn s11_metrics(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "m", &["sh", "-c", "while true; do :; done"]);
+        let metrics = daemon.ctr(&["tasks", "metrics", "--format", "json", "m"]);
+        let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap_or_else(|error| panic!("{error}: {metrics}"));
+        let v1 = metrics["memory"]["usage"]["usage"].as_u64();
+        let v2 = metrics["memory"]["usage"].as_u64();
+        let usage = v1.or(v2).unwrap_or_else(|| panic!("no memory in {metrics}"));
+        assert!((4096..1 << 30).contains(&usage), "{usage}");
+        daemon.end();
+    }
+
+    fn s11_environment_and_working_directory(version) {
+        let daemon = Daemon::start(version);
+        let flags = ["--rm", "--env", "ANSWER=42", "--env", "EMPTY=", "--cwd", "/tmp"];
+        let output = daemon.ctr_run(&flags, "env", &["sh", "-c", "echo $ANSWER; echo ${EMPTY-unset}; pwd"]).output().unwrap();
+        assert_eq!(stdout(&output), "42\n\n/tmp\n", "{output:?}");
+        daemon.end();
+    }
+
+    fn s11_mounts(version) {
+        let daemon = Daemon::start(version);
+        let folder = daemon.directory().join("given");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), "from the node\n").unwrap();
+        let given = folder.display();
+        for (options, script, expected) in [
+            ("rbind:rw", "cat /given/file; echo back > /given/answer", "from the node\n"),
+            ("rbind:ro", "cat /given/file; touch /given/no 2>/dev/null || echo read-only", "from the node\nread-only\n"),
+        ] {
+            let mount = format!("type=bind,src={given},dst=/given,options={options}");
+            let output = daemon.ctr_run(&["--rm", "--mount", &mount], "m", &["sh", "-c", script]).output().unwrap();
+            assert_eq!(stdout(&output), expected, "{output:?}");
+        }
+        assert_eq!(fs::read_to_string(folder.join("answer")).unwrap(), "back\n");
+        daemon.end();
+    }
+
+    fn s11_rootfs(version) {
+        let daemon = Daemon::start(version);
+        let root = daemon.directory().join("rootfs");
+        image::unpack_busybox(&root);
+        let root = root.to_str().unwrap();
+        let mut run = daemon.ctr_run(&["--rm", "--env", "PATH=/bin", "--rootfs"], root, &["r", "sh", "-c", "echo from $(cat /etc/mark)"]);
+        daemon.expect_task("r");
+        fs::write(format!("{root}/etc/mark"), "a folder\n").unwrap();
+        let output = run.output().unwrap();
+        assert_eq!(stdout(&output), "from a folder\n", "{output:?}");
+        daemon.end();
+    }
+
+    fn s11_the_nodes_network(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &["--net-host"], "n", &["sleep", "3600"]);
+        detached(&daemon, &[], "own", &["sleep", "3600"]);
+        let node = namespace(std::process::id().cast_signed(), "net");
+        assert_eq!(namespace(task(&daemon, "n").unwrap().0, "net"), node);
+        assert_ne!(namespace(task(&daemon, "own").unwrap().0, "net"), node);
+        daemon.end();
+    }
+
+    fn s11_a_memory_limit(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &["--memory-limit", "33554432"], "l", &["sleep", "3600"]);
+        let (pid, _) = task(&daemon, "l").unwrap();
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let of = |prefix: &str| groups.lines().find_map(|line| line.split_once(prefix).map(|(_, path)| path.to_owned()));
+        let limit = [
+            of(":memory:").map(|path| format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")),
+            of("0::").map(|path| format!("/sys/fs/cgroup{path}/memory.max")),
+        ]
+        .into_iter()
+        .flatten()
+        .find_map(|file| fs::read_to_string(file).ok());
+        assert_eq!(limit.as_deref().map(str::trim), Some("33554432"));
+        daemon.end();
+    }
+
+    fn s11_many_short_containers(version) {
+        let daemon = Daemon::start(version);
+        for number in 0..10 {
+            let id = format!("c{number}");
+            let output = daemon.ctr_run(&["--rm"], &id, &["echo", &id]).output().unwrap();
+            assert_eq!(stdout(&output), format!("{id}\n"), "{output:?}");
+        }
+        daemon.nothing_left(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn s11_a_background_child_does_not_hold_the_container(version) {
+        let daemon = Daemon::start(version);
+        let begin = std::time::Instant::now();
+        let output = daemon.ctr_run(&["--rm"], "bg", &["sh", "-c", "sleep 300 & echo done"]).output().unwrap();
+        assert_eq!(stdout(&output), "done\n", "{output:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        daemon.end();
+    }
+}
