@@ -27,6 +27,7 @@ demo:
 	.ci/setup demo
 	tests/lab/prepare
 	$(MAKE) build
+	cargo build --locked -p shim-tests --bins
 	cargo run --quiet --locked -p shim-tests --bin demo
 
 test:
