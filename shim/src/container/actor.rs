@@ -291,6 +291,7 @@ impl Actor {
         };
         if let Some(exec) = self.execs.remove(exec) {
             exec.files.remove();
+            exec.process.io.end();
         }
         self.owner.views.remove(&id);
         Ok(deleted)
@@ -337,6 +338,7 @@ impl Actor {
             answer(reply, Err(error));
             return false;
         }
+        std::mem::replace(&mut self.init.io, Io::none()).end();
         if let Err(error) = bundle::forget(&self.shared.first_bundle, &self.id) {
             warn!("container {}: {error}", self.id);
         }

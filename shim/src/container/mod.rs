@@ -35,7 +35,7 @@ use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::{Event, Events};
 use crate::exits::Exits;
-use crate::io::{self, Io};
+use crate::io::{self, Io, Writer};
 use crate::mailbox::{Handle, ProcessId, View};
 use crate::mounts::{self, Mount};
 use crate::options::Options;
@@ -158,7 +158,9 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started,
     }
     .save(&shared.first_bundle, &create.id)?;
     mount_rootfs(create).await?;
-    let (prepared, streams) = create.io.prepare(&create.bundle, "console")?;
+    let (prepared, streams) = create
+        .io
+        .prepare(&create.bundle, "console", Writer::Process)?;
     let started = runc.create(streams).await?;
     let io = prepared.attach().await?;
     Ok((started, io))

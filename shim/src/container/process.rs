@@ -11,7 +11,7 @@ use crate::convert::{timestamp, wire_pid};
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::exits::Exit;
-use crate::io::{self, Io};
+use crate::io::{self, Io, Writer};
 use crate::mailbox::View;
 use crate::runc::{Runc, Started};
 use crate::state::State;
@@ -33,7 +33,7 @@ impl Process {
         Self {
             view,
             pidfd: None,
-            io: Io::Closed,
+            io: Io::none(),
             starting: false,
             ended: None,
         }
@@ -119,7 +119,7 @@ pub(super) async fn start_exec(
     files: &ExecFiles,
     io: &io::Request,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(&files.bundle, &files.console)?;
+    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim)?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;

@@ -1,4 +1,4 @@
-//! FIFOs: the process writes them itself, the shim holds them open. Input is copied ([`Input`]).
+//! Output FIFOs: the shim holds them open, and the process (or a copy, see `copied.rs`) writes them.
 //!
 //! A FIFO forgets its content when nobody has it open, and a writer without a reader is killed. So the shim holds each
 //! output open for reading and writing while the process lives: containerd may be away, and the process just waits when
@@ -9,13 +9,12 @@
 //!  process lives        ──▶ held for reading and writing
 //!  ended, reader there  ──▶ let go
 //!  ended, FIFO empty    ──▶ let go
-//!  ended, else          ──▶ held for writing until somebody opens it (inotify)
+//!  ended, else          ──▶ held for writing until somebody opens it (inotify), or the process is deleted
 //! ```
 //!
 //! See fifo(7), inotify(7).
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -25,126 +24,17 @@ use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::fs::inotify;
-use rustix::pipe::PipeFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::task::JoinHandle;
 
 use super::io_error;
 use crate::error::Result;
 
-const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
-const BUFFER: usize = 16 * 1024;
-
-/// Input: a pipe to the process, filled from a FIFO.
-///
-/// Output needs no copy, but input does: its end comes from two sides, and the order matters. The shim holds the FIFO
-/// open for writing until CloseIO, so that the process does not see its end when containerd goes away; and it opens the
-/// FIFO only when the process starts, because some clients read their own input to its end before they are ready to
-/// say so with CloseIO.
-#[derive(Debug)]
-pub(super) struct Input {
-    path: PathBuf,
-    state: InputState,
-    /// CloseIO has been called.
-    closed: bool,
-}
-
-#[derive(Debug)]
-enum InputState {
-    /// The process has not started.
-    Waiting(OwnedFd),
-    /// It may read. The writer is held, not written to.
-    Open {
-        copying: JoinHandle<()>,
-        writer: Option<File>,
-    },
-}
-
-impl Input {
-    /// A pipe for the process, to be filled from the FIFO at `path`.
-    pub(super) fn new(path: &Path) -> Result<(Self, Stdio)> {
-        std::fs::metadata(path).map_err(io_error("open stream", path))?;
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io_error("make a pipe for", path))?;
-        let input = Self {
-            path: path.to_owned(),
-            state: InputState::Waiting(writer),
-            closed: false,
-        };
-        Ok((input, reader.into()))
-    }
-
-    /// The process starts: its input flows.
-    pub(super) fn start(&mut self) -> Result<()> {
-        let InputState::Waiting(pipe) = &self.state else {
-            return Ok(());
-        };
-        let failed = || io_error("open stream", &self.path);
-        // Open for both first: neither of the other two then waits for a partner.
-        let both = hold(&self.path)?;
-        let reader = OpenOptions::new()
-            .read(true)
-            .custom_flags(NONBLOCK)
-            .open(&self.path)
-            .map_err(failed())?;
-        let writer = OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .map_err(failed())?;
-        drop(both);
-        let from = pipe::Receiver::from_file(reader).map_err(failed())?;
-        let to = pipe
-            .try_clone()
-            .and_then(pipe::Sender::from_owned_fd)
-            .map_err(failed())?;
-        self.state = InputState::Open {
-            copying: tokio::spawn(copy(from, to)),
-            writer: (!self.closed).then_some(writer),
-        };
-        Ok(())
-    }
-
-    /// CloseIO: the process sees the end when containerd has closed its side, too.
-    pub(super) fn close(&mut self) {
-        self.closed = true;
-        if let InputState::Open { writer, .. } = &mut self.state {
-            *writer = None;
-        }
-    }
-}
-
-impl Drop for Input {
-    fn drop(&mut self) {
-        if let InputState::Open { copying, .. } = &self.state {
-            copying.abort();
-        }
-    }
-}
-
-/// Copies until the source ends, or the other side is closed. A pty master ends with EIO when its last slave is closed.
-pub(super) async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender) {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = match from.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(read) => read,
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                return;
-            }
-            Err(error) => return warn!("read a stream: {error}"),
-        };
-        match to.write_all(&buffer[..read]).await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return,
-            Err(error) => return warn!("write a stream: {error}"),
-        }
-    }
-}
+pub(super) const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// An output FIFO, held open for reading and writing.
 #[derive(Debug)]
-pub(crate) struct Output {
+pub(super) struct Output {
     held: File,
     path: PathBuf,
 }
@@ -189,13 +79,14 @@ impl Output {
     }
 
     /// Lets go once somebody reads or nothing is left, and not before.
-    pub(super) fn release(self) {
-        match self.still_needed() {
+    pub(super) async fn release(self) {
+        let needed = self.still_needed();
+        let path = self.path.clone();
+        drop(self);
+        match needed {
             Ok(None) => {}
-            Ok(Some(waiting)) => {
-                tokio::spawn(waiting.until_opened());
-            }
-            Err(error) => warn!("let go of {}: {error}", self.path.display()),
+            Ok(Some(unread)) => unread.until_opened().await,
+            Err(error) => warn!("let go of {}: {error}", path.display()),
         }
     }
 
@@ -296,9 +187,10 @@ mod tests {
     async fn what_an_ended_process_wrote_waits_for_its_reader() {
         let dir = tempfile::tempdir().unwrap();
         let path = fifo(dir.path());
-        echo(&path).release();
+        let released = tokio::spawn(echo(&path).release());
         tokio::task::yield_now().await;
         assert_eq!(read_all(path).await, "hello\n");
+        released.await.unwrap();
     }
 
     #[tokio::test]
@@ -316,7 +208,7 @@ mod tests {
             .unwrap()
             .write_all(b"x")
             .unwrap();
-        held.release();
+        held.release().await;
         assert_eq!(reader.await.unwrap(), "x");
     }
 

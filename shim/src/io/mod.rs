@@ -3,15 +3,22 @@
 //! ```text
 //!  without a terminal                               with a terminal
 //!  containerd ──FIFO──▶ shim ──pipe──▶ process      containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
-//!  containerd ◀──FIFO── process                     containerd ◀──FIFO── shim ◀──     ║
-//!      (output is not copied, only held open)             (copied, with back-pressure)
+//!  containerd ◀──FIFO── process (an init)           containerd ◀──FIFO── shim ◀──     ║
+//!  containerd ◀──FIFO── shim ◀──pipe── an exec
 //! ```
+//!
+//! What is copied is copied with back-pressure: nobody is read faster than the other side takes it.
 
+mod copied;
 mod fifo;
 mod pty;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 pub(crate) use pty::{Console, Size};
 
@@ -47,15 +54,58 @@ pub(crate) enum Io {
     Fifos(Fifos),
     /// A terminal that is copied from and to.
     Terminal(pty::Terminal),
-    /// Let go: the process has ended.
-    Closed,
+    /// Being let go of: the process has ended.
+    Closing(Vec<Closing>),
 }
 
 /// FIFOs held open, so that containerd may come and go.
 #[derive(Debug)]
 pub(crate) struct Fifos {
-    stdin: Option<fifo::Input>,
-    outputs: Vec<fifo::Output>,
+    stdin: Option<copied::Input>,
+    outputs: Vec<Output>,
+}
+
+#[derive(Debug)]
+enum Output {
+    Direct(fifo::Output),
+    Copied(copied::Copied),
+}
+
+/// Who writes a process's output FIFOs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// The process itself.
+    Process,
+    /// The shim, from a pipe.
+    Shim,
+}
+
+/// A stream that is being let go of.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    task: JoinHandle<()>,
+    drain: Option<oneshot::Sender<()>>,
+}
+
+/// How long the output of a deleted process may take to be read.
+const LAST_READ: Duration = Duration::from_secs(10);
+
+impl Closing {
+    /// The process is deleted: what has been written so far is still delivered, and nothing else is waited for.
+    fn end(mut self) {
+        if let Some(drain) = self.drain.take() {
+            // It may have come to its end by itself.
+            let _ = drain.send(());
+        }
+        tokio::spawn(async move {
+            if tokio::time::timeout(LAST_READ, &mut self.task)
+                .await
+                .is_err()
+            {
+                self.task.abort();
+            }
+        });
+    }
 }
 
 impl Request {
@@ -63,7 +113,12 @@ impl Request {
     ///
     /// # Errors
     /// `Io` when a FIFO cannot be opened, `Unimplemented` for a stream of another kind.
-    pub(crate) fn prepare(&self, dir: &Path, name: &str) -> Result<(Prepared, Streams)> {
+    pub(crate) fn prepare(
+        &self,
+        dir: &Path,
+        name: &str,
+        writer: Writer,
+    ) -> Result<(Prepared, Streams)> {
         if self.terminal {
             let console = Console::listen(dir, name, self.clone())?;
             let streams = Streams::Console(console.path());
@@ -74,15 +129,24 @@ impl Request {
             let Some(path) = fifo_path(name)? else {
                 return Ok(Stdio::null());
             };
-            let (held, stream) = fifo::output(&path)?;
-            outputs.extend(held);
-            Ok(stream)
+            match writer {
+                Writer::Process => {
+                    let (held, stream) = fifo::output(&path)?;
+                    outputs.extend(held.map(Output::Direct));
+                    Ok(stream)
+                }
+                Writer::Shim => {
+                    let (copied, stream) = copied::Copied::new(&path)?;
+                    outputs.push(Output::Copied(copied));
+                    Ok(stream)
+                }
+            }
         };
         let (stdout, stderr) = (output(&self.stdout)?, output(&self.stderr)?);
         let (stdin, stdin_stream) = match fifo_path(&self.stdin)? {
             None => (None, Stdio::null()),
             Some(path) => {
-                let (held, stream) = fifo::Input::new(&path)?;
+                let (held, stream) = copied::Input::new(&path)?;
                 (Some(held), stream)
             }
         };
@@ -116,7 +180,7 @@ impl Io {
             Self::Fifos(Fifos {
                 stdin: Some(stdin), ..
             }) => stdin.start(),
-            Self::Fifos(_) | Self::Terminal(_) | Self::Closed => Ok(()),
+            Self::Fifos(_) | Self::Terminal(_) | Self::Closing(_) => Ok(()),
         }
     }
 
@@ -129,7 +193,7 @@ impl Io {
                 }
             }
             Self::Terminal(terminal) => terminal.close_stdin(),
-            Self::Closed => {}
+            Self::Closing(_) => {}
         }
     }
 
@@ -144,21 +208,49 @@ impl Io {
                 "cannot resize: the process has no terminal".into(),
             )),
             // kubectl may send a last resize to a process that has just ended.
-            Self::Closed => Ok(()),
+            Self::Closing(_) => Ok(()),
         }
+    }
+
+    /// No streams, for a process that has none (yet).
+    pub(crate) fn none() -> Self {
+        Self::Closing(Vec::new())
     }
 
     /// Lets go of the streams after the process has ended: what it wrote is still delivered. Readers then see the end,
     /// unless a process in the background still holds the stream.
     pub(crate) fn close(&mut self) {
-        match std::mem::replace(self, Self::Closed) {
-            Self::Fifos(fifos) => {
-                for output in fifos.outputs {
-                    output.release();
+        let closing = match std::mem::replace(self, Self::none()) {
+            Self::Fifos(fifos) => fifos.outputs.into_iter().map(Output::close).collect(),
+            Self::Terminal(terminal) => terminal.release().into_iter().collect(),
+            Self::Closing(closing) => closing,
+        };
+        *self = Self::Closing(closing);
+    }
+
+    /// The process is deleted: readers see the end, also if a process in the background still holds a stream of an exec.
+    pub(crate) fn end(mut self) {
+        self.close();
+        if let Self::Closing(closing) = self {
+            closing.into_iter().for_each(Closing::end);
+        }
+    }
+}
+
+impl Output {
+    fn close(self) -> Closing {
+        match self {
+            Self::Direct(held) => Closing {
+                task: tokio::spawn(held.release()),
+                drain: None,
+            },
+            Self::Copied(copied) => {
+                let (released, drain) = copied.release();
+                Closing {
+                    task: tokio::spawn(released),
+                    drain: Some(drain),
                 }
             }
-            Self::Terminal(terminal) => terminal.release(),
-            Self::Closed => {}
         }
     }
 }

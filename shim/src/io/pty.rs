@@ -17,7 +17,8 @@ use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
-use super::{Request, fifo, fifo_path, io_error};
+use super::copied::copy;
+use super::{Closing, Request, fifo, fifo_path, io_error};
 use crate::error::Result;
 
 /// Columns and rows.
@@ -174,8 +175,8 @@ impl Terminal {
             }
         };
         Ok(Self {
-            input: input.map(|(from, to)| tokio::spawn(fifo::copy(from, to))),
-            output: output.map(|(from, to, fifo)| (tokio::spawn(fifo::copy(from, to)), fifo)),
+            input: input.map(|(from, to)| tokio::spawn(copy(from, to))),
+            output: output.map(|(from, to, fifo)| (tokio::spawn(copy(from, to)), fifo)),
             master,
         })
     }
@@ -197,17 +198,16 @@ impl Terminal {
     }
 
     /// Copies what is left, then lets go.
-    pub(super) fn release(mut self) {
+    pub(super) fn release(mut self) -> Option<Closing> {
         self.close_stdin();
-        let Some((mut copying, held)) = self.output.take() else {
-            return;
-        };
-        tokio::spawn(async move {
+        let (mut copying, held) = self.output.take()?;
+        let task = tokio::spawn(async move {
             if tokio::time::timeout(DRAIN, &mut copying).await.is_err() {
                 copying.abort();
             }
-            held.release();
+            held.release().await;
         });
+        Some(Closing { task, drain: None })
     }
 }
 
