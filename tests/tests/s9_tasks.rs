@@ -160,6 +160,8 @@ on_every_containerd! {
         let exit = events.bodies(&container.id).into_iter().rfind(|event| event.topic == "/tasks/exit").unwrap();
         assert_eq!(exit.body["exit_status"], 137);
         pod.stop();
+        // 2.1 deletes the sandbox's task now and then only here.
+        pod.remove();
         assert_events(&events, &pod.id, &["create", "start", "exit", "delete"]);
         let exit = events.bodies(&pod.id).into_iter().find(|event| event.topic == "/tasks/exit").unwrap();
         assert_eq!(exit.body["exit_status"], 137, "StopPodSandbox kills the sandbox");
