@@ -173,7 +173,9 @@ on_every_containerd! {
         let events = daemon.events();
         let pod = PodSpec::new("events").run(&daemon);
         let container = pod.sleeper("one");
-        daemon.ctr_in("k8s.io", &["tasks", "exec", "--detach", "--exec-id", "long", &container.id, "sleep", "3600"]);
+        let fifos = daemon.directory().join("fifo");
+        let exec = ["tasks", "exec", "--detach", "--exec-id", "long", "--fifo-dir", fifos.to_str().unwrap()];
+        daemon.ctr_in("k8s.io", &[&exec[..], &[&container.id, "sleep", "3600"]].concat());
         container.stop(0);
         assert_eq!(container.wait(), 137);
         eventually(Duration::from_secs(5), || {
@@ -184,6 +186,8 @@ on_every_containerd! {
                 _ => Err(format!("{seen:?}")),
             }
         });
+        // The FIFOs of a detached exec are its client's to remove.
+        std::fs::remove_dir_all(&fifos).unwrap();
         daemon.end();
     }
 
