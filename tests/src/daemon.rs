@@ -410,6 +410,7 @@ impl Daemon {
             self.seen.borrow_mut().task(&namespace, id);
         }
         self.nothing_left(Duration::from_secs(5));
+        self.seen.borrow().remove_traces(&self.names);
         self.stop();
         let left = take_down(&self.names);
         assert!(left.is_empty(), "cannot be removed: {left:?}");
@@ -454,6 +455,7 @@ impl Drop for Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.seen.borrow().remove_traces(&self.names);
         let left = take_down(&self.names);
         if !left.is_empty() {
             eprintln!("cannot be removed: {left:?}");

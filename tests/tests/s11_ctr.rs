@@ -238,10 +238,13 @@ on_every_containerd! {
 
     fn s11_attach(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "a", &["sh", "-c", "echo ready; read line; echo got $line; exit 6"]);
+        detached(&daemon, &[], "a", &["sh", "-c", "read line; echo got $line; exit 6"]);
         let mut attach = daemon.ctr_command();
         attach.args(["tasks", "attach", "a"]);
-        let output = with_input(attach, b"attached\n");
+        // Nothing is printed before: the detached `ctr run` may have read it.
+        let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        attach.stdin.as_mut().unwrap().write_all(b"attached\n").unwrap();
+        let output = attach.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(6), "{output:?}");
         assert_eq!(stdout(&output), "got attached\n");
         daemon.end();

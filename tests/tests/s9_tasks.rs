@@ -160,6 +160,8 @@ on_every_containerd! {
         let exit = events.bodies(&container.id).into_iter().rfind(|event| event.topic == "/tasks/exit").unwrap();
         assert_eq!(exit.body["exit_status"], 137);
         pod.stop();
+        // 2.1 deletes the sandbox's task now and then only here.
+        pod.remove();
         assert_events(&events, &pod.id, &["create", "start", "exit", "delete"]);
         let exit = events.bodies(&pod.id).into_iter().find(|event| event.topic == "/tasks/exit").unwrap();
         assert_eq!(exit.body["exit_status"], 137, "StopPodSandbox kills the sandbox");
@@ -171,7 +173,9 @@ on_every_containerd! {
         let events = daemon.events();
         let pod = PodSpec::new("events").run(&daemon);
         let container = pod.sleeper("one");
-        daemon.ctr_in("k8s.io", &["tasks", "exec", "--detach", "--exec-id", "long", &container.id, "sleep", "3600"]);
+        let fifos = daemon.directory().join("fifo");
+        let exec = ["tasks", "exec", "--detach", "--exec-id", "long", "--fifo-dir", fifos.to_str().unwrap()];
+        daemon.ctr_in("k8s.io", &[&exec[..], &[&container.id, "sleep", "3600"]].concat());
         container.stop(0);
         assert_eq!(container.wait(), 137);
         eventually(Duration::from_secs(5), || {
@@ -182,6 +186,8 @@ on_every_containerd! {
                 _ => Err(format!("{seen:?}")),
             }
         });
+        // The FIFOs of a detached exec are its client's to remove.
+        std::fs::remove_dir_all(&fifos).unwrap();
         daemon.end();
     }
 
