@@ -70,6 +70,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         id: create.id.clone(),
         shared: shared.clone(),
         held: Some(sandbox),
+        thread_only: create.options.holder == Holder::Thread,
         node_processes: !create.spec.has_pid_namespace(),
         process,
         cgroup,
@@ -108,6 +109,8 @@ struct Actor {
     shared: Shared,
     /// Until the sandbox has ended.
     held: Option<pause::Sandbox>,
+    /// The operator wants no process: a pod that needs one is refused.
+    thread_only: bool,
     /// The pod's containers see the node's processes.
     node_processes: bool,
     /// The exit of the process that the sandbox lives and dies with, if there is one.
@@ -291,6 +294,12 @@ impl Actor {
         };
         if self.node_processes {
             return Ok(pid_namespace(sandbox.pid()));
+        }
+        if self.thread_only {
+            return Err(pause::Error::ThreadCannotHold {
+                kind: pause::Kind::Pid,
+            }
+            .into());
         }
         let expected = self.shared.exits.expect();
         let (pid, made) = sandbox.share_processes()?;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::daemon::Daemon;
 use crate::image;
 use crate::lab::{self, ShimUnderTest, Version};
-use crate::leaks::{MARK, grpc_address};
+use crate::leaks::{MARK, TaskId, grpc_address, shim_socket};
 use crate::slot::text;
 use crate::until::within;
 
@@ -83,6 +83,12 @@ impl<'a> Bundle<'a> {
             .open(path.join("log"))
             .unwrap();
         daemon.expect_task(id);
+        // One that an earlier run with another shim left under this name: containerd would remove it, too.
+        let stale = TaskId {
+            namespace,
+            id: id.to_owned(),
+        };
+        let _ = fs::remove_file(shim_socket(&grpc_address(&daemon.names), &stale));
         Self {
             daemon,
             id: id.to_owned(),

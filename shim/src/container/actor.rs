@@ -41,6 +41,8 @@ pub(super) enum Done {
 pub(super) struct Actor {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
+    /// Of the streams of its processes.
+    pub(super) streams_owner: io::Owner,
     /// Processes of the container may outlive its init.
     pub(super) shares_processes: bool,
     pub(super) shared: Shared,
@@ -197,8 +199,9 @@ impl Actor {
                 let Some(files) = self.execs.get(&exec).map(|exec| exec.files.clone()) else {
                     return answer(reply, Err(no_process(&ProcessId::Exec(exec))));
                 };
+                let owner = self.streams_owner;
                 self.jobs.spawn(async move {
-                    let result = start_exec(&runc, &files, &io).await;
+                    let result = start_exec(&runc, &files, &io, owner).await;
                     Done::ExecStarted(exec, result, reply)
                 });
             }

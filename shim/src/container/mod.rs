@@ -35,7 +35,7 @@ use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::{Event, Events};
 use crate::exits::Exits;
-use crate::io::{self, Io, Writer};
+use crate::io::{self, Io, Owner, Writer};
 use crate::mailbox::{Handle, ProcessId, View};
 use crate::mounts::{self, Mount};
 use crate::options::Options;
@@ -74,6 +74,13 @@ pub(crate) struct Create {
 }
 
 impl Create {
+    fn streams_owner(&self) -> Owner {
+        Owner {
+            uid: self.options.io_uid,
+            gid: self.options.io_gid,
+        }
+    }
+
     /// The event that says that it is made.
     pub(crate) fn event(&self, pid: Pid) -> Event {
         Event::Create(task::TaskCreate {
@@ -119,6 +126,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         .inspect_err(|e| warn!("container {}: {e}", create.id))
         .ok();
     let (handle, owner) = Handle::new(&create.bundle);
+    let streams_owner = create.streams_owner();
     let pid = started.pid;
     let event = create.event(pid);
     let view = owner.views.add(
@@ -132,6 +140,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
     let mut actor = Actor {
         id: create.id,
         bundle: create.bundle,
+        streams_owner,
         shares_processes: create.spec.shares_process_namespace(),
         shared: shared.clone(),
         runc,
@@ -158,9 +167,12 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started,
     }
     .save(&shared.first_bundle, &create.id)?;
     mount_rootfs(create).await?;
-    let (prepared, streams) = create
-        .io
-        .prepare(&create.bundle, "console", Writer::Process)?;
+    let (prepared, streams) = create.io.prepare(
+        &create.bundle,
+        "console",
+        Writer::Process,
+        create.streams_owner(),
+    )?;
     let started = runc.create(streams).await?;
     let io = prepared.attach().await?;
     Ok((started, io))

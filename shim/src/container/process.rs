@@ -11,7 +11,7 @@ use crate::convert::{timestamp, wire_pid};
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::exits::Exit;
-use crate::io::{self, Io, Writer};
+use crate::io::{self, Io, Owner, Writer};
 use crate::mailbox::View;
 use crate::runc::{Runc, Started};
 use crate::state::State;
@@ -118,8 +118,9 @@ pub(super) async fn start_exec(
     runc: &Runc,
     files: &ExecFiles,
     io: &io::Request,
+    owner: Owner,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim)?;
+    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim, owner)?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;

@@ -9,7 +9,6 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use log::warn;
 use rustix::pipe::PipeFlags;
@@ -50,7 +49,7 @@ enum InputState {
 
 impl Input {
     /// A pipe for the process, to be filled from the FIFO at `path`.
-    pub(super) fn new(path: &Path) -> Result<(Self, Stdio)> {
+    pub(super) fn new(path: &Path) -> Result<(Self, OwnedFd)> {
         std::fs::metadata(path).map_err(io_error("open stream", path))?;
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(io_error("make a pipe for", path))?;
@@ -59,7 +58,7 @@ impl Input {
             state: InputState::Waiting(writer),
             closed: false,
         };
-        Ok((input, reader.into()))
+        Ok((input, reader))
     }
 
     /// The process starts: its input flows.
@@ -119,7 +118,7 @@ pub(super) struct Copied {
 
 impl Copied {
     /// A pipe for the process, copied into the FIFO at `path`.
-    pub(super) fn new(path: &Path) -> Result<(Self, Stdio)> {
+    pub(super) fn new(path: &Path) -> Result<(Self, OwnedFd)> {
         let held = fifo::hold(path)?;
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(io_error("make a pipe for", path))?;
@@ -134,7 +133,7 @@ impl Copied {
             drain,
             held,
         };
-        Ok((copied, writer.into()))
+        Ok((copied, writer))
     }
 
     /// Copies on until the other end is closed, or [`Copied::drain`]'s sender is used; then lets go of the FIFO.

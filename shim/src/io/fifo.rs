@@ -18,7 +18,6 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,7 +39,7 @@ pub(super) struct Output {
 }
 
 /// Opens the FIFO at `path` as output of a process. A plain file is appended to, and there is nothing to hold.
-pub(super) fn output(path: &Path) -> Result<(Option<Output>, Stdio)> {
+pub(super) fn output(path: &Path) -> Result<(Option<Output>, OwnedFd)> {
     let kind = std::fs::metadata(path)
         .map_err(io_error("open stream", path))?
         .file_type();

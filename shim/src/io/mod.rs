@@ -13,10 +13,12 @@ mod copied;
 mod fifo;
 mod pty;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::{Gid, Uid};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -80,6 +82,26 @@ pub(crate) enum Writer {
     Shim,
 }
 
+/// Who may open the streams again, as `/dev/stdout`: options `IoUid` and `IoGid`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// User, as the node counts.
+    pub(crate) uid: u32,
+    /// Group.
+    pub(crate) gid: u32,
+}
+
+impl Owner {
+    fn take(self, stream: OwnedFd, name: &Path) -> Result<Stdio> {
+        if (self.uid, self.gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            rustix::fs::fchown(&stream, Some(uid), Some(gid))
+                .map_err(io_error("change the owner of", name))?;
+        }
+        Ok(stream.into())
+    }
+}
+
 /// A stream that is being let go of.
 #[derive(Debug)]
 pub(crate) struct Closing {
@@ -118,6 +140,7 @@ impl Request {
         dir: &Path,
         name: &str,
         writer: Writer,
+        owner: Owner,
     ) -> Result<(Prepared, Streams)> {
         if self.terminal {
             let console = Console::listen(dir, name, self.clone())?;
@@ -129,25 +152,26 @@ impl Request {
             let Some(path) = fifo_path(name)? else {
                 return Ok(Stdio::null());
             };
-            match writer {
+            let stream = match writer {
                 Writer::Process => {
                     let (held, stream) = fifo::output(&path)?;
                     outputs.extend(held.map(Output::Direct));
-                    Ok(stream)
+                    stream
                 }
                 Writer::Shim => {
                     let (copied, stream) = copied::Copied::new(&path)?;
                     outputs.push(Output::Copied(copied));
-                    Ok(stream)
+                    stream
                 }
-            }
+            };
+            owner.take(stream, &path)
         };
         let (stdout, stderr) = (output(&self.stdout)?, output(&self.stderr)?);
         let (stdin, stdin_stream) = match fifo_path(&self.stdin)? {
             None => (None, Stdio::null()),
             Some(path) => {
                 let (held, stream) = copied::Input::new(&path)?;
-                (Some(held), stream)
+                (Some(held), owner.take(stream, &path)?)
             }
         };
         Ok((

@@ -1,0 +1,65 @@
+//! The binary itself: one static file that says who it is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::types::introspection::RuntimeInfo;
+use shim_tests::{ShimUnderTest, Version};
+
+fn binary() -> PathBuf {
+    ShimUnderTest::Pause.binary(Version::V1_6)
+}
+
+fn shim(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).output().unwrap()
+}
+
+#[test]
+fn it_prints_its_version() {
+    let output = shim(&["-v"]);
+    assert!(output.status.success());
+    let expected = format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+/// containerd reads a bare `RuntimeInfo`. One in an `Any` would decode, too, with another name.
+#[test]
+fn its_info_is_a_runtime_info() {
+    let output = shim(&["-info"]);
+    assert!(output.status.success(), "{output:?}");
+    let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+    assert_eq!(info.name, "io.containerd.pause.v2");
+    assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+    assert!(info.special_fields.unknown_fields().iter().next().is_none());
+}
+
+#[test]
+fn it_is_static_and_small() {
+    let bytes = std::fs::read(binary()).unwrap();
+    assert!(bytes.len() < 5_000_000, "{} bytes", bytes.len());
+    // ELF64, little endian: a program header of type PT_INTERP (3) would name a loader.
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let half = |at: usize| usize::from(u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()));
+    let (table, size, count) = (usize::try_from(word(0x20)).unwrap(), half(0x36), half(0x38));
+    assert!(count > 0);
+    for header in 0..count {
+        let at = table + header * size;
+        let kind = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        assert_ne!(kind, 3, "it asks for a dynamic loader");
+    }
+}
+
+#[test]
+fn a_person_who_runs_it_learns_what_it_is_for() {
+    let output = shim(&[]);
+    assert!(!output.status.success());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("run by containerd"), "{message}");
+}
