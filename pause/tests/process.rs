@@ -53,6 +53,29 @@ fn s5_pause_is_pid_1_and_every_container_would_see_the_others() {
 }
 
 #[test]
+fn s5_a_pod_that_a_thread_holds_gets_its_pid_1_later_and_once() {
+    let mut sandbox = Sandbox::create(&config()).unwrap();
+    let thread = sandbox.pid();
+    let (pid_1, new) = sandbox.share_processes().unwrap();
+    assert!(new);
+    assert_eq!(sandbox.share_processes().unwrap(), (pid_1, false));
+    assert_eq!(
+        (sandbox.kind(), sandbox.pid()),
+        (HolderKind::Thread, thread)
+    );
+    let status = fs::read_to_string(format!("/proc/{pid_1}/status")).unwrap();
+    let inside = status.lines().find(|line| line.starts_with("NSpid:"));
+    assert!(inside.unwrap().ends_with("\t1"), "{status}");
+    for kind in ["net", "ipc", "uts"] {
+        let of = |pid| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_eq!(of(pid_1), of(thread), "{kind}");
+    }
+    // It goes with the sandbox.
+    sandbox.end();
+    assert_eq!(wait(pid_1).terminating_signal(), Some(9));
+}
+
+#[test]
 fn s5_sigterm_or_sigint_to_pid_1_ends_it_with_exit_code_0_also_from_inside() {
     for signal in [Signal::TERM, Signal::INT] {
         let sandbox = Sandbox::create(&shared()).unwrap();

@@ -16,7 +16,7 @@
 //! containerd reads stdout and stderr as one, so nothing else is written to either.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -290,10 +290,14 @@ fn adjust_oom_score(pid: u32) -> Result<()> {
     Ok(std::fs::write(&of_server, score.to_string()).map_err(IoError::at("write", &of_server))?)
 }
 
-/// Reads standard input to its end; none is like an empty one.
+/// Reads standard input to its end. A person at a terminal has nothing to say.
 pub(crate) fn read_input() -> Result<Vec<u8>> {
     let mut input = Vec::new();
-    std::io::stdin()
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(input);
+    }
+    stdin
         .lock()
         .read_to_end(&mut input)
         .map_err(IoError::at("read", "standard input"))?;

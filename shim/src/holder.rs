@@ -18,7 +18,7 @@ use crate::bundle::{self, Record};
 use crate::cgroup::{Cgroup, Driver};
 use crate::container::{Create, Shared};
 use crate::convert::{timestamp, wire_pid};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, first_of};
 use crate::events::Event;
 use crate::exits::{Claim, Exit};
 use crate::mailbox::{Command, Deleted, Handle, Listed, Owner, ProcessId, View, no_process};
@@ -124,9 +124,9 @@ impl Actor {
     async fn run(mut self) {
         loop {
             tokio::select! {
-                exit = ended(&mut self.process) => self.end(exit),
+                exit = ended(&mut self.process) => self.end(exit).await,
                 command = self.owner.calls.recv() => match command {
-                    Some(command) => if self.command(command) { return },
+                    Some(command) => if self.command(command).await { return },
                     None => return,
                 },
             }
@@ -134,17 +134,17 @@ impl Actor {
     }
 
     /// Carries out one call. True when nothing is left to do.
-    fn command(&mut self, command: Command) -> bool {
+    async fn command(&mut self, command: Command) -> bool {
         // The caller may have given up: nobody minds an answer that is not heard.
         match command {
             Command::Start(ProcessId::Init, reply) => {
                 let _ = reply.send(self.start());
             }
             Command::Kill(ProcessId::Init, signal, _, reply) => {
-                let _ = reply.send(self.kill(signal));
+                let _ = reply.send(self.kill(signal).await);
             }
             Command::Delete(ProcessId::Init, reply) => {
-                let deleted = self.delete();
+                let deleted = self.delete().await;
                 let gone = deleted.is_ok();
                 if gone {
                     // Before the answer, so that a Shutdown that follows it finds the sandbox gone.
@@ -166,7 +166,7 @@ impl Actor {
                 let _ = reply.send(cgroup.and_then(|cgroup| Ok(cgroup.stats()?)));
             }
             Command::SharedProcesses(reply) => {
-                let _ = reply.send(self.shared_processes());
+                let _ = reply.send(self.shared_processes().await);
             }
             Command::Exec(_, _, _, reply)
             | Command::Pause(reply)
@@ -215,7 +215,7 @@ impl Actor {
         Ok(pid)
     }
 
-    fn kill(&mut self, signal: u32) -> Result<()> {
+    async fn kill(&mut self, signal: u32) -> Result<()> {
         self.state().check(Call::Kill)?;
         let number = i32::try_from(signal).unwrap_or_default();
         let Some(signal) = Signal::from_named_raw(number) else {
@@ -226,23 +226,21 @@ impl Actor {
             return State::Stopped(Exit::now(0)).check(Call::Kill);
         };
         match sandbox.signal(signal)? {
-            pause::Signalled::Ends(status) => self.end(Exit::now(status)),
+            pause::Signalled::Ends(status) => self.end(Exit::now(status)).await,
             pause::Signalled::Delivered | pause::Signalled::Nothing => {}
         }
         Ok(())
     }
 
     /// The sandbox is over: lets go of the namespaces and tells, once.
-    fn end(&mut self, exit: Exit) {
+    async fn end(&mut self, exit: Exit) {
         self.process = None;
         let Some(sandbox) = self.held.take() else {
             return;
         };
         sandbox.end();
-        if let Some(cgroup) = &self.cgroup {
-            // Containers below it may still be there; `delete` tries again.
-            let _ = cgroup.remove();
-        }
+        // A process of it may still be dying; the deletion tries again, and says so if it cannot.
+        let _ = self.remove_cgroup().await;
         info!("sandbox {}: ended, status {}", self.id, exit.status);
         let pid = self.pid();
         self.view
@@ -257,16 +255,14 @@ impl Actor {
         }));
     }
 
-    fn delete(&mut self) -> Result<Deleted> {
+    async fn delete(&mut self) -> Result<Deleted> {
         self.state().check(Call::Delete)?;
         if self.held.is_some() {
-            self.end(Exit::now(137));
+            self.end(Exit::now(137)).await;
         }
-        if let Some(cgroup) = self.cgroup.take() {
-            for failure in cgroup.remove() {
-                warn!("sandbox {}: {failure}", self.id);
-            }
-        }
+        self.remove_cgroup()
+            .await
+            .unwrap_or_else(|e| warn!("sandbox {}: {e}", self.id));
         bundle::forget(&self.shared.first_bundle, &self.id)?;
         let deleted = Deleted {
             pid: self.pid(),
@@ -285,15 +281,12 @@ impl Actor {
 
     /// In podsandbox mode nothing tells a sandbox that its containers will share a process namespace. The first that
     /// asks for it makes PID 1 here, and the pod then lives and dies with that.
-    fn shared_processes(&mut self) -> Result<PathBuf> {
-        let Some(sandbox) = &mut self.held else {
-            return Err(Error::FailedPrecondition(format!(
-                "sandbox {} has ended",
-                self.id
-            )));
-        };
+    async fn shared_processes(&mut self) -> Result<PathBuf> {
         if self.node_processes {
-            return Ok(pid_namespace(sandbox.pid()));
+            let pid = self
+                .pid()
+                .ok_or(Error::Internal("a sandbox without a pid"))?;
+            return Ok(pid_namespace(pid));
         }
         if self.thread_only {
             return Err(pause::Error::ThreadCannotHold {
@@ -301,8 +294,23 @@ impl Actor {
             }
             .into());
         }
+        // PID 1 may end before its pid is known here.
         let expected = self.shared.exits.expect();
-        let (pid, made) = sandbox.share_processes()?;
+        let Some(mut sandbox) = self.held.take() else {
+            return Err(Error::FailedPrecondition(format!(
+                "sandbox {} has ended",
+                self.id
+            )));
+        };
+        let made = tokio::task::spawn_blocking(move || {
+            let made = sandbox.share_processes();
+            (sandbox, made)
+        });
+        let (sandbox, made) = made
+            .await
+            .map_err(|_| Error::Internal("the making of PID 1 was cancelled"))?;
+        self.held = Some(sandbox);
+        let (pid, made) = made?;
         if made {
             self.process = Some(self.shared.exits.claim(pid));
             if let Some(cgroup) = &self.cgroup {
@@ -315,6 +323,16 @@ impl Actor {
         }
         drop(expected);
         Ok(pid_namespace(pid))
+    }
+
+    /// Away from the reactor: it waits a little for processes that are dying.
+    async fn remove_cgroup(&self) -> Result<()> {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return Ok(());
+        };
+        tokio::task::spawn_blocking(move || first_of(cgroup.remove()))
+            .await
+            .map_err(|_| Error::Internal("the removal of a cgroup was cancelled"))?
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use self::actor::Actor;
 use self::process::Process;
 use crate::bundle::Record;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Driver};
 use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::{Event, Events};
@@ -81,6 +81,16 @@ impl Create {
         }
     }
 
+    /// Its cgroup. Where only runc or systemd knows the path, it is asked of the process, which must still be there.
+    fn cgroup(&self, init: Pid) -> Result<Cgroup, IoError> {
+        match self.spec.cgroups_path() {
+            Some(path) if path.starts_with('/') && !self.options.systemd_cgroup => {
+                Cgroup::at(path, Driver::Cgroupfs)
+            }
+            _ => Cgroup::of_pid(init),
+        }
+    }
+
     /// The event that says that it is made.
     pub(crate) fn event(&self, pid: Pid) -> Event {
         Event::Create(task::TaskCreate {
@@ -122,7 +132,8 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
             return Err(error);
         }
     };
-    let cgroup = Cgroup::of_pid(started.pid)
+    let cgroup = create
+        .cgroup(started.pid)
         .inspect_err(|e| warn!("container {}: {e}", create.id))
         .ok();
     let (handle, owner) = Handle::new(&create.bundle);
