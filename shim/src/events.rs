@@ -18,10 +18,12 @@ use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code};
 use log::{debug, info, warn};
+use rustix::process::Pid;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::convert::{any, timestamp};
+use crate::convert::{any, timestamp, wire_pid};
+use crate::exits::Exit;
 
 /// What happened to a container.
 #[derive(Debug)]
@@ -45,6 +47,38 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// The init of `container` runs.
+    pub(crate) fn started(container: &str, pid: Pid) -> Self {
+        Self::Start(task::TaskStart {
+            container_id: container.to_owned(),
+            pid: wire_pid(Some(pid)),
+            ..task::TaskStart::default()
+        })
+    }
+
+    /// Process `id` of `container` has ended; an init has its container's id.
+    pub(crate) fn exited(container: &str, id: &str, pid: Option<Pid>, exit: Exit) -> Self {
+        Self::Exit(task::TaskExit {
+            container_id: container.to_owned(),
+            id: id.to_owned(),
+            pid: wire_pid(pid),
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at).into(),
+            ..task::TaskExit::default()
+        })
+    }
+
+    /// Nothing is left of `container`.
+    pub(crate) fn deleted(container: &str, pid: Option<Pid>, exit: Exit) -> Self {
+        Self::Delete(task::TaskDelete {
+            container_id: container.to_owned(),
+            pid: wire_pid(pid),
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at).into(),
+            ..task::TaskDelete::default()
+        })
+    }
+
     fn envelope(&self, namespace: &str) -> Envelope {
         let (topic, event) = match self {
             Self::Create(e) => (

@@ -9,7 +9,6 @@
 
 use std::path::PathBuf;
 
-use containerd_shim_protos::events::task;
 use log::{info, warn};
 use rustix::process::{Pid, Signal};
 use tokio::sync::watch;
@@ -17,7 +16,6 @@ use tokio::sync::watch;
 use crate::bundle::{self, Record};
 use crate::cgroup::{Cgroup, Driver};
 use crate::container::{Create, Shared};
-use crate::convert::{timestamp, wire_pid};
 use crate::error::{Error, Result, first_of};
 use crate::events::Event;
 use crate::exits::{Claim, Exit};
@@ -207,11 +205,7 @@ impl Actor {
             .ok_or(Error::Internal("a sandbox without a pid"))?;
         self.view.send_modify(|view| view.state = State::Running);
         info!("sandbox {}: started", self.id);
-        self.shared.events.send(&Event::Start(task::TaskStart {
-            container_id: self.id.clone(),
-            pid: wire_pid(Some(pid)),
-            ..task::TaskStart::default()
-        }));
+        self.shared.events.send(&Event::started(&self.id, pid));
         Ok(pid)
     }
 
@@ -245,14 +239,9 @@ impl Actor {
         let pid = self.pid();
         self.view
             .send_modify(|view| view.state = State::Stopped(exit));
-        self.shared.events.send(&Event::Exit(task::TaskExit {
-            container_id: self.id.clone(),
-            id: self.id.clone(),
-            pid: wire_pid(pid),
-            exit_status: exit.status,
-            exited_at: timestamp(exit.at).into(),
-            ..task::TaskExit::default()
-        }));
+        self.shared
+            .events
+            .send(&Event::exited(&self.id, &self.id, pid, exit));
     }
 
     async fn delete(&mut self) -> Result<Deleted> {
@@ -269,13 +258,9 @@ impl Actor {
             exit: self.state().exit().unwrap_or(Exit::now(137)),
         };
         info!("sandbox {}: deleted", self.id);
-        self.shared.events.send(&Event::Delete(task::TaskDelete {
-            container_id: self.id.clone(),
-            pid: wire_pid(deleted.pid),
-            exit_status: deleted.exit.status,
-            exited_at: timestamp(deleted.exit.at).into(),
-            ..task::TaskDelete::default()
-        }));
+        self.shared
+            .events
+            .send(&Event::deleted(&self.id, deleted.pid, deleted.exit));
         Ok(deleted)
     }
 

@@ -12,7 +12,7 @@ use super::process::{Exec, ExecFiles, Process, answer, start_exec, tell_exit};
 use super::{Shared, take_down};
 use crate::bundle;
 use crate::cgroup::Cgroup;
-use crate::convert::{timestamp, wire_pid};
+use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::Event;
 use crate::exits::{Claim, Exit};
@@ -129,11 +129,7 @@ impl Actor {
                 });
                 if let Ok(pid) = &started {
                     info!("container {}: started", self.id);
-                    self.shared.events.send(&Event::Start(task::TaskStart {
-                        container_id: self.id.clone(),
-                        pid: wire_pid(Some(*pid)),
-                        ..task::TaskStart::default()
-                    }));
+                    self.shared.events.send(&Event::started(&self.id, *pid));
                 }
                 answer(reply, started);
                 self.tell_exits();
@@ -350,13 +346,9 @@ impl Actor {
             exit: self.init.state().exit().unwrap_or(Exit::now(0)),
         };
         info!("container {}: deleted", self.id);
-        self.shared.events.send(&Event::Delete(task::TaskDelete {
-            container_id: self.id.clone(),
-            pid: wire_pid(deleted.pid),
-            exit_status: deleted.exit.status,
-            exited_at: timestamp(deleted.exit.at).into(),
-            ..task::TaskDelete::default()
-        }));
+        self.shared
+            .events
+            .send(&Event::deleted(&self.id, deleted.pid, deleted.exit));
         // Gone before the answer, so that a Shutdown that follows it finds the container gone.
         self.owner.calls.close();
         answer(reply, Ok(deleted));

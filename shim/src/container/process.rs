@@ -3,11 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::events::task;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::convert::{timestamp, wire_pid};
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::exits::Exit;
@@ -76,14 +74,7 @@ pub(super) fn tell_exit(
     process.pidfd = None;
     let pid = process.pid();
     process.set_state(State::Stopped(exit));
-    events.send(&Event::Exit(task::TaskExit {
-        container_id: container.to_owned(),
-        id: id.to_owned(),
-        pid: wire_pid(pid),
-        exit_status: exit.status,
-        exited_at: timestamp(exit.at).into(),
-        ..task::TaskExit::default()
-    }));
+    events.send(&Event::exited(container, id, pid, exit));
     Some(exit)
 }
 
