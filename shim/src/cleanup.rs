@@ -109,14 +109,18 @@ fn end_shim(bundle: &Path) -> Result<()> {
     };
     let proc = PathBuf::from(format!("/proc/{pid}"));
     // Read after the pidfd is open, so they are of the process that the signal goes to.
-    let here = std::fs::read_link(proc.join("cwd")).ok();
     let comm = std::fs::read_to_string(proc.join("comm")).unwrap_or_default();
-    if here.as_deref() != Some(bundle) || !comm.starts_with("containerd-shim") {
+    if !comm.starts_with("containerd-shim") {
         return Ok(());
     }
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
+    match std::fs::read_link(proc.join("cwd")) {
+        Ok(here) if here == bundle => match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
+        },
+        Ok(_) => return Ok(()),
+        // It is dying: its connections may be closed already, and its listening socket not yet.
+        Err(_) => {}
     }
     // A pidfd is readable once the process has ended (pidfd_open(2)); what it held is free only then.
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
