@@ -113,8 +113,10 @@ fn end_shim(bundle: &Path) -> Result<()> {
     if !comm.starts_with("containerd-shim") {
         return Ok(());
     }
+    // The link has no symbolic links in it.
+    let bundle = &std::fs::canonicalize(bundle).map_err(IoError::at("find", bundle))?;
     match std::fs::read_link(proc.join("cwd")) {
-        Ok(here) if here == bundle => match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(here) if here == *bundle => match pidfd_send_signal(&pidfd, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
         },
