@@ -204,10 +204,13 @@ impl Sandbox {
         }
         let process = self.parked.start_pid_1()?;
         let pid = process.pid();
-        self.fds.insert(
-            Kind::Pid,
-            namespaces::keep(Kind::Pid, &pid.to_string(), "pid")?,
-        );
+        match namespaces::keep(Kind::Pid, &pid.to_string(), "pid") {
+            Ok(fd) => self.fds.insert(Kind::Pid, fd),
+            Err(error) => {
+                process.kill_and_reap();
+                return Err(error);
+            }
+        };
         self.pid_1 = Some(process);
         Ok((pid, true))
     }

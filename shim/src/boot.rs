@@ -79,15 +79,19 @@ pub(crate) fn start(start: &Start) -> Result<Vec<u8>> {
     let socket = start.socket(input.socket_dir(), group)?;
     let listener = listen(&socket)?;
     let address = format!("unix://{}", socket.display());
-    let launched = listener.map_or(Ok(()), |listener| {
-        start
-            .launch(&socket, listener, &options)
-            .inspect_err(|_| remove_quietly(&socket))
-    });
-    launched?;
+    let new = listener.is_some();
     // containerd 1.6 and 1.7 read it when they come back.
     let file = start.bundle.join("address");
-    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    std::fs::write(&file, &address)
+        .map_err(|error| IoError::at("write", &file)(error).into())
+        .and_then(|()| {
+            listener.map_or(Ok(()), |listener| start.launch(&socket, listener, &options))
+        })
+        .inspect_err(|_| {
+            if new {
+                remove_quietly(&socket);
+            }
+        })?;
     Ok(start.answer(&input, &spec, address))
 }
 

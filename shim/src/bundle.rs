@@ -6,6 +6,7 @@
 //! | `address` | `start` | containerd 1.6 and 1.7, which dial it again after a restart |
 //! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
+//! | `deleted` | the server | `delete`, which containerd also runs after an ordinary deletion: nothing is left to do |
 //! | `pod/ID.json` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the same for each container |
 //!
 //! The records are what lets `delete` take down a whole pod after its shim was killed, without asking anybody. A container
@@ -20,6 +21,8 @@ use crate::error::{IoError, Result};
 
 const RECORD: &str = "pause.json";
 const POD: &str = "pod";
+const NEW: &str = "new";
+const DELETED: &str = "deleted";
 
 /// What has to be taken down for one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,8 @@ pub(crate) struct Record {
     pub(crate) bundle: PathBuf,
     /// The OCI runtime that made the container; absent for a sandbox that no runtime knows.
     pub(crate) runc: Option<RuncRecord>,
+    /// Whether systemd makes its cgroup.
+    pub(crate) systemd_cgroup: bool,
     /// `cgroupsPath` of its spec.
     pub(crate) cgroups_path: Option<String>,
 }
@@ -51,15 +56,24 @@ impl Record {
     pub(crate) fn save(&self, first: &Path, id: &str) -> Result<()> {
         if first != self.bundle {
             let pod = first.join(POD);
-            std::fs::create_dir_all(&pod).map_err(IoError::at("create", &pod))?;
-            self.write(&member(first, id))?;
+            match std::fs::create_dir(&pod) {
+                // The first container has been deleted, and its bundle with it: nobody will look there.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(IoError::at("create", &pod)(error).into());
+                }
+                _ => self.write(&member(first, id))?,
+            }
         }
         self.write(&self.bundle.join(RECORD))
     }
 
     fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", path)(e))?;
-        Ok(std::fs::write(path, text).map_err(IoError::at("write", path))?)
+        // Whole or not at all: the shim may be killed at any moment.
+        let new = path.with_extension(NEW);
+        std::fs::write(&new, text).map_err(IoError::at("write", &new))?;
+        Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
     }
 
     /// Reads the record of `bundle`; there is none when nothing has been made yet.
@@ -99,11 +113,32 @@ pub(crate) fn forget(first: &Path, id: &str) -> Result<()> {
     }
 }
 
-/// The containers of the pod whose first bundle is `first`, besides that one: id and record.
+/// Notes that the container of `bundle` has been deleted as it should be, and takes its record back.
 ///
 /// # Errors
-/// `Io` when the records are there and cannot be read.
-pub(crate) fn members(first: &Path) -> Result<Vec<(String, Record)>> {
+/// `Io` when the files cannot be changed.
+pub(crate) fn set_deleted(bundle: &Path) -> Result<()> {
+    let (marker, record) = (bundle.join(DELETED), bundle.join(RECORD));
+    std::fs::write(&marker, "").map_err(IoError::at("write", &marker))?;
+    match std::fs::remove_file(&record) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(IoError::at("remove", &record)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether [`set_deleted`] has been called.
+pub(crate) fn is_deleted(bundle: &Path) -> bool {
+    bundle.join(DELETED).exists()
+}
+
+/// The containers of the pod whose first bundle is `first`, besides that one: id and record, each as far as it can be
+/// read.
+///
+/// # Errors
+/// `Io` when they cannot be listed.
+pub(crate) fn members(first: &Path) -> Result<Vec<(String, Result<Record>)>> {
     let pod = first.join(POD);
     let entries = match std::fs::read_dir(&pod) {
         Ok(entries) => entries,
@@ -113,8 +148,11 @@ pub(crate) fn members(first: &Path) -> Result<Vec<(String, Record)>> {
     let mut members = Vec::new();
     for entry in entries {
         let path = entry.map_err(IoError::at("list", &pod))?.path();
+        if path.extension().is_some_and(|extension| extension == NEW) {
+            continue;
+        }
         let id = path.file_stem().unwrap_or_default().to_string_lossy();
-        if let Some(record) = Record::read(&path)? {
+        if let Some(record) = Record::read(&path).transpose() {
             members.push((id.into_owned(), record));
         }
     }
@@ -123,13 +161,14 @@ pub(crate) fn members(first: &Path) -> Result<Vec<(String, Record)>> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     fn record(bundle: &Path) -> Record {
         Record {
             bundle: bundle.to_owned(),
             runc: None,
+            systemd_cgroup: false,
             cgroups_path: Some("/kubepods/x".into()),
         }
     }
@@ -150,10 +189,15 @@ mod tests {
         assert!(Record::load(own.path()).unwrap().is_some());
         let expected = record(own.path());
         drop(own);
-        assert_eq!(
-            members(first.path()).unwrap(),
-            [("b.c".to_owned(), expected)]
-        );
+        std::fs::write(first.path().join(POD).join("broken.json"), "").unwrap();
+        let mut found = members(first.path()).unwrap();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        let [(id, record), (broken, unreadable)] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((id.as_str(), record.as_ref().unwrap()), ("b.c", &expected));
+        assert!(broken == "broken" && unreadable.is_err());
+        forget(first.path(), "broken").unwrap();
         forget(first.path(), "b.c").unwrap();
         forget(first.path(), "b.c").unwrap();
         assert!(members(first.path()).unwrap().is_empty());

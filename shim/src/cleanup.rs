@@ -5,6 +5,7 @@
 //! the shim directly get no `delete` of their own.
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -29,23 +30,16 @@ const DYING: Timespec = Timespec {
 
 /// Takes down container `id` of `bundle`, and the pod that `bundle` is the first of. Returns the bytes for containerd.
 ///
+/// containerd also runs this after an ordinary deletion, when it lets go of the connection. Then the shim has said so in
+/// the bundle, and a shim that is there ends by itself, or serves others.
+///
 /// # Errors
 /// The first failure; everything else is taken down all the same.
 pub(crate) fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
-    let mut result = end_shim(bundle);
-    for (member, record) in bundle::members(bundle)? {
-        let taken = take_down(&member, &record, bundle);
-        if taken.is_ok() {
-            bundle::forget(bundle, &member)?;
-        }
-        result = keep_first(result, taken);
+    let shim = find_shim(bundle)?;
+    if shim.is_none() || !bundle::is_deleted(bundle) {
+        take_down_pod(id, bundle, shim)?;
     }
-    // Written before anything is made, so without a record there is nothing.
-    if let Some(record) = Record::load(bundle)? {
-        result = keep_first(result, take_down(id, &record, bundle));
-    }
-    result = keep_first(result, remove_socket(bundle));
-    result?;
     let response = DeleteResponse {
         exit_status: 137,
         exited_at: timestamp(SystemTime::now()).into(),
@@ -54,6 +48,25 @@ pub(crate) fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
     Ok(response
         .write_to_bytes()
         .map_err(|e| IoError::at("encode the answer for", bundle)(std::io::Error::other(e)))?)
+}
+
+fn take_down_pod(id: &str, bundle: &Path, shim: Option<Shim>) -> Result<()> {
+    let mut result = shim.map_or(Ok(()), |shim| shim.end(bundle));
+    let members = bundle::members(bundle).unwrap_or_else(|error| {
+        result = keep_first(std::mem::replace(&mut result, Ok(())), Err(error));
+        Vec::new()
+    });
+    for (member, record) in members {
+        let taken = record
+            .and_then(|record| take_down(&member, &record, bundle))
+            .and_then(|()| bundle::forget(bundle, &member));
+        result = keep_first(result, taken);
+    }
+    // Written before anything is made, so without a record there is nothing.
+    let own = Record::load(bundle)
+        .and_then(|record| record.map_or(Ok(()), |record| take_down(id, &record, bundle)));
+    result = keep_first(result, own);
+    keep_first(result, remove_socket(bundle))
 }
 
 fn keep_first(first: Result<()>, next: Result<()>) -> Result<()> {
@@ -69,11 +82,11 @@ fn keep_first(first: Result<()>, next: Result<()>) -> Result<()> {
 /// Takes down one container. runc writes its log into `logs`: the container's own bundle may be gone.
 fn take_down(id: &str, record: &Record, logs: &Path) -> Result<()> {
     let mut result = Ok(());
-    let cgroup = record.cgroups_path.as_deref().map(|path| {
-        // The driver is not recorded; the shape of the path tells.
-        Cgroup::at(path, Driver::of(path.matches(':').count() == 2))
+    let cgroup = record.cgroups_path.as_deref().and_then(|path| {
+        Cgroup::at(path, Driver::of(record.systemd_cgroup))
+            .inspect_err(|error| warn!("{id}: {error}"))
+            .ok()
     });
-    let cgroup = cgroup.transpose()?;
     if let Some(cgroup) = &cgroup {
         // runc ends only the init where processes of several containers share a namespace.
         match cgroup.kill_all() {
@@ -93,43 +106,61 @@ fn take_down(id: &str, record: &Record, logs: &Path) -> Result<()> {
     result
 }
 
-/// Ends a shim that lives and does not answer: its holder thread keeps the pod's namespaces. Only a process that is
-/// this program, started in this bundle, is ended: the number may be another's by now.
-fn end_shim(bundle: &Path) -> Result<()> {
-    let file = bundle.join("shim.pid");
-    let Some(pid) = std::fs::read_to_string(&file)
+/// The shim that was started in a bundle, alive or dying.
+struct Shim {
+    pidfd: OwnedFd,
+    dying: bool,
+}
+
+/// Finds the shim of `bundle`: only a process that is this program, in this bundle. The number may be another's by now.
+fn find_shim(bundle: &Path) -> Result<Option<Shim>> {
+    let Some(pid) = std::fs::read_to_string(bundle.join("shim.pid"))
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .and_then(Pid::from_raw)
     else {
-        return Ok(());
+        return Ok(None);
     };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return Ok(());
+        return Ok(None);
     };
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    // Read after the pidfd is open, so they are of the process that the signal goes to.
+    // Read after the pidfd is open, so they are of the process that a signal would go to.
     let comm = std::fs::read_to_string(proc.join("comm")).unwrap_or_default();
     if !comm.starts_with("containerd-shim") {
-        return Ok(());
+        return Ok(None);
     }
     // The link has no symbolic links in it.
-    let bundle = &std::fs::canonicalize(bundle).map_err(IoError::at("find", bundle))?;
-    match std::fs::read_link(proc.join("cwd")) {
-        Ok(here) if here == *bundle => match pidfd_send_signal(&pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
-        },
-        Ok(_) => return Ok(()),
-        // It is dying: its connections may be closed already, and its listening socket not yet.
-        Err(_) => {}
-    }
-    // A pidfd is readable once the process has ended (pidfd_open(2)); what it held is free only then.
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    match poll(&mut fds, Some(&DYING)) {
-        Ok(0) => Err(IoError::at("end the shim of", bundle)(rustix::io::Errno::TIMEDOUT).into()),
-        Ok(_) => Ok(()),
-        Err(error) => Err(IoError::at("wait for the end of the shim of", bundle)(error).into()),
+    let bundle = std::fs::canonicalize(bundle).map_err(IoError::at("find", bundle))?;
+    Ok(match std::fs::read_link(proc.join("cwd")) {
+        Ok(here) if here == bundle => Some(Shim {
+            pidfd,
+            dying: false,
+        }),
+        Ok(_) => None,
+        // Its connections may be closed already, and its listening socket not yet.
+        Err(_) => Some(Shim { pidfd, dying: true }),
+    })
+}
+
+impl Shim {
+    /// Ends a shim that does not answer, for its holder thread keeps the pod's namespaces; waits until it is gone.
+    fn end(self, bundle: &Path) -> Result<()> {
+        if !self.dying {
+            match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
+            }
+        }
+        // A pidfd is readable once the process has ended (pidfd_open(2)); what it held is free only then.
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        match poll(&mut fds, Some(&DYING)) {
+            Ok(0) => {
+                Err(IoError::at("end the shim of", bundle)(rustix::io::Errno::TIMEDOUT).into())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(IoError::at("wait for the end of the shim of", bundle)(error).into()),
+        }
     }
 }
 

@@ -88,7 +88,8 @@ impl Error {
             Self::Sandbox(error) => match error.class() {
                 pause::Class::InvalidInput => Code::INVALID_ARGUMENT,
                 pause::Class::NotFound => Code::NOT_FOUND,
-                pause::Class::Unsupported => Code::UNIMPLEMENTED,
+                // Not UNIMPLEMENTED: containerd 2.x takes that from Create for an old protocol, and tries again.
+                pause::Class::Unsupported => Code::FAILED_PRECONDITION,
                 pause::Class::Internal => Code::INTERNAL,
             },
             Self::Io(_) | Self::Runc { .. } => Code::UNKNOWN,

@@ -36,6 +36,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
     Record {
         bundle: create.bundle.clone(),
         runc: None,
+        systemd_cgroup: create.options.systemd_cgroup,
         cgroups_path: create.spec.cgroups_path().map(str::to_owned),
     }
     .save(&shared.first_bundle, &create.id)?;
@@ -66,6 +67,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
     let actor = Actor {
         view: owner.views.add(ProcessId::Init, view),
         id: create.id.clone(),
+        bundle: create.bundle.clone(),
         shared: shared.clone(),
         held: Some(sandbox),
         thread_only: create.options.holder == Holder::Thread,
@@ -104,6 +106,7 @@ fn make(
 
 struct Actor {
     id: String,
+    bundle: PathBuf,
     shared: Shared,
     /// Until the sandbox has ended.
     held: Option<pause::Sandbox>,
@@ -252,6 +255,7 @@ impl Actor {
         self.remove_cgroup()
             .await
             .unwrap_or_else(|e| warn!("sandbox {}: {e}", self.id));
+        bundle::set_deleted(&self.bundle)?;
         bundle::forget(&self.shared.first_bundle, &self.id)?;
         let deleted = Deleted {
             pid: self.pid(),
@@ -298,8 +302,11 @@ impl Actor {
         let (pid, made) = made?;
         if made {
             self.process = Some(self.shared.exits.claim(pid));
-            if let Some(cgroup) = &self.cgroup {
-                cgroup.add(pid)?;
+            if let Some(cgroup) = &self.cgroup
+                && let Err(error) = cgroup.add(pid)
+            {
+                // It works all the same; only its own few kilobytes are counted elsewhere.
+                warn!("sandbox {}: {error}", self.id);
             }
             info!(
                 "sandbox {}: shared process namespace, PID 1 is {pid}",

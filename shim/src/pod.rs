@@ -1,15 +1,17 @@
 //! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
+use tokio::sync::watch;
 
 use crate::bundle;
 use crate::container::{self, Create, Shared};
 use crate::error::{Error, Result};
 use crate::holder;
-use crate::mailbox::{Command, Handle, ProcessId};
+use crate::mailbox::{Command, Deleted, Handle, ProcessId};
 use crate::options::Holder;
 use crate::spec::{self, Role};
 
@@ -18,12 +20,14 @@ use crate::spec::{self, Role};
 pub(crate) struct Pod {
     shared: Shared,
     members: Mutex<HashMap<String, Member>>,
+    /// A Shutdown was refused after the sandbox had been deleted: there will be no other one.
+    orphaned: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// Being made: the id is taken.
-    Coming,
+    /// Being made: the id is taken. Resolves, with an error, when it is made or has failed.
+    Coming(watch::Receiver<()>),
     /// A container, also a sandbox that runc runs.
     Container(Handle),
     /// The sandbox.
@@ -33,7 +37,7 @@ enum Member {
 impl Member {
     fn handle(&self) -> Option<&Handle> {
         match self {
-            Self::Coming => None,
+            Self::Coming(_) => None,
             Self::Container(handle) | Self::Sandbox(handle) => Some(handle),
         }
     }
@@ -45,6 +49,7 @@ impl Pod {
         Self {
             shared,
             members: Mutex::default(),
+            orphaned: AtomicBool::new(false),
         }
     }
 
@@ -64,7 +69,7 @@ impl Pod {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
-        self.reserve(&id)?;
+        let _coming = self.reserve(&id)?;
         let made = self.make_member(create).await;
         let mut members = self.members();
         match made {
@@ -102,7 +107,7 @@ impl Pod {
         };
         let sandbox = self.members().values().find_map(|member| match member {
             Member::Sandbox(handle) => Some(handle.clone()),
-            Member::Coming | Member::Container(_) => None,
+            Member::Coming(_) | Member::Container(_) => None,
         });
         let Some(sandbox) = sandbox else {
             return Ok(());
@@ -123,15 +128,44 @@ impl Pod {
         Ok(())
     }
 
-    /// Takes an id. The one of a deleted container is free.
-    fn reserve(&self, id: &str) -> Result<()> {
+    /// Takes an id, until the sender is dropped. The one of a deleted container is free.
+    fn reserve(&self, id: &str) -> Result<watch::Sender<()>> {
         let mut members = self.members();
         members.retain(|_, member| member.handle().is_none_or(|handle| !handle.is_gone()));
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
-        members.insert(id.to_owned(), Member::Coming);
-        Ok(())
+        let (coming, come) = watch::channel(());
+        members.insert(id.to_owned(), Member::Coming(come));
+        Ok(coming)
+    }
+
+    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. One that is being made is waited
+    /// for: containerd deletes what it has given up on, and must not leave behind what comes later.
+    ///
+    /// # Errors
+    /// As [`Pod::get`], and what the deletion says.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        id: String,
+        process: ProcessId,
+    ) -> Result<Deleted> {
+        let pod = self.clone();
+        let deleted = tokio::spawn(async move {
+            let coming = match pod.members().get(&id) {
+                Some(Member::Coming(come)) => Some(come.clone()),
+                _ => None,
+            };
+            if let Some(mut come) = coming {
+                // Nothing is ever sent; the end of the sender is what counts.
+                let _ = come.changed().await;
+            }
+            let handle = pod.get(&id)?;
+            handle.ask(|reply| Command::Delete(process, reply)).await
+        });
+        deleted
+            .await
+            .map_err(|_| Error::Internal("a delete was cancelled"))?
     }
 
     /// The container or sandbox with this id.
@@ -147,8 +181,27 @@ impl Pod {
             .ok_or_else(|| Error::NotFound(format!("{id} does not exist")))
     }
 
+    /// Whether the shim is to end, now that containerd has called Shutdown.
+    pub(crate) fn shut_down(&self) -> bool {
+        let empty = self.is_empty();
+        let sandbox_is_gone = self
+            .members()
+            .values()
+            .any(|member| matches!(member, Member::Sandbox(handle) if handle.is_gone()));
+        // Containers that joined the sandbox's shim (version 3) get no Shutdown of their own.
+        if !empty && sandbox_is_gone {
+            self.orphaned.store(true, Ordering::Relaxed);
+        }
+        empty
+    }
+
+    /// Whether the pod has come to its end without another Shutdown.
+    pub(crate) fn is_over(&self) -> bool {
+        self.orphaned.load(Ordering::Relaxed) && self.is_empty()
+    }
+
     /// Whether nothing is left that a shim is needed for.
-    pub(crate) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.members()
             .values()
             .all(|member| member.handle().is_some_and(Handle::is_gone))

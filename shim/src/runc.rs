@@ -131,11 +131,17 @@ impl Runc {
     /// `runc kill`: for signals that have a number and no name (real-time signals).
     ///
     /// # Errors
-    /// `Runc` with runc's own words.
+    /// `NotFound` when the process has ended; `Runc` with runc's own words.
     pub(crate) async fn kill(&self, signal: u32) -> Result<()> {
         let mut call = self.call("kill");
         call.command.arg(&self.id).arg(signal.to_string());
-        self.run(call).await
+        match self.run(call).await {
+            // The only place where runc's words are looked at: it has no code for this.
+            Err(Error::Runc { message, .. }) if GONE.iter().any(|gone| message.contains(gone)) => {
+                Err(Error::NotFound("process already finished".into()))
+            }
+            result => result,
+        }
     }
 
     /// `runc update` with the OCI resources in `resources`, a JSON file.
@@ -234,6 +240,14 @@ pub(crate) fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<(
         Err(error(said.unwrap_or_else(|| status.to_string())))
     }
 }
+
+/// How runc says that a process is not there any more.
+const GONE: [&str; 4] = [
+    "process already finished",
+    "container not running",
+    "no such process",
+    "does not exist",
+];
 
 /// One run of runc: its command line and its log.
 struct Call {

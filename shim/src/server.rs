@@ -17,7 +17,7 @@ use crate::error::{Error, IoError, Result};
 use crate::events::Events;
 use crate::exits::Exits;
 use crate::pod::Pod;
-use crate::task::TaskService;
+use crate::task::{Stop, TaskService};
 
 /// The service as the crate has it, and as containerd before 2.0 (and whoever is told version 2) calls it. The messages
 /// are the same.
@@ -51,9 +51,9 @@ pub(crate) fn serve(settings: Settings) -> Result<()> {
         .map_err(IoError::at("start the runtime of", "/proc/self"))?;
     let socket = settings.socket.clone();
     let served = runtime.block_on(run(settings));
-    // Only ours: `start` makes a new one under the same name only when nobody answers at it.
-    if let Err(error) = std::fs::remove_file(&socket) {
-        warn!("remove {}: {error}", socket.display());
+    if served.is_err() {
+        // It never served; where it did, the socket went with the order to stop.
+        let _ = std::fs::remove_file(&socket);
     }
     runtime.shutdown_timeout(LAST_WORDS);
     served
@@ -67,8 +67,11 @@ async fn run(settings: Settings) -> Result<()> {
     let exits = Exits::watch()?;
     let (events, published) =
         Events::publish_to(settings.events.clone(), settings.namespace.clone());
-    let (stop, mut stopped) = watch::channel(false);
-    let stop = Arc::new(stop);
+    let (ending, mut ended) = watch::channel(false);
+    let stop = Arc::new(Stop {
+        socket: settings.socket.clone(),
+        ending,
+    });
     let pod = Arc::new(Pod::new(Shared {
         namespace: settings.namespace.into(),
         first_bundle,
@@ -93,7 +96,7 @@ async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(ignore_terminations()?);
     info!("serving at {}", settings.socket.display());
     // The sender is in the service, which lives as long as the server.
-    let _ = stopped.wait_for(|stop| *stop).await;
+    let _ = ended.wait_for(|ended| *ended).await;
     // The answer to Shutdown goes out before the connections close.
     if tokio::time::timeout(LAST_WORDS, server.shutdown())
         .await

@@ -1,5 +1,6 @@
 //! The Task service, v2 and v3: decodes a request, calls the pod, encodes the answer. No logic.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
-use log::info;
+use log::{info, warn};
 use tokio::sync::watch;
 
 use crate::container::Create;
@@ -27,13 +28,32 @@ use crate::pod::Pod;
 use crate::spec::Spec;
 use crate::state::State;
 
-/// The service. `stop` is set when the process is to end.
+/// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct TaskService {
     /// What is served.
     pub(crate) pod: Arc<Pod>,
-    /// Tells the server to end.
-    pub(crate) stop: Arc<watch::Sender<bool>>,
+    /// Ends the server.
+    pub(crate) stop: Arc<Stop>,
+}
+
+/// How the server is told to end.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// The server's socket.
+    pub(crate) socket: PathBuf,
+    /// True when it is to end.
+    pub(crate) ending: watch::Sender<bool>,
+}
+
+impl Stop {
+    /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
+    fn stop(&self) {
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            warn!("remove {}: {error}", self.socket.display());
+        }
+        self.ending.send_replace(true);
+    }
 }
 
 impl TaskService {
@@ -80,13 +100,14 @@ impl Task for TaskService {
 
     async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> Rpc<CreateTaskResponse> {
         if !req.checkpoint.is_empty() {
-            return Err(Error::Unimplemented(format!(
+            // Not UNIMPLEMENTED: containerd 2.x takes that from Create for an old protocol, and tries again.
+            return Err(Error::InvalidArgument(format!(
                 "create {} from checkpoint {}: this shim does not restore checkpoints",
                 req.id, req.checkpoint
             ))
             .into());
         }
-        let bundle = std::path::PathBuf::from(&req.bundle);
+        let bundle = PathBuf::from(&req.bundle);
         let create = Create {
             spec: Spec::load(&bundle)?,
             options: Options::from_any(req.options.as_ref())?,
@@ -120,9 +141,11 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Rpc<DeleteResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let deleted = self
-            .ask(&req.id, |reply| Command::Delete(process, reply))
-            .await?;
+        let deleted = self.pod.delete(req.id, process).await?;
+        if self.pod.is_over() {
+            info!("the last container of an ended pod is deleted, ending");
+            self.stop.stop();
+        }
         Ok(DeleteResponse {
             pid: wire_pid(deleted.pid),
             exit_status: deleted.exit.status,
@@ -244,9 +267,9 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Rpc<Empty> {
         // containerd calls this after every delete; only the last one ends a pod's shim.
-        if self.pod.is_empty() {
+        if self.pod.shut_down() {
             info!("shutdown: nothing is left, ending");
-            self.stop.send_replace(true);
+            self.stop.stop();
         }
         Ok(Empty::new())
     }

@@ -148,6 +148,8 @@ fn hold(plan: Plan) -> Result<Held, Error> {
 /// The thread stands in the pod's other namespaces already.
 fn start_pid_1() -> Result<Process, Error> {
     let program = crate::program().map_err(Error::program("copy it into memory"))?;
+    // An earlier attempt may have made one and failed after that; the kernel makes a new one only from one's own.
+    enter(Kind::Pid, keep(Kind::Pid, "self", "pid")?)?;
     make(Kind::Pid)?;
     let namespaces = Namespaces {
         net: Namespace::Node,

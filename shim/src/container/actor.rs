@@ -52,6 +52,8 @@ pub(super) struct Actor {
     pub(super) execs: HashMap<String, Exec>,
     /// How many execs there have been.
     pub(super) exec_count: u64,
+    /// How many updates there have been.
+    pub(super) update_count: u64,
     pub(super) owner: Owner,
     pub(super) jobs: JoinSet<Done>,
     /// Who waits for the container to be deleted.
@@ -95,8 +97,8 @@ impl Actor {
                 let closed = self.process(&id).map(|process| process.io.close_stdin());
                 answer(reply, closed);
             }
-            Command::Pids(reply) => answer(reply, self.pids()),
-            Command::Stats(reply) => answer(reply, self.stats()),
+            Command::Pids(reply) => self.pids(reply),
+            Command::Stats(reply) => self.stats(reply),
             Command::SharedProcesses(reply) => answer(
                 reply,
                 Err(Error::FailedPrecondition(format!(
@@ -136,6 +138,10 @@ impl Actor {
             }
             Done::ExecStarted(id, result, reply) => {
                 answer(reply, self.exec_started(&id, result));
+                if self.init.ended.is_some() {
+                    // It slipped in after the others had been ended.
+                    self.end_the_rest();
+                }
                 self.tell_exits();
             }
             Done::Frozen(call, result, reply) => answer(reply, self.frozen(call, result)),
@@ -160,7 +166,10 @@ impl Actor {
     pub(super) fn began(&mut self, id: &ProcessId, started: Started, io: Io) {
         // The waiter has not handed the pid over, or the claim holds its exit: the pidfd is of no other process, or of
         // none.
-        let pidfd = pidfd_open(started.pid, PidfdFlags::empty()).ok();
+        let pidfd = match pidfd_open(started.pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => None,
+            opened => Some(opened),
+        };
         let awaited = id.clone();
         if let Ok(process) = self.process(id) {
             process.pidfd = pidfd;
@@ -338,7 +347,9 @@ impl Actor {
             return false;
         }
         std::mem::replace(&mut self.init.io, Io::none()).end();
-        if let Err(error) = bundle::forget(&self.shared.first_bundle, &self.id) {
+        let noted = bundle::set_deleted(&self.bundle)
+            .and_then(|()| bundle::forget(&self.shared.first_bundle, &self.id));
+        if let Err(error) = noted {
             warn!("container {}: {error}", self.id);
         }
         let deleted = Deleted {

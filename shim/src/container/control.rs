@@ -1,28 +1,33 @@
 //! Signals, freezing, limits, and what can be asked of a container.
 
+use std::collections::HashMap;
+use std::io::ErrorKind;
+
 use containerd_shim_protos::events::task;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use log::warn;
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::actor::{Actor, Done};
 use super::blocking;
-use super::process::{Exec, answer};
+use super::process::{Process, answer};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, IoError, Result};
 use crate::events::Event;
-use crate::exits::Exit;
 use crate::mailbox::{Listed, ProcessId, Reply, Target};
 use crate::state::{Call, State};
 
 impl Actor {
     pub(super) fn kill(&mut self, id: &ProcessId, signal: u32, target: Target, reply: Reply<()>) {
         let number = i32::try_from(signal).unwrap_or_default();
+        if let Err(error) = self.living(id) {
+            return answer(reply, Err(error));
+        }
         match (Signal::from_named_raw(number), target) {
             (Some(signal), Target::All) => self.kill_all(signal, reply),
             (Some(signal), Target::Process) => answer(reply, self.signal(id, signal)),
             // Real-time signals have no name that our library knows.
-            (None, _) if *id == ProcessId::Init && self.init.ended.is_none() => {
+            (None, _) if *id == ProcessId::Init => {
                 let runc = self.runc.clone();
                 self.jobs.spawn(async move {
                     answer(reply, runc.kill(signal).await);
@@ -31,43 +36,66 @@ impl Actor {
             }
             (None, _) => answer(
                 reply,
-                Err(Error::InvalidArgument(format!("no signal {signal}"))),
+                Err(Error::InvalidArgument(format!(
+                    "no signal {signal} for an exec"
+                ))),
             ),
         }
     }
 
-    pub(super) fn signal(&mut self, id: &ProcessId, signal: Signal) -> Result<()> {
+    /// A process that has not ended, as far as is known.
+    fn living(&mut self, id: &ProcessId) -> Result<&mut Process> {
         let process = self.process(id)?;
-        process.state().check(Call::Kill)?;
-        if process.ended.is_some() {
-            return State::Stopped(Exit::now(0)).check(Call::Kill);
-        }
+        // It may have ended, and not been told of yet.
+        let state = process.ended.map_or(process.state(), State::Stopped);
+        state.check(Call::Kill)?;
+        Ok(process)
+    }
+
+    pub(super) fn signal(&mut self, id: &ProcessId, signal: Signal) -> Result<()> {
+        let process = self.living(id)?;
         let paused = process.state() == State::Paused;
-        let Some(pidfd) = &process.pidfd else {
-            return match process.pid() {
-                None => Err(Error::FailedPrecondition(
+        let finished = || Error::NotFound("process already finished".into());
+        let pidfd = match (&process.pidfd, process.pid()) {
+            (Some(Ok(pidfd)), _) => pidfd,
+            (Some(Err(error)), _) => {
+                return Err(IoError::at("open a pidfd for", format!("{id:?}"))(*error).into());
+            }
+            (None, Some(_)) => return Err(finished()),
+            (None, None) => {
+                return Err(Error::FailedPrecondition(
                     "the process has not been started".into(),
-                )),
-                Some(_) => Err(Error::NotFound("process already finished".into())),
-            };
+                ));
+            }
         };
         match pidfd_send_signal(pidfd, signal) {
             Ok(()) => {}
-            Err(rustix::io::Errno::SRCH) => {
-                return Err(Error::NotFound("process already finished".into()));
+            Err(rustix::io::Errno::SRCH) => return Err(finished()),
+            Err(error) => {
+                return Err(IoError::at("send a signal to", format!("{id:?}"))(error).into());
             }
-            Err(error) => return Err(IoError::at("send a signal to", "pidfd")(error).into()),
         }
         if paused && signal == Signal::KILL {
-            // On cgroup v1 a frozen process does not even die.
-            self.cgroup()?.thaw()?;
+            self.thaw_to_die();
         }
         Ok(())
     }
 
+    /// On cgroup v1 a frozen process does not even die.
+    fn thaw_to_die(&mut self) {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return;
+        };
+        let id = self.id.clone();
+        self.jobs.spawn(async move {
+            let thawed = blocking(move || Ok(cgroup.thaw()?)).await;
+            thawed.unwrap_or_else(|e| warn!("container {id}: thaw what is to die: {e}"));
+            Done::Answered
+        });
+    }
+
     fn kill_all(&mut self, signal: Signal, reply: Reply<()>) {
-        let checked = self.init.state().check(Call::Kill);
-        let cgroup = match checked.and_then(|()| self.cgroup().cloned()) {
+        let cgroup = match self.cgroup().cloned() {
             Ok(cgroup) => cgroup,
             Err(error) => return answer(reply, Err(error)),
         };
@@ -146,12 +174,18 @@ impl Actor {
         if let Err(error) = self.init.state().check(Call::Update) {
             return answer(reply, Err(error));
         }
-        let (runc, file) = (self.runc.clone(), self.bundle.join("resources.json"));
+        self.update_count += 1;
+        let file = self
+            .bundle
+            .join(format!("resources-{}.json", self.update_count));
+        let runc = self.runc.clone();
         self.jobs.spawn(async move {
             let updated = match std::fs::write(&file, resources) {
                 Ok(()) => runc.update(&file).await,
                 Err(error) => Err(IoError::at("write", &file)(error).into()),
             };
+            // If it stays, it goes with the bundle.
+            let _ = std::fs::remove_file(&file);
             answer(reply, updated);
             Done::Answered
         });
@@ -159,46 +193,71 @@ impl Actor {
 
     /// The processes of the container. Of one that has ended its init is still listed until it is deleted: containerd
     /// asks after a restart, takes a container without processes for a leak, and loses its exit code.
-    pub(super) fn pids(&self) -> Result<Vec<Listed>> {
-        let mut pids = match &self.cgroup {
-            Some(cgroup) if self.init.state().exit().is_none() => cgroup.pids()?,
-            _ => Vec::new(),
-        };
-        if let Some(init) = self.init.pid().filter(|init| !pids.contains(init)) {
-            pids.insert(0, init);
-        }
-        let exec_id = |pid| {
-            let of = |(_, exec): &(&String, &Exec)| exec.process.pid() == Some(pid);
-            self.execs.iter().find(of).map(|(id, _)| id.clone())
-        };
-        Ok(pids
-            .into_iter()
-            .map(|pid| Listed {
-                pid,
-                exec_id: exec_id(pid),
-            })
-            .collect())
+    pub(super) fn pids(&mut self, reply: Reply<Vec<Listed>>) {
+        let ended = self.init.state().exit().is_some();
+        let cgroup = self.cgroup.clone().filter(|_| !ended);
+        let init = self.init.pid();
+        let execs: HashMap<Pid, String> = self
+            .execs
+            .iter()
+            .filter_map(|(id, exec)| Some((exec.process.pid()?, id.clone())))
+            .collect();
+        self.jobs.spawn(async move {
+            let pids = match cgroup {
+                Some(cgroup) => blocking(move || Ok(cgroup.pids()?)).await,
+                None => Ok(Vec::new()),
+            };
+            let listed = pids.map(|mut pids| {
+                if let Some(init) = init.filter(|init| !pids.contains(init)) {
+                    pids.insert(0, init);
+                }
+                let listed = |pid| Listed {
+                    pid,
+                    exec_id: execs.get(&pid).cloned(),
+                };
+                pids.into_iter().map(listed).collect()
+            });
+            answer(reply, listed);
+            Done::Answered
+        });
     }
 
-    pub(super) fn stats(&self) -> Result<Any> {
-        if self.init.state().exit().is_some() {
-            return Err(Error::NotFound(format!("{} has ended", self.id)));
-        }
-        Ok(self.cgroup()?.stats()?)
+    pub(super) fn stats(&mut self, reply: Reply<Any>) {
+        let ended = self.init.state().exit().is_some();
+        let cgroup = if ended {
+            Err(Error::NotFound(format!("{} has ended", self.id)))
+        } else {
+            self.cgroup().cloned()
+        };
+        self.jobs.spawn(async move {
+            let stats = match cgroup {
+                Ok(cgroup) => blocking(move || Ok(cgroup.stats()?)).await,
+                Err(error) => Err(error),
+            };
+            answer(reply, stats);
+            Done::Answered
+        });
     }
 
     fn cgroup(&self) -> Result<&Cgroup> {
-        self.cgroup
-            .as_ref()
-            .ok_or_else(|| Error::NotFound(format!("cgroup of {} not found", self.id)))
+        self.cgroup.as_ref().ok_or_else(|| {
+            Error::FailedPrecondition(format!("the cgroup of {} is not known", self.id))
+        })
     }
 }
 
 fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
+    let gone = |error: IoError| {
+        if error.source.kind() == ErrorKind::NotFound {
+            Error::NotFound("all processes have finished".into())
+        } else {
+            error.into()
+        }
+    };
     if signal == Signal::KILL {
-        return Ok(cgroup.kill_all()?);
+        return cgroup.kill_all().map_err(gone);
     }
-    for pid in cgroup.pids()? {
+    for pid in cgroup.pids().map_err(gone)? {
         // One that has ended in between needs no signal.
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
             let _ = pidfd_send_signal(pidfd, signal);

@@ -159,6 +159,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         init: Process::new(view),
         execs: HashMap::new(),
         exec_count: 0,
+        update_count: 0,
         owner,
         jobs: JoinSet::new(),
         deleted: None,
@@ -174,6 +175,7 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started,
     Record {
         bundle: create.bundle.clone(),
         runc: Some(runc.record().clone()),
+        systemd_cgroup: create.options.systemd_cgroup,
         cgroups_path: create.spec.cgroups_path().map(str::to_owned),
     }
     .save(&shared.first_bundle, &create.id)?;

@@ -18,7 +18,7 @@ use crate::state::State;
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) view: watch::Sender<View>,
-    pub(super) pidfd: Option<OwnedFd>,
+    pub(super) pidfd: Option<rustix::io::Result<OwnedFd>>,
     pub(super) io: Io,
     /// A start is under way.
     pub(super) starting: bool,

@@ -4,11 +4,11 @@
 //! and waits for the end of its FIFOs, so nobody but the shim may have them open. (A container's init takes all its
 //! processes with it, and writes its FIFOs itself.)
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use log::warn;
 use rustix::pipe::PipeFlags;
@@ -66,24 +66,11 @@ impl Input {
         let InputState::Waiting(pipe) = &self.state else {
             return Ok(());
         };
-        let failed = || io_error("open stream", &self.path);
-        // Open for both first: neither of the other two then waits for a partner.
-        let both = fifo::hold(&self.path)?;
-        let reader = OpenOptions::new()
-            .read(true)
-            .custom_flags(fifo::NONBLOCK)
-            .open(&self.path)
-            .map_err(failed())?;
-        let writer = OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .map_err(failed())?;
-        drop(both);
-        let from = pipe::Receiver::from_file(reader).map_err(failed())?;
+        let (from, writer) = fifo::open_input(&self.path)?;
         let to = pipe
             .try_clone()
             .and_then(pipe::Sender::from_owned_fd)
-            .map_err(failed())?;
+            .map_err(io_error("poll", &self.path))?;
         self.state = InputState::Open {
             copying: tokio::spawn(copy(from, to)),
             writer: (!self.closed).then_some(writer),
@@ -162,11 +149,24 @@ async fn copy_until(
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
-            // Also when the sender is dropped, with the process that never came to be.
-            _ = &mut drain => break,
+            drained = &mut drain => match drained {
+                Ok(()) => break,
+                // The sender went with the process, which never came to be.
+                Err(_) => return,
+            },
         };
-        if !write(&mut to, read.map(|read| &buffer[..read])).await {
-            return;
+        let mut writing = pin!(write(&mut to, read.map(|read| &buffer[..read])));
+        let (more, draining) = tokio::select! {
+            more = &mut writing => (more, false),
+            drained = &mut drain => match drained {
+                Ok(()) => (writing.await, true),
+                Err(_) => return,
+            },
+        };
+        match (more, draining) {
+            (false, _) => return,
+            (true, true) => break,
+            (true, false) => {}
         }
     }
     loop {

@@ -52,6 +52,18 @@ pub(super) fn output(path: &Path) -> Result<(Option<Output>, OwnedFd)> {
     Ok((Some(held), writer.into()))
 }
 
+/// Opens the FIFO at `path` to read from, and to hold for writing: the end comes when the hold is dropped and all others
+/// that write have closed it.
+pub(super) fn open_input(path: &Path) -> Result<(pipe::Receiver, File)> {
+    // Open for both first: neither of the other two then waits for a partner.
+    let both = hold(path)?;
+    let reader = open(path, OpenOptions::new().read(true).custom_flags(NONBLOCK))?;
+    let writer = open(path, OpenOptions::new().write(true))?;
+    drop(both);
+    let reader = pipe::Receiver::from_file(reader).map_err(io_error("poll", path))?;
+    Ok((reader, writer))
+}
+
 /// Opens the FIFO at `path` for reading and writing, and for nothing else.
 pub(super) fn hold(path: &Path) -> Result<Output> {
     let held = open(

@@ -285,7 +285,7 @@ fn fifo_path(name: &str) -> Result<Option<PathBuf>> {
         None if name.is_empty() => Ok(None),
         None => Ok(Some(name.into())),
         Some(("fifo", path)) => Ok(Some(path.into())),
-        Some((scheme, _)) => Err(Error::Unimplemented(format!(
+        Some((scheme, _)) => Err(Error::InvalidArgument(format!(
             "stream {name}: this shim has no {scheme:?} streams, use a FIFO"
         ))),
     }
@@ -311,6 +311,6 @@ mod tests {
         assert_eq!(fifo_path("/run/f").unwrap(), Some("/run/f".into()));
         assert_eq!(fifo_path("fifo:///run/f").unwrap(), Some("/run/f".into()));
         let error = fifo_path("binary:///bin/logger").unwrap_err();
-        assert!(matches!(error, Error::Unimplemented(_)), "{error}");
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //! The socket lives in the bundle, whose path is longer than a socket address may be. runc is therefore told the path
 //! of the shim's open bundle directory in `/proc`, which is short. See pty(7), unix(7) (SCM_RIGHTS).
 
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -130,6 +131,8 @@ impl Drop for Console {
 pub(crate) struct Terminal {
     master: OwnedFd,
     input: Option<JoinHandle<()>>,
+    /// Held until CloseIO.
+    writer: Option<File>,
     output: Option<(JoinHandle<()>, fifo::Output)>,
 }
 
@@ -139,23 +142,22 @@ impl Terminal {
         let flags = rustix::fs::fcntl_getfl(&master).map_err(io_error("read flags of", here))?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .map_err(io_error("set flags of", here))?;
-        let hold = |name: &str| fifo_path(name)?.map(|path| fifo::hold(&path)).transpose();
-        // Both FIFOs are opened before anything is copied: a failure leaves no task behind.
-        let (stdin, stdout) = (hold(&request.stdin)?, hold(&request.stdout)?);
+        // All FIFOs are opened before anything is copied: a failure leaves no task behind.
+        let stdin = fifo_path(&request.stdin)?
+            .map(|path| fifo::open_input(&path))
+            .transpose()?;
+        let stdout = fifo_path(&request.stdout)?
+            .map(|path| fifo::hold(&path))
+            .transpose()?;
         // A terminal is read and written like a pipe, and so polled like one.
-        let input = match stdin {
-            None => None,
-            Some(fifo) => {
-                let from = fifo
-                    .try_clone()
-                    .and_then(pipe::Receiver::from_owned_fd_unchecked);
+        let (input, writer) = match stdin {
+            None => (None, None),
+            Some((from, writer)) => {
                 let to = master
                     .try_clone()
-                    .and_then(pipe::Sender::from_owned_fd_unchecked);
-                Some((
-                    from.map_err(io_error("poll", here))?,
-                    to.map_err(io_error("poll", here))?,
-                ))
+                    .and_then(pipe::Sender::from_owned_fd_unchecked)
+                    .map_err(io_error("poll", here))?;
+                (Some((from, to)), Some(writer))
             }
         };
         let output = match stdout {
@@ -176,12 +178,18 @@ impl Terminal {
         };
         Ok(Self {
             input: input.map(|(from, to)| tokio::spawn(copy(from, to))),
+            writer,
             output: output.map(|(from, to, fifo)| (tokio::spawn(copy(from, to)), fifo)),
             master,
         })
     }
 
+    /// CloseIO: what has been written is still read; nothing ends on the terminal, as it would not for a person.
     pub(super) fn close_stdin(&mut self) {
+        self.writer = None;
+    }
+
+    fn stop_input(&mut self) {
         if let Some(input) = self.input.take() {
             input.abort();
         }
@@ -199,7 +207,7 @@ impl Terminal {
 
     /// Copies what is left, then lets go.
     pub(super) fn release(mut self) -> Option<Closing> {
-        self.close_stdin();
+        self.stop_input();
         let (mut copying, held) = self.output.take()?;
         let task = tokio::spawn(async move {
             if tokio::time::timeout(DRAIN, &mut copying).await.is_err() {
@@ -213,7 +221,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.close_stdin();
+        self.stop_input();
         if let Some((copying, _)) = self.output.take() {
             copying.abort();
         }
