@@ -54,11 +54,14 @@ on_every_containerd! {
         ours_only!("options of our own");
         let daemon = Daemon::with(version, &Options::runtime("holder = 'process'"));
         let pod = PodSpec::new("held").run(&daemon);
+        let one = pod.sleeper("one");
         assert!(pod.ready());
         shim_tests::proc::kill(pod.pid(), rustix::process::Signal::KILL);
         shim_tests::eventually(std::time::Duration::from_secs(5), || {
             if pod.ready() { Err("CRI still calls it ready".to_owned()) } else { Ok(()) }
         });
+        // The containers end when kubelet stops them, with their grace period, as with the stock shim.
+        assert_eq!(one.output(&["echo", "still here"]), "still here");
         daemon.end();
     }
 

@@ -250,6 +250,28 @@ on_every_containerd! {
         daemon.end();
     }
 
+    /// containerd runs the shim's `delete` for the first one; the second must not notice.
+    fn s11_containers_of_a_group_outlive_the_first(version) {
+        let daemon = Daemon::start(version);
+        let group = ["--annotation", "io.containerd.runc.v2.group=together"];
+        detached(&daemon, &group, "first", &["sleep", "3600"]);
+        detached(&daemon, &group, "second", &["sleep", "3601"]);
+        daemon.expect_task("together");
+        assert_eq!(daemon.shims().len(), 1, "one shim for both");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "first"]);
+        wait_for(&daemon, "first", "STOPPED");
+        daemon.ctr(&["tasks", "delete", "first"]);
+        let output = exec(&daemon, &[], "e", "second", &["echo", "still here"]).output().unwrap();
+        assert_eq!(stdout(&output), "still here\n", "{output:?}");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "second"]);
+        wait_for(&daemon, "second", "STOPPED");
+        daemon.ctr(&["tasks", "delete", "second"]);
+        eventually(Duration::from_secs(5), || {
+            so(daemon.shims().is_empty(), || "the shim is still there".to_owned())
+        });
+        daemon.end();
+    }
+
     fn s11_pause_and_resume(version) {
         let daemon = Daemon::start(version);
         let events = daemon.events();
