@@ -119,7 +119,11 @@ pub(crate) fn forget(first: &Path, id: &str) -> Result<()> {
 /// `Io` when the files cannot be changed.
 pub(crate) fn set_deleted(bundle: &Path) -> Result<()> {
     let (marker, record) = (bundle.join(DELETED), bundle.join(RECORD));
-    std::fs::write(&marker, "").map_err(IoError::at("write", &marker))?;
+    match std::fs::write(&marker, "") {
+        // Somebody has removed the bundle: nobody will look there.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        written => written.map_err(IoError::at("write", &marker))?,
+    }
     match std::fs::remove_file(&record) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(IoError::at("remove", &record)(error).into())
