@@ -22,17 +22,25 @@ fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
         .collect()
 }
 
+/// Kills the daemon's only shim, and waits until nothing is left of its pod: five seconds at the most.
+#[track_caller]
+fn kill_the_shim(daemon: &Daemon) {
+    daemon.look();
+    kill(daemon.shim().pid, Signal::KILL);
+    eventually(Duration::from_secs(5), || {
+        let left = left_of_the_pod(daemon);
+        so(left.is_empty(), || {
+            format!("left behind:\n  {}", left.join("\n  "))
+        })
+    });
+}
+
 on_every_containerd! {
     fn s8_a_killed_shim_leaves_nothing(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").run(&daemon);
         let (_one, _two) = (pod.sleeper("one"), pod.container("two").shell("sleep 3600 & sleep 3600").start());
-        daemon.look();
-        kill(daemon.shim().pid, Signal::KILL);
-        eventually(Duration::from_secs(5), || {
-            let left = left_of_the_pod(&daemon);
-            so(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))
-        });
+        kill_the_shim(&daemon);
         eventually(Duration::from_secs(5), || so(!pod.ready(), || "CRI still calls the pod ready".to_owned()));
         daemon.end();
     }
@@ -41,24 +49,14 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").shared_processes().run(&daemon);
         let (_one, _two) = (pod.sleeper("one"), pod.container("two").shell("sleep 3600 & sleep 3600").start());
-        daemon.look();
-        kill(daemon.shim().pid, Signal::KILL);
-        eventually(Duration::from_secs(5), || {
-            let left = left_of_the_pod(&daemon);
-            so(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))
-        });
+        kill_the_shim(&daemon);
         daemon.end();
     }
 
     fn s8_a_killed_shim_without_containers_leaves_nothing(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").run(&daemon);
-        daemon.look();
-        kill(daemon.shim().pid, Signal::KILL);
-        eventually(Duration::from_secs(5), || {
-            let left = left_of_the_pod(&daemon);
-            so(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))
-        });
+        kill_the_shim(&daemon);
         eventually(Duration::from_secs(5), || so(!pod.ready(), || "CRI still calls the pod ready".to_owned()));
         daemon.end();
     }
