@@ -157,7 +157,7 @@ impl Events {
 
 /// The pause before an event is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How long containerd may take for one event, nanoseconds.
+/// How long containerd may take for one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Publisher {

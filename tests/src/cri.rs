@@ -325,6 +325,13 @@ pub struct Pod<'a> {
     pub id: String,
 }
 
+/// The JSON document in a verbose status.
+fn verbose(info: &HashMap<String, String>) -> serde_json::Value {
+    info.get("info")
+        .map(|info| serde_json::from_str(info).unwrap())
+        .unwrap_or_default()
+}
+
 impl<'a> Pod<'a> {
     /// The status with its verbose info.
     #[track_caller]
@@ -335,12 +342,7 @@ impl<'a> Pod<'a> {
         };
         let response = call!(self.daemon.cri(), pod_sandbox_status, request)
             .unwrap_or_else(|failure| panic!("{failure}"));
-        let info = response
-            .info
-            .get("info")
-            .map(|info| serde_json::from_str(info).unwrap())
-            .unwrap_or_default();
-        (response.status.unwrap(), info)
+        (response.status.unwrap(), verbose(&response.info))
     }
 
     /// `true` while CRI calls it ready.
@@ -678,12 +680,7 @@ impl Container<'_> {
         };
         let response = call!(self.pod.daemon.cri(), container_status, request)
             .unwrap_or_else(|failure| panic!("{failure}"));
-        let info = response
-            .info
-            .get("info")
-            .map(|info| serde_json::from_str(info).unwrap())
-            .unwrap_or_default();
-        (response.status.unwrap(), info)
+        (response.status.unwrap(), verbose(&response.info))
     }
 
     /// The init process's pid on the node.

@@ -43,7 +43,7 @@ pub(crate) struct Request {
 /// The streams of a process that is about to be made.
 #[derive(Debug)]
 pub(crate) enum Prepared {
-    /// FIFOs, which the process gets itself.
+    /// FIFOs, open; the process gets them, or pipes that are copied from and to them.
     Fifos(Fifos),
     /// A terminal, whose master comes through a socket.
     Console(Console),
@@ -291,7 +291,7 @@ fn fifo_path(name: &str) -> Result<Option<PathBuf>> {
     }
 }
 
-/// `/dev/null`, or an error that names it.
+/// As [`IoError::at`], for functions that return [`Error`].
 fn io_error<E: Into<std::io::Error>>(
     operation: &'static str,
     path: &Path,
