@@ -31,6 +31,8 @@ pub enum UserNamespace {
     Node,
     /// The pod gets the one that this file leads to; new namespaces of other kinds belong to it.
     Join(PathBuf),
+    /// The pod gets the one that owns the network namespace at this path, as [`UserNamespace::Join`] otherwise.
+    OwnerOf(PathBuf),
     /// The pod gets a new one; new namespaces of other kinds belong to it.
     New {
         /// The lines of `uid_map`.
@@ -145,7 +147,8 @@ impl Namespaces {
 
     pub(crate) fn joined(&self, kind: Kind) -> Option<&Path> {
         match (self.plain(kind), &self.user) {
-            (Some(Namespace::Join(path)), _) | (None, UserNamespace::Join(path)) => Some(path),
+            (Some(Namespace::Join(path)), _)
+            | (None, UserNamespace::Join(path) | UserNamespace::OwnerOf(path)) => Some(path),
             _ => None,
         }
     }
@@ -172,7 +175,10 @@ pub(crate) fn open_joins(namespaces: &Namespaces) -> Result<Joins, Error> {
     };
     for kind in Kind::ALL {
         if let Some(path) = namespaces.joined(kind) {
-            let file = open_checked(kind, path)?;
+            let file = match (kind, &namespaces.user) {
+                (Kind::User, UserNamespace::OwnerOf(network)) => open_owner(network)?,
+                _ => open_checked(kind, path)?,
+            };
             if is_own(kind, &file) {
                 joins.nodes.insert(kind);
             }
@@ -211,6 +217,18 @@ fn open_checked(kind: Kind, path: &Path) -> Result<File, Error> {
         });
     }
     Ok(file)
+}
+
+/// The user namespace that owns the network namespace at `network`.
+fn open_owner(network: &Path) -> Result<File, Error> {
+    let file = open_checked(Kind::Net, network)?;
+    sys::owner(file.as_fd())
+        .map(File::from)
+        .map_err(|source| Error::OpenNamespace {
+            kind: Kind::User,
+            path: network.to_owned(),
+            source,
+        })
 }
 
 /// Whether that is the namespace which this process is in.

@@ -1,7 +1,7 @@
-//! The only unsafe code of this crate: three system calls that have no safe form.
+//! The only unsafe code of this crate: four system calls that have no safe form.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -50,6 +50,33 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<u32> {
     }
     // SAFETY: the caller has checked that the file is on the namespace file system, where this number means this.
     unsafe { ioctl::ioctl(fd.as_fd(), GetType) }.map_err(io::Error::from)
+}
+
+/// The user namespace that owns the namespace behind `fd` (NS_GET_USERNS of ioctl_ns(2)), or EPERM if it is outside of
+/// the caller's.
+pub(crate) fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    struct GetOwner;
+    // SAFETY: NS_GET_USERNS takes no argument and answers with a new file descriptor, so no memory is involved, and
+    // nobody else owns that descriptor.
+    unsafe impl Ioctl for GetOwner {
+        type Output = OwnedFd;
+        const IS_MUTATING: bool = false;
+        fn opcode(&self) -> Opcode {
+            ioctl::opcode::none(0xb7, 0x1)
+        }
+        fn as_ptr(&mut self) -> *mut rustix::ffi::c_void {
+            std::ptr::null_mut()
+        }
+        unsafe fn output_from_ptr(
+            out: IoctlOutput,
+            _: *mut rustix::ffi::c_void,
+        ) -> rustix::io::Result<OwnedFd> {
+            // SAFETY: a call that did not fail has returned a descriptor that was made for it (with O_CLOEXEC).
+            Ok(unsafe { OwnedFd::from_raw_fd(out) })
+        }
+    }
+    // SAFETY: the caller has checked that the file is on the namespace file system, where this number means this.
+    unsafe { ioctl::ioctl(fd.as_fd(), GetOwner) }.map_err(io::Error::from)
 }
 
 /// Lets a child die (SIGKILL) with the **thread** that spawns it, also when that thread is gone before the child asks.

@@ -74,8 +74,14 @@ enum Input {
 pub(crate) fn start(start: &Start) -> Result<Vec<u8>> {
     let input = start.parse_input()?;
     let options = Options::from_any(input.options())?;
-    let spec = Spec::load(&start.bundle)?;
-    let group = spec.group().unwrap_or(&start.id);
+    let purpose = start.purpose()?;
+    let group = match &purpose {
+        Purpose::Task(spec) => spec.group().unwrap_or(&start.id),
+        Purpose::Sandbox => {
+            options.keep(&start.bundle)?;
+            &start.id
+        }
+    };
     let socket = start.socket(input.socket_dir(), group)?;
     let listener = listen(&socket)?;
     let address = format!("unix://{}", socket.display());
@@ -92,7 +98,16 @@ pub(crate) fn start(start: &Start) -> Result<Vec<u8>> {
                 remove_quietly(&socket);
             }
         })?;
-    Ok(start.answer(&input, &spec, address))
+    Ok(start.answer(&input, &purpose, address))
+}
+
+/// What the server is wanted for.
+#[derive(Debug)]
+enum Purpose {
+    /// A container, or a sandbox in podsandbox mode: there is a spec.
+    Task(Box<Spec>),
+    /// A sandbox through the Sandbox API: it is described later, by `CreateSandbox`.
+    Sandbox,
 }
 
 impl Input {
@@ -136,6 +151,19 @@ impl Start {
                 "start {}: standard input is neither options nor BootstrapParams: {error}",
                 self.id
             ))),
+        }
+    }
+
+    /// A bundle without a spec is one for the Sandbox API; a containerd that knows no versions knows no such thing.
+    fn purpose(&self) -> Result<Purpose> {
+        match Spec::load(&self.bundle) {
+            Ok(spec) => Ok(Purpose::Task(Box::new(spec))),
+            Err(Error::Io(error))
+                if error.source.kind() == ErrorKind::NotFound && self.knows_versions =>
+            {
+                Ok(Purpose::Sandbox)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -212,7 +240,7 @@ impl Start {
         Ok(())
     }
 
-    fn answer(&self, input: &Input, spec: &Spec, address: String) -> Vec<u8> {
+    fn answer(&self, input: &Input, purpose: &Purpose, address: String) -> Vec<u8> {
         let protocol = "ttrpc".to_owned();
         if let Input::Params(_) = input {
             let result = BootstrapResult {
@@ -226,7 +254,10 @@ impl Start {
         if !self.knows_versions {
             return address.into_bytes();
         }
-        let version = if spec.is_from_containerd_2() { 3 } else { 2 };
+        let version = match purpose {
+            Purpose::Task(spec) if !spec.is_from_containerd_2() => 2,
+            Purpose::Task(_) | Purpose::Sandbox => 3,
+        };
         serde_json::json!({ "version": version, "address": address, "protocol": protocol })
             .to_string()
             .into_bytes()
@@ -360,13 +391,11 @@ mod tests {
 
     #[test]
     fn each_containerd_gets_the_answer_it_reads() {
-        let old = serde_json::from_str("{}").unwrap();
-        let new = serde_json::from_str(
-            r#"{"annotations": {"io.kubernetes.cri.podsandbox.image-name": "p"}}"#,
-        )
-        .unwrap();
-        let answer = |start: &Start, spec: &Spec| {
-            start.answer(&start.parse_input().unwrap(), spec, "unix:///s".into())
+        let task = |spec: &str| Purpose::Task(serde_json::from_str(spec).unwrap());
+        let old = task("{}");
+        let new = task(r#"{"annotations": {"io.kubernetes.cri.podsandbox.image-name": "p"}}"#);
+        let answer = |start: &Start, purpose: &Purpose| {
+            start.answer(&start.parse_input().unwrap(), purpose, "unix:///s".into())
         };
         let mut start = a_start(vec![]);
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -374,10 +403,12 @@ mod tests {
             text(answer(&start, &old)),
             r#"{"address":"unix:///s","protocol":"ttrpc","version":2}"#
         );
-        assert_eq!(
-            text(answer(&start, &new)),
-            r#"{"address":"unix:///s","protocol":"ttrpc","version":3}"#
-        );
+        for purpose in [&new, &Purpose::Sandbox] {
+            assert_eq!(
+                text(answer(&start, purpose)),
+                r#"{"address":"unix:///s","protocol":"ttrpc","version":3}"#
+            );
+        }
         start.knows_versions = false;
         assert_eq!(text(answer(&start, &old)), "unix:///s");
         start.input = params();

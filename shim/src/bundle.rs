@@ -5,6 +5,7 @@
 //! | `config.json`, `rootfs/`, `log` | containerd | the spec, the root filesystem, the shim's log FIFO |
 //! | `address` | `start` | containerd 1.6 and 1.7, which dial it again after a restart |
 //! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
+//! | `options.json` | `start`, for the Sandbox API | the server: nobody else tells it the operator's settings |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
 //! | `deleted` | the server | `delete`, which containerd also runs after an ordinary deletion: nothing is left to do |
 //! | `pod/ID.json` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the same for each container |

@@ -7,101 +7,189 @@
 //! To containerd it is a container like any other, with a pid whose `/proc/PID/ns` the pod's containers join. There is
 //! no program in it, so there is nothing to execute into, to freeze or to limit.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use log::{info, warn};
 use rustix::process::{Pid, Signal};
 use tokio::sync::watch;
 
 use crate::bundle::{self, Record};
 use crate::cgroup::{Cgroup, Driver};
-use crate::container::{Create, Shared};
+use crate::container::{Create, Shared, blocking};
 use crate::error::{Error, Result, first_of};
 use crate::events::Event;
 use crate::exits::{Claim, Exit};
+use crate::io;
 use crate::mailbox::{Command, Deleted, Handle, Listed, Owner, ProcessId, View, no_process};
-use crate::options::Holder;
+use crate::options::{Holder, Options};
+use crate::podfiles::PodFiles;
 use crate::state::{Call, State};
+
+/// A sandbox to be made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its bundle.
+    pub(crate) bundle: PathBuf,
+    /// What the kernel is asked for.
+    pub(crate) config: pause::SandboxConfig,
+    /// Where its cgroup is to be.
+    pub(crate) cgroups_path: Option<String>,
+    /// What form that has.
+    pub(crate) driver: Driver,
+    /// The pod's containers see the node's processes.
+    pub(crate) node_processes: bool,
+    /// The operator's settings.
+    pub(crate) options: Options,
+    /// Who asked for it.
+    pub(crate) origin: Origin,
+}
+
+/// Who asked for a sandbox, and what follows from that.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for its streams.
+    Task {
+        /// The event that says that it is made needs the rest of the request.
+        create: Create,
+    },
+    /// The Sandbox API: it is no task, and the pod's files are ours to make.
+    Sandbox(PodFiles),
+}
+
+/// A sandbox that stands.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// To talk to it.
+    pub(crate) handle: Handle,
+    /// The pid whose `/proc/PID/ns` has the pod's namespaces.
+    pub(crate) pid: Pid,
+    /// What holds it.
+    pub(crate) kind: pause::HolderKind,
+    /// Where the namespaces are that are not the node's.
+    pub(crate) paths: BTreeMap<pause::Kind, PathBuf>,
+}
+
+impl Plan {
+    /// The sandbox that an OCI spec describes.
+    pub(crate) fn of_task(create: Create) -> Self {
+        Self {
+            id: create.id.clone(),
+            bundle: create.bundle.clone(),
+            config: create.spec.sandbox(create.options.pause_holder()),
+            cgroups_path: create.spec.cgroups_path().map(str::to_owned),
+            driver: Driver::of(create.options.systemd_cgroup),
+            node_processes: !create.spec.has_pid_namespace(),
+            options: create.options.clone(),
+            origin: Origin::Task { create },
+        }
+    }
+}
 
 /// Makes a sandbox and gives it to a task of its own. A failure leaves nothing behind.
 ///
 /// # Errors
-/// `Sandbox` with the operation that failed, `Io` for its cgroup.
-pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Pid)> {
-    let holder = match create.options.holder {
-        Holder::Auto | Holder::Image => pause::Holder::Auto,
-        Holder::Thread => pause::Holder::Thread,
-        Holder::Process => pause::Holder::Process,
-    };
+/// `Sandbox` with the operation that failed, `Io` for its cgroup and its files.
+pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     Record {
-        bundle: create.bundle.clone(),
+        bundle: plan.bundle.clone(),
         runc: None,
-        systemd_cgroup: create.options.systemd_cgroup,
-        cgroups_path: create.spec.cgroups_path().map(str::to_owned),
+        systemd_cgroup: plan.driver == Driver::Systemd,
+        cgroups_path: plan.cgroups_path.clone(),
     }
-    .save(&shared.first_bundle, &create.id)?;
-    let config = create.spec.sandbox(holder);
-    let cgroup = create
-        .spec
-        .cgroups_path()
-        .map(|path| Cgroup::at(path, Driver::of(create.options.systemd_cgroup)))
+    .save(&shared.first_bundle, &plan.id)?;
+    let cgroup = plan
+        .cgroups_path
+        .as_deref()
+        .map(|path| Cgroup::at(path, plan.driver))
         .transpose()?;
+    let files = match &plan.origin {
+        Origin::Task { .. } => None,
+        Origin::Sandbox(files) => Some(files.clone()),
+    };
     // A process of the sandbox may end before its pid is known here.
     let expected = shared.exits.expect();
-    let made = tokio::task::spawn_blocking(move || make(&config, cgroup));
-    let (sandbox, cgroup) = made
-        .await
-        .map_err(|_| Error::Internal("the making of a sandbox was cancelled"))??;
-    let process = match sandbox.kind() {
+    let config = plan.config;
+    let made = blocking(move || make(&config, cgroup, files.as_ref()));
+    let (sandbox, cgroup) = made.await?;
+    let kind = sandbox.kind();
+    let process = match kind {
         pause::HolderKind::Thread => None,
         pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid())),
     };
     drop(expected);
-    let pid = sandbox.pid();
-    let (handle, owner) = Handle::new(&create.bundle);
+    let (pid, paths) = (sandbox.pid(), sandbox.paths());
+    let (handle, owner) = Handle::new(&plan.bundle);
+    let io = match &plan.origin {
+        Origin::Task { create } => create.io.clone(),
+        Origin::Sandbox(_) => io::Request::default(),
+    };
     let view = View {
         pid: Some(pid),
         state: State::Created,
-        io: create.io.clone(),
+        io,
     };
     let actor = Actor {
         view: owner.views.add(ProcessId::Init, view),
-        id: create.id.clone(),
-        bundle: create.bundle.clone(),
+        id: plan.id,
+        bundle: plan.bundle,
         shared: shared.clone(),
         held: Some(sandbox),
-        thread_only: create.options.holder == Holder::Thread,
-        node_processes: !create.spec.has_pid_namespace(),
+        thread_only: plan.options.holder == Holder::Thread,
+        node_processes: plan.node_processes,
         process,
         cgroup,
+        origin: plan.origin,
         owner,
     };
-    info!("sandbox {}: namespaces made, held by {pid}", create.id);
-    shared.events.send(&create.event(pid));
+    info!("sandbox {}: namespaces made, held by {pid}", actor.id);
+    if let Origin::Task { create } = &actor.origin {
+        actor.shared.events.send(&create.event(pid));
+    }
     tokio::spawn(actor.run());
-    Ok((handle, pid))
+    Ok(Made {
+        handle,
+        pid,
+        kind,
+        paths,
+    })
 }
 
 /// The cgroup exists although nothing may be in it: cAdvisor finds a pod's network counters by its name.
 fn make(
     config: &pause::SandboxConfig,
     cgroup: Option<Cgroup>,
+    files: Option<&PodFiles>,
 ) -> Result<(pause::Sandbox, Option<Cgroup>)> {
-    let sandbox = pause::Sandbox::create(config)?;
-    if let Some(cgroup) = &cgroup {
-        let placed = cgroup.create().and_then(|()| match sandbox.kind() {
-            pause::HolderKind::Thread => Ok(()),
-            pause::HolderKind::Process => cgroup.add(sandbox.pid()),
-        });
-        if let Err(error) = placed {
-            sandbox.end();
-            for failure in cgroup.remove() {
-                warn!("after a failed create: {failure}");
+    let made = files.map_or(Ok(()), PodFiles::make).and_then(|()| {
+        let sandbox = pause::Sandbox::create(config)?;
+        if let Some(cgroup) = &cgroup {
+            let placed = cgroup.create().and_then(|()| match sandbox.kind() {
+                pause::HolderKind::Thread => Ok(()),
+                pause::HolderKind::Process => cgroup.add(sandbox.pid()),
+            });
+            if let Err(error) = placed {
+                sandbox.end();
+                for failure in cgroup.remove() {
+                    warn!("after a failed create: {failure}");
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
+        }
+        Ok(sandbox)
+    });
+    match made {
+        Ok(sandbox) => Ok((sandbox, cgroup)),
+        Err(error) => {
+            if let Some(Err(left)) = files.map(PodFiles::remove) {
+                warn!("after a failed create: {left}");
+            }
+            Err(error)
         }
     }
-    Ok((sandbox, cgroup))
 }
 
 struct Actor {
@@ -117,6 +205,7 @@ struct Actor {
     /// The exit of the process that the sandbox lives and dies with, if there is one.
     process: Option<Claim>,
     cgroup: Option<Cgroup>,
+    origin: Origin,
     view: watch::Sender<View>,
     owner: Owner,
 }
@@ -160,11 +249,7 @@ impl Actor {
                 let _ = reply.send(Ok(listed.into_iter().collect()));
             }
             Command::Stats(reply) => {
-                let cgroup = self
-                    .cgroup
-                    .as_ref()
-                    .ok_or_else(|| Error::NotFound(format!("sandbox {} has no cgroup", self.id)));
-                let _ = reply.send(cgroup.and_then(|cgroup| Ok(cgroup.stats()?)));
+                let _ = reply.send(self.stats());
             }
             Command::SharedProcesses(reply) => {
                 let _ = reply.send(self.shared_processes().await);
@@ -201,6 +286,30 @@ impl Actor {
         self.view.borrow().pid
     }
 
+    /// Tells containerd what happened to a task; a sandbox of the Sandbox API is none.
+    fn tell(&self, event: &Event) {
+        match self.origin {
+            Origin::Task { .. } => self.shared.events.send(event),
+            Origin::Sandbox(_) => {}
+        }
+    }
+
+    /// Of the task: its own cgroup. Through the Sandbox API: the pod's, which that one is in.
+    fn stats(&self) -> Result<Any> {
+        Ok(match (&self.origin, &self.cgroup) {
+            (Origin::Task { .. }, Some(own)) => own.stats(),
+            (Origin::Task { .. }, None) => {
+                return Err(Error::NotFound(format!(
+                    "sandbox {} has no cgroup",
+                    self.id
+                )));
+            }
+            (Origin::Sandbox(_), Some(own)) => own.parent().stats(),
+            // A pod without a cgroup: all that is known to be its own is the shim.
+            (Origin::Sandbox(_), None) => Cgroup::of_pid(rustix::process::getpid())?.stats(),
+        }?)
+    }
+
     fn start(&mut self) -> Result<Pid> {
         self.state().check(Call::Start)?;
         let pid = self
@@ -208,7 +317,7 @@ impl Actor {
             .ok_or(Error::Internal("a sandbox without a pid"))?;
         self.view.send_modify(|view| view.state = State::Running);
         info!("sandbox {}: started", self.id);
-        self.shared.events.send(&Event::started(&self.id, pid));
+        self.tell(&Event::started(&self.id, pid));
         Ok(pid)
     }
 
@@ -242,9 +351,7 @@ impl Actor {
         let pid = self.pid();
         self.view
             .send_modify(|view| view.state = State::Stopped(exit));
-        self.shared
-            .events
-            .send(&Event::exited(&self.id, &self.id, pid, exit));
+        self.tell(&Event::exited(&self.id, &self.id, pid, exit));
     }
 
     async fn delete(&mut self) -> Result<Deleted> {
@@ -255,6 +362,10 @@ impl Actor {
         self.remove_cgroup()
             .await
             .unwrap_or_else(|e| warn!("sandbox {}: {e}", self.id));
+        if let Origin::Sandbox(files) = &self.origin {
+            let files = files.clone();
+            blocking(move || files.remove()).await?;
+        }
         bundle::set_deleted(&self.bundle)?;
         bundle::forget(&self.shared.first_bundle, &self.id)?;
         let deleted = Deleted {
@@ -262,9 +373,7 @@ impl Actor {
             exit: self.state().exit().unwrap_or(Exit::now(137)),
         };
         info!("sandbox {}: deleted", self.id);
-        self.shared
-            .events
-            .send(&Event::deleted(&self.id, deleted.pid, deleted.exit));
+        self.tell(&Event::deleted(&self.id, deleted.pid, deleted.exit));
         Ok(deleted)
     }
 
@@ -291,13 +400,11 @@ impl Actor {
                 self.id
             )));
         };
-        let made = tokio::task::spawn_blocking(move || {
+        let made = blocking(move || {
             let made = sandbox.share_processes();
-            (sandbox, made)
+            Ok((sandbox, made))
         });
-        let (sandbox, made) = made
-            .await
-            .map_err(|_| Error::Internal("the making of PID 1 was cancelled"))?;
+        let (sandbox, made) = made.await?;
         self.held = Some(sandbox);
         let (pid, made) = made?;
         if made {
@@ -322,9 +429,7 @@ impl Actor {
         let Some(cgroup) = self.cgroup.clone() else {
             return Ok(());
         };
-        tokio::task::spawn_blocking(move || first_of(cgroup.remove()))
-            .await
-            .map_err(|_| Error::Internal("the removal of a cgroup was cancelled"))?
+        blocking(move || first_of(cgroup.remove())).await
     }
 }
 

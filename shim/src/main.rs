@@ -4,8 +4,8 @@
 //!                    ┌ start  ─▶ boot      makes or finds the pod's server, answers where it listens
 //!  containerd ─exec──┼ delete ─▶ cleanup   takes down what a dead server has left
 //!                    ├ -v, -info           says who it is
-//!                    └ (none) ─▶ server ─▶ task ─▶ pod ─┬▶ container ─▶ runc, io, cgroup, mounts, exits, events
-//!                                                       └▶ holder ─▶ the crate `pause`
+//!                    └ (none) ─▶ server ─▶ task, sandbox ─▶ pod ─┬▶ container ─▶ runc, io, cgroup, mounts, exits, events
+//!                                                                └▶ holder ─▶ the crate `pause`, podfiles
 //! ```
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,10 @@ mod mailbox;
 mod mounts;
 mod options;
 mod pod;
+mod podconfig;
+mod podfiles;
 mod runc;
+mod sandbox;
 mod server;
 mod spec;
 mod state;

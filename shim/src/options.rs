@@ -16,15 +16,18 @@ use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::oci;
 use prost::Message as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoError, Result};
 
 /// Read when containerd passes no options at all.
 pub(crate) const DEFAULT_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
+/// The file in a bundle that [`Options::keep`] writes.
+const KEPT: &str = "options.json";
+
 /// What holds the namespaces of a sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Holder {
     /// A thread where the kernel lets one, else a process.
@@ -40,7 +43,7 @@ pub(crate) enum Holder {
 
 /// The operator's settings. Field names in TOML are those of the stock shim's options, so that a table can be moved
 /// from one runtime to the other; `holder` is ours.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub(crate) struct Options {
     /// The OCI runtime: a name to look up in `PATH`, or a path.
@@ -144,6 +147,35 @@ impl Options {
                 "runtime options: {:?} is neither containerd.runc.v1.Options nor runtimeoptions.v1.Options",
                 any.type_url
             ))),
+        }
+    }
+
+    /// Keeps them in the `bundle` of a sandbox that will be made through the Sandbox API, whose requests do not have them.
+    ///
+    /// # Errors
+    /// `Io` when the file cannot be written.
+    pub(crate) fn keep(&self, bundle: &Path) -> Result<()> {
+        let path = bundle.join(KEPT);
+        let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", &path)(e))?;
+        Ok(std::fs::write(&path, text).map_err(IoError::at("write", &path))?)
+    }
+
+    /// What [`Options::keep`] kept.
+    ///
+    /// # Errors
+    /// `Io` when the file cannot be read.
+    pub(crate) fn kept(bundle: &Path) -> Result<Self> {
+        let path = bundle.join(KEPT);
+        let text = std::fs::read(&path).map_err(IoError::at("read runtime options", &path))?;
+        Ok(serde_json::from_slice(&text).map_err(|e| IoError::at("decode", &path)(e))?)
+    }
+
+    /// What the crate `pause` is asked for.
+    pub(crate) fn pause_holder(&self) -> pause::Holder {
+        match self.holder {
+            Holder::Auto | Holder::Image => pause::Holder::Auto,
+            Holder::Thread => pause::Holder::Thread,
+            Holder::Process => pause::Holder::Process,
         }
     }
 

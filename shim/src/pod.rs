@@ -1,19 +1,35 @@
 //! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
+//!
+//! ```text
+//!  Task.Create(container-type: sandbox) ──┐
+//!                                         ├──▶ holder::create ──▶ the sandbox, one for each pod
+//!  Sandbox.CreateSandbox ─────────────────┘
+//!  Task.Create ──[add the pod's files, join its process namespace]──▶ container::create
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use rustix::process::Pid;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::bundle;
+use crate::cgroup::Driver;
 use crate::container::{self, Create, Shared};
 use crate::error::{Error, Result};
-use crate::holder;
-use crate::mailbox::{Command, Deleted, Handle, ProcessId};
-use crate::options::Holder;
+use crate::holder::{self, Origin, Plan};
+use crate::mailbox::{Command, Deleted, Handle, ProcessId, Target};
+use crate::options::{Holder, Options};
+use crate::podconfig::PodConfig;
+use crate::podfiles::PodFiles;
 use crate::spec::{self, Role};
+
+/// SIGKILL, as it stands on the wire.
+const KILL: u32 = 9;
 
 /// All containers of a shim, and the sandbox that they join.
 #[derive(Debug)]
@@ -30,15 +46,50 @@ enum Member {
     Coming(watch::Receiver<()>),
     /// A container, also a sandbox that runc runs.
     Container(Handle),
-    /// The sandbox.
-    Sandbox(Handle),
+    /// The sandbox, and what the Sandbox API tells of it if it was made through that.
+    Sandbox(Handle, Option<Arc<Described>>),
+}
+
+/// A sandbox that was made through the Sandbox API: what does not change until it is gone.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// What it was made from.
+    pub(crate) config: PodConfig,
+    /// The operator's settings.
+    pub(crate) options: Options,
+    /// Its OCI spec.
+    pub(crate) spec: Value,
+    /// What holds it.
+    pub(crate) holder: pause::HolderKind,
+    /// Where its namespaces are.
+    pub(crate) paths: BTreeMap<pause::Kind, PathBuf>,
+    /// The network namespace that containerd made for it.
+    pub(crate) network: PathBuf,
+    /// When it was made.
+    pub(crate) created_at: SystemTime,
+    files: PodFiles,
+}
+
+/// What `CreateSandbox` asks for.
+#[derive(Debug)]
+pub(crate) struct CreateSandbox {
+    /// The pod's id.
+    pub(crate) id: String,
+    /// The sandbox's bundle.
+    pub(crate) bundle: PathBuf,
+    /// CRI's description.
+    pub(crate) config: PodConfig,
+    /// The pod's network namespace; empty for the node's.
+    pub(crate) network: PathBuf,
+    /// Annotations besides CRI's own.
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 impl Member {
     fn handle(&self) -> Option<&Handle> {
         match self {
             Self::Coming(_) => None,
-            Self::Container(handle) | Self::Sandbox(handle) => Some(handle),
+            Self::Container(handle) | Self::Sandbox(handle, _) => Some(handle),
         }
     }
 }
@@ -59,28 +110,44 @@ impl Pod {
     /// `AlreadyExists` when the id is taken, and what the making says.
     pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Pid> {
         let pod = self.clone();
-        tokio::spawn(async move { pod.make(create).await })
+        let id = create.id.clone();
+        tokio::spawn(async move { pod.make(&id, pod.make_member(create)).await })
             .await
             .map_err(|_| Error::Internal("a create was cancelled"))?
     }
 
-    async fn make(&self, create: Create) -> Result<Pid> {
+    /// Makes the sandbox through the Sandbox API. Goes on when the caller gives up.
+    ///
+    /// # Errors
+    /// As [`Pod::create`].
+    pub(crate) async fn create_sandbox(self: &Arc<Self>, create: CreateSandbox) -> Result<Pid> {
+        let pod = self.clone();
         let id = create.id.clone();
+        tokio::spawn(async move { pod.make(&id, pod.make_sandbox(create)).await })
+            .await
+            .map_err(|_| Error::Internal("a create was cancelled"))?
+    }
+
+    async fn make(
+        &self,
+        id: &str,
+        member: impl Future<Output = Result<(Member, Pid)>>,
+    ) -> Result<Pid> {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
-        let _coming = self.reserve(&id)?;
-        let made = self.make_member(create).await;
+        let _coming = self.reserve(id)?;
+        let made = member.await;
         let mut members = self.members();
         match made {
             Ok((member, pid)) => {
-                members.insert(id, member);
+                members.insert(id.to_owned(), member);
                 Ok(pid)
             }
             Err(error) => {
-                members.remove(&id);
+                members.remove(id);
                 drop(members);
-                if let Err(left) = bundle::forget(&self.shared.first_bundle, &id) {
+                if let Err(left) = bundle::forget(&self.shared.first_bundle, id) {
                     log::warn!("after a failed create: {left}");
                 }
                 log::warn!("create {id}: {error}");
@@ -91,12 +158,112 @@ impl Pod {
 
     async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
-            let (handle, pid) = holder::create(&self.shared, create).await?;
-            return Ok((Member::Sandbox(handle), pid));
+            let made = holder::create(&self.shared, Plan::of_task(create)).await?;
+            return Ok((Member::Sandbox(made.handle, None), made.pid));
+        }
+        if let Some(files) = self.files() {
+            if let Some(label) = create.spec.mount_label() {
+                files.label(label)?;
+            }
+            spec::add_binds(&create.bundle, &files.binds())?;
         }
         self.join_shared_processes(&create).await?;
         let (handle, pid) = container::create(&self.shared, create).await?;
         Ok((Member::Container(handle), pid))
+    }
+
+    async fn make_sandbox(&self, create: CreateSandbox) -> Result<(Member, Pid)> {
+        let CreateSandbox {
+            id,
+            bundle,
+            config,
+            network,
+            annotations,
+        } = create;
+        let options = Options::kept(&bundle)?;
+        if options.holder == Holder::Image {
+            return Err(Error::InvalidArgument(
+                "holder = \"image\" needs a pause image: use it with sandboxer = \"podsandbox\"".into(),
+            ));
+        }
+        let files = PodFiles::plan(&bundle, &config);
+        let cgroups_path = config.cgroups_path(&id);
+        let plan = Plan {
+            config: config.sandbox(&network, options.pause_holder())?,
+            driver: Driver::of(config.has_slice()),
+            cgroups_path,
+            node_processes: config.node_processes(),
+            options: options.clone(),
+            origin: Origin::Sandbox(files.clone()),
+            id: id.clone(),
+            bundle,
+        };
+        let made = holder::create(&self.shared, plan).await?;
+        let described = Described {
+            spec: config.spec(&id, &annotations, &made.paths, &files.binds()),
+            config,
+            options,
+            holder: made.kind,
+            paths: made.paths,
+            network,
+            created_at: SystemTime::now(),
+            files,
+        };
+        let member = Member::Sandbox(made.handle, Some(Arc::new(described)));
+        Ok((member, made.pid))
+    }
+
+    /// What the Sandbox API tells of a sandbox.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none with this id, or one that is a task.
+    pub(crate) fn sandbox(&self, id: &str) -> Result<(Handle, Arc<Described>)> {
+        match self.members().get(id) {
+            Some(Member::Sandbox(handle, Some(described))) if !handle.is_gone() => {
+                Ok((handle.clone(), described.clone()))
+            }
+            _ => Err(Error::NotFound(format!("sandbox {id} does not exist"))),
+        }
+    }
+
+    /// The files that the pod's containers share, if they are ours.
+    fn files(&self) -> Option<PodFiles> {
+        self.members().values().find_map(|member| match member {
+            Member::Sandbox(_, described) => described.as_ref().map(|pod| pod.files.clone()),
+            Member::Coming(_) | Member::Container(_) => None,
+        })
+    }
+
+    /// Ends the sandbox, unless it has ended; returns when it has.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, and what the kernel says.
+    pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<()> {
+        let (handle, _) = self.sandbox(id)?;
+        let kill = |reply| Command::Kill(ProcessId::Init, KILL, Target::Process, reply);
+        match handle.ask(kill).await {
+            // It has ended already.
+            Ok(()) | Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        handle.wait(&ProcessId::Init).await?;
+        Ok(())
+    }
+
+    /// Ends and deletes the sandbox. That there is none is no error: its making may have failed. The shim is to end if
+    /// nothing else is left; otherwise with the last container ([`Pod::is_over`]).
+    ///
+    /// # Errors
+    /// What the deletion says.
+    pub(crate) async fn shut_down_sandbox(self: &Arc<Self>, id: &str) -> Result<()> {
+        match self.stop_sandbox(id).await {
+            Ok(()) => {
+                self.delete(id.to_owned(), ProcessId::Init).await?;
+            }
+            Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// A container that is to join the process namespace of a sandbox which a thread holds would land in the node's: a
@@ -106,7 +273,7 @@ impl Pod {
             return Ok(());
         };
         let sandbox = self.members().values().find_map(|member| match member {
-            Member::Sandbox(handle) => Some(handle.clone()),
+            Member::Sandbox(handle, _) => Some(handle.clone()),
             Member::Coming(_) | Member::Container(_) => None,
         });
         let Some(sandbox) = sandbox else {
@@ -187,7 +354,7 @@ impl Pod {
         let sandbox_is_gone = self
             .members()
             .values()
-            .any(|member| matches!(member, Member::Sandbox(handle) if handle.is_gone()));
+            .any(|member| matches!(member, Member::Sandbox(handle, _) if handle.is_gone()));
         // Containers that joined the sandbox's shim (version 3) get no Shutdown of their own.
         if !empty && sandbox_is_gone {
             self.orphaned.store(true, Ordering::Relaxed);

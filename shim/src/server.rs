@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::Server;
 use log::{info, warn};
@@ -17,6 +18,7 @@ use crate::error::{Error, IoError, Result};
 use crate::events::Events;
 use crate::exits::Exits;
 use crate::pod::Pod;
+use crate::sandbox::SandboxService;
 use crate::task::{Stop, TaskService};
 
 /// The service as the crate has it, and as containerd before 2.0 (and whoever is told version 2) calls it. The messages
@@ -78,6 +80,10 @@ async fn run(settings: Settings) -> Result<()> {
         exits,
         events,
     }));
+    let sandbox = create_sandbox(Arc::new(SandboxService {
+        pod: pod.clone(),
+        stop: stop.clone(),
+    }));
     let service = TaskService { pod, stop };
     let v3 = create_task(Arc::new(service.clone()));
     let mut v2 = create_task(Arc::new(service));
@@ -88,7 +94,8 @@ async fn run(settings: Settings) -> Result<()> {
     let mut server = Server::new()
         .add_listener(listener.into())
         .register_service(v3)
-        .register_service(v2);
+        .register_service(v2)
+        .register_service(sandbox);
     server
         .start()
         .await

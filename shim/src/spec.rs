@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use crate::error::{Error, IoError, Result};
 
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotation: `sandbox` or `container`.
+pub(crate) const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// Annotation: the pod.
+pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 const GROUP: &str = "io.containerd.runc.v2.group";
 /// Written into a sandbox's spec by containerd 2.0 and later, and by no earlier one.
 const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
@@ -33,6 +35,7 @@ struct Linux {
     cgroups_path: Option<String>,
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
+    mount_label: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,6 +114,11 @@ impl Spec {
             .filter(|path| !path.is_empty())
     }
 
+    /// `linux.mountLabel`: the SELinux label of what is mounted for the container.
+    pub(crate) fn mount_label(&self) -> Option<&str> {
+        Some(self.linux.mount_label.as_str()).filter(|label| !label.is_empty())
+    }
+
     /// The path of the process namespace that the container is to join.
     pub(crate) fn pid_namespace_path(&self) -> Option<&Path> {
         self.namespace("pid").and_then(Namespace::path)
@@ -187,17 +195,96 @@ impl Spec {
 /// # Errors
 /// As [`Spec::load`], and `Io` when the file cannot be written.
 pub(crate) fn set_pid_namespace_path(bundle: &Path, path: &Path) -> Result<()> {
+    rewrite(bundle, |spec| {
+        let namespaces = spec
+            .pointer_mut("/linux/namespaces")
+            .and_then(Value::as_array_mut);
+        for namespace in namespaces.into_iter().flatten() {
+            if namespace.get("type").and_then(Value::as_str) == Some("pid") {
+                namespace["path"] = Value::from(path.to_string_lossy());
+            }
+        }
+    })
+}
+
+/// A file or directory of the pod that its containers see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bind {
+    /// Where they see it.
+    pub(crate) destination: &'static str,
+    /// Where it is on the node.
+    pub(crate) source: PathBuf,
+}
+
+/// Binds the pod's files into the container of `bundle`, as containerd's CRI does in podsandbox mode: what the container
+/// mounts at the same path itself stays, a read-only root filesystem makes files read-only, and in a user namespace
+/// they have owners that are mapped. `/dev/shm` is always writable and never mapped.
+///
+/// # Errors
+/// As [`Spec::load`], and `Io` when the file cannot be written.
+pub(crate) fn add_binds(bundle: &Path, binds: &[Bind]) -> Result<()> {
+    rewrite(bundle, |spec| {
+        let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
+        let mapping = |name: &str| spec["linux"].get(name).cloned();
+        let mappings = [mapping("uidMappings"), mapping("gidMappings")];
+        if !spec["mounts"].is_array() {
+            spec["mounts"] = Value::Array(Vec::new());
+        }
+        let Some(mounts) = spec["mounts"].as_array_mut() else {
+            return;
+        };
+        for bind in binds {
+            let shm = bind.destination == "/dev/shm";
+            let destination = Path::new(bind.destination);
+            // A shared memory of its own, which every container has unless told otherwise.
+            mounts.retain(|mount| {
+                !(shm && is_at(mount, destination) && mount.get("type") == Some(&"tmpfs".into()))
+            });
+            if mounts.iter().any(|mount| is_at(mount, destination)) {
+                continue;
+            }
+            let access = if readonly && !shm { "ro" } else { "rw" };
+            let mut mount = serde_json::json!({
+                "destination": bind.destination,
+                "type": "bind",
+                "source": bind.source,
+                "options": ["rbind", "rprivate", access],
+            });
+            for (name, mapping) in ["uidMappings", "gidMappings"].into_iter().zip(&mappings) {
+                if let (Some(mapping), false) = (mapping, shm) {
+                    mount[name] = mapping.clone();
+                }
+            }
+            // Before what is mounted in it.
+            let below = |mount: &Value| mount_point(mount).starts_with(destination);
+            let at = mounts.iter().position(below).unwrap_or(mounts.len());
+            mounts.insert(at, mount);
+        }
+    })
+}
+
+fn mount_point(mount: &Value) -> &Path {
+    let destination = mount.get("destination").and_then(Value::as_str);
+    Path::new(destination.unwrap_or_default())
+}
+
+fn is_at(mount: &Value, destination: &Path) -> bool {
+    // Paths compare by components: a slash at the end does not count.
+    mount_point(mount) == destination
+}
+
+/// Changes the spec in `bundle`; what is not changed stays as it is.
+fn rewrite(bundle: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
     let file = bundle.join("config.json");
     let text = std::fs::read(&file).map_err(IoError::at("read the bundle's spec", &file))?;
     let mut spec: Value = serde_json::from_slice(&text).map_err(|e| unreadable(&file, &e))?;
-    let namespaces = spec
-        .pointer_mut("/linux/namespaces")
-        .and_then(Value::as_array_mut);
-    for namespace in namespaces.into_iter().flatten() {
-        if namespace.get("type").and_then(Value::as_str) == Some("pid") {
-            namespace["path"] = Value::from(path.to_string_lossy());
-        }
+    if !spec.is_object() {
+        return Err(Error::InvalidArgument(format!(
+            "parse {}: it is not an object",
+            file.display()
+        )));
     }
+    change(&mut spec);
     std::fs::write(&file, spec.to_string())
         .map_err(IoError::at("write the bundle's spec", &file))?;
     Ok(())

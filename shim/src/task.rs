@@ -48,7 +48,7 @@ pub(crate) struct Stop {
 
 impl Stop {
     /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         if let Err(error) = std::fs::remove_file(&self.socket) {
             warn!("remove {}: {error}", self.socket.display());
         }

@@ -42,7 +42,7 @@ pub(crate) fn start(version: Version) -> Daemon {
     .unwrap();
     let source = match version {
         Version::V1_6 | Version::V1_7 => "config/containerd-1.toml",
-        Version::V2_1 => "config/containerd-2.toml",
+        Version::V2_1 | Version::V2_1SandboxApi => "config/containerd-2.toml",
     };
     let read = |name: &str| fs::read_to_string(lab::repository().join(name)).unwrap();
     let options =
@@ -125,7 +125,7 @@ fn adapted(file: &str, version: Version, daemon: &Daemon) -> String {
     }
     let cri = match version {
         Version::V1_6 | Version::V1_7 => "io.containerd.grpc.v1.cri",
-        Version::V2_1 => "io.containerd.cri.v1.runtime",
+        Version::V2_1 | Version::V2_1SandboxApi => "io.containerd.cri.v1.runtime",
     };
     config += &format!(
         "

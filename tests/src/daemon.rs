@@ -155,13 +155,10 @@ impl Daemon {
             names,
         };
         daemon.launch();
-        let mut images = vec![
-            (image::busybox(), image::BUSYBOX),
-            (
-                image::pause(version.pause_image(), options.pause_image),
-                version.pause_image(),
-            ),
-        ];
+        let mut images = vec![(image::busybox(), image::BUSYBOX)];
+        if let Some(name) = version.pause_image() {
+            images.push((image::pause(name, options.pause_image), name));
+        }
         if options.nginx {
             images.push((image::nginx(), image::NGINX));
         }
@@ -598,25 +595,25 @@ fn cni_config(names: &Names) -> String {
 fn config(version: Version, names: &Names, options: &Options) -> String {
     let directory = text(&names.directory());
     let plugins = text(&lab::cni_plugins());
+    let pause_image = version.pause_image().unwrap_or("there-is.none/pause:0");
     let (file_version, cri, images) = match version {
         Version::V1_6 | Version::V1_7 => ("2", "io.containerd.grpc.v1.cri", String::new()),
-        Version::V2_1 => (
+        Version::V2_1 | Version::V2_1SandboxApi => (
             "3",
             "io.containerd.cri.v1.runtime",
             format!(
-                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{}'\n\
+                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{pause_image}'\n\
                  [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
-                version.pause_image()
             ),
         ),
     };
     let sandbox_image = match version {
-        Version::V1_6 | Version::V1_7 => format!("sandbox_image = '{}'\n", version.pause_image()),
-        Version::V2_1 => String::new(),
+        Version::V1_6 | Version::V1_7 => format!("sandbox_image = '{pause_image}'\n"),
+        Version::V2_1 | Version::V2_1SandboxApi => String::new(),
     };
     let bin_dir = match version {
         Version::V1_6 | Version::V1_7 => format!("bin_dir = '{plugins}'"),
-        Version::V2_1 => format!("bin_dirs = ['{plugins}']"),
+        Version::V2_1 | Version::V2_1SandboxApi => format!("bin_dirs = ['{plugins}']"),
     };
     let mut handlers = vec![Handler {
         name: HANDLER.to_owned(),
@@ -638,6 +635,9 @@ fn config(version: Version, names: &Names, options: &Options) -> String {
     for handler in handlers {
         let section = format!("plugins.'{cri}'.containerd.runtimes.{}", handler.name);
         table += &format!("[{section}]\nruntime_type = '{}'\n", handler.runtime_type);
+        if version == Version::V2_1SandboxApi && handler.name != "runc" {
+            table += "sandboxer = 'shim'\n";
+        }
         if let Some(path) = &handler.runtime_path {
             table += &format!("runtime_path = '{}'\n", text(path));
         }

@@ -14,6 +14,8 @@ pub enum Version {
     V1_7,
     /// 2.1.9, Debian unstable.
     V2_1,
+    /// The same, whose pods are made through the Sandbox API (`sandboxer = "shim"`), without any pause image.
+    V2_1SandboxApi,
 }
 
 impl Version {
@@ -22,16 +24,17 @@ impl Version {
         match self {
             Self::V1_6 => "1.6",
             Self::V1_7 => "1.7",
-            Self::V2_1 => "2.1",
+            Self::V2_1 | Self::V2_1SandboxApi => "2.1",
         }
     }
 
     /// The pause image that this version looks for when nothing else is configured.
-    pub fn pause_image(self) -> &'static str {
+    pub fn pause_image(self) -> Option<&'static str> {
         match self {
-            Self::V1_6 => "registry.k8s.io/pause:3.6",
-            Self::V1_7 => "registry.k8s.io/pause:3.8",
-            Self::V2_1 => "registry.k8s.io/pause:3.10",
+            Self::V1_6 => Some("registry.k8s.io/pause:3.6"),
+            Self::V1_7 => Some("registry.k8s.io/pause:3.8"),
+            Self::V2_1 => Some("registry.k8s.io/pause:3.10"),
+            Self::V2_1SandboxApi => None,
         }
     }
 

@@ -141,7 +141,11 @@ pub fn bundles(names: &Names) -> Vec<TaskId> {
             .collect()
     };
     let mut found = Vec::new();
-    for root in ["state/io.containerd.runtime.v2.task", "raw"] {
+    for root in [
+        "state/io.containerd.runtime.v2.task",
+        "state/io.containerd.sandbox.controller.v1.shim",
+        "raw",
+    ] {
         let root = names.directory().join(root);
         for namespace in list(&root) {
             let ids = list(&root.join(&namespace)).into_iter();

@@ -43,7 +43,26 @@ pub use until::eventually;
 /// Makes one test per containerd version out of each function: `name::v1_6`, `name::v1_7`, `name::v2_1`.
 #[macro_export]
 macro_rules! on_every_containerd {
-    ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {$(
+    ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {
+        $crate::tests_of! { [V1_6, V1_7, V2_1] $($(#[$meta])* fn $name($version) $body)* }
+    };
+}
+
+/// The same, and one more in which pods are made through the Sandbox API: `name::v2_1_sandbox_api`.
+#[macro_export]
+macro_rules! in_every_mode {
+    ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {
+        $crate::tests_of! {
+            [V1_6, V1_7, V2_1, V2_1SandboxApi] $($(#[$meta])* fn $name($version) $body)*
+        }
+    };
+}
+
+/// What [`on_every_containerd`] and [`in_every_mode`] are made of.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tests_of {
+    ($versions:tt $($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {$(
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports, reason = "not every test uses all of its file's imports")]
@@ -51,22 +70,20 @@ macro_rules! on_every_containerd {
 
             fn body($version: $crate::Version) $body
 
-            #[test]
-            fn v1_6() {
-                body($crate::Version::V1_6);
-            }
-
-            #[test]
-            fn v1_7() {
-                body($crate::Version::V1_7);
-            }
-
-            #[test]
-            fn v2_1() {
-                body($crate::Version::V2_1);
-            }
+            $crate::test_of! { $versions }
         }
     )*};
+}
+
+/// One test for each version.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! test_of {
+    ([$($version:ident),*]) => { $($crate::test_of! { $version })* };
+    (V1_6) => { #[test] fn v1_6() { body($crate::Version::V1_6); } };
+    (V1_7) => { #[test] fn v1_7() { body($crate::Version::V1_7); } };
+    (V2_1) => { #[test] fn v2_1() { body($crate::Version::V2_1); } };
+    (V2_1SandboxApi) => { #[test] fn v2_1_sandbox_api() { body($crate::Version::V2_1SandboxApi); } };
 }
 
 /// Ends a test early under `SHIM_UNDER_TEST=runc`, when what it tests exists only in our shim. The test and the reason

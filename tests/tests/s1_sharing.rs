@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use shim_tests::proc::{namespace, namespaces};
-use shim_tests::{Container, Daemon, Pod, PodSpec, eventually, image, on_every_containerd};
+use shim_tests::{Container, Daemon, Pod, PodSpec, eventually, image, in_every_mode};
 
 /// The seeds' pod: a web server and a client.
 fn web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
@@ -22,7 +22,7 @@ fn web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
     (web, client)
 }
 
-on_every_containerd! {
+in_every_mode! {
     fn s1_a_pod_shares_what_it_should(version) {
         let daemon = Daemon::with_nginx(version);
         let pod = PodSpec::new("myweb2").run(&daemon);

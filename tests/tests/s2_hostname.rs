@@ -1,9 +1,9 @@
 //! S2: the pod's hostname.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use shim_tests::{Daemon, PodSpec, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, in_every_mode};
 
-on_every_containerd! {
+in_every_mode! {
     fn s2_every_container_has_the_pods_hostname(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("demo").run(&daemon);

@@ -6,9 +6,9 @@
     reason = "a test reports by failing"
 )]
 
-use shim_tests::{Daemon, PodSpec, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, in_every_mode};
 
-on_every_containerd! {
+in_every_mode! {
     fn s3_ipc_objects_are_the_pods_and_nobody_elses(version) {
         let daemon = Daemon::start(version);
         let (pod, other) = (PodSpec::new("ipc").run(&daemon), PodSpec::new("other").run(&daemon));

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use shim_tests::proc::{kill, namespace};
-use shim_tests::{Daemon, PodSpec, eventually, image, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, eventually, image, in_every_mode};
 
-on_every_containerd! {
+in_every_mode! {
     fn s4_the_pod_survives_its_web_server(version) {
         let daemon = Daemon::with_nginx(version);
         let pod = PodSpec::new("myweb2").run(&daemon);

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use shim_tests::proc::namespace;
-use shim_tests::{Container, Daemon, Pod, PodSpec, ShimUnderTest, eventually, on_every_containerd};
+use shim_tests::{Container, Daemon, Pod, PodSpec, ShimUnderTest, eventually, in_every_mode};
 
 fn prober<'a>(pod: &Pod<'a>, name: &str) -> Container<'a> {
     pod.container(name)
@@ -34,7 +34,7 @@ fn pid_1_of(member: i32) -> i32 {
         .expect("a PID 1")
 }
 
-on_every_containerd! {
+in_every_mode! {
     fn s5_every_container_sees_the_others_processes(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("shared").shared_processes().run(&daemon);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use shim_tests::proc::{self, Process};
 use shim_tests::until::so;
-use shim_tests::{Daemon, PodSpec, eventually, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, eventually, in_every_mode};
 
 fn describe(processes: &[Process]) -> String {
     processes
@@ -21,7 +21,7 @@ fn describe(processes: &[Process]) -> String {
         .join("\n  ")
 }
 
-on_every_containerd! {
+in_every_mode! {
     fn s7_a_pod_of_two_containers_is_three_processes(version) {
         let daemon = Daemon::start(version);
         assert!(daemon.processes().is_empty(), "{}", describe(&daemon.processes()));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use shim_tests::proc::kill;
 use shim_tests::until::so;
-use shim_tests::{Daemon, PodSpec, eventually, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, eventually, in_every_mode};
 
 /// What is left of the pod; what CRI itself keeps until StopPodSandbox (its netns mount, /dev/shm, the link) left out.
 fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
@@ -35,7 +35,7 @@ fn kill_the_shim(daemon: &Daemon) {
     });
 }
 
-on_every_containerd! {
+in_every_mode! {
     fn s8_a_killed_shim_leaves_nothing(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").run(&daemon);

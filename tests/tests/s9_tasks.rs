@@ -15,7 +15,7 @@ use shim_tests::cri::Executed;
 use shim_tests::daemon::Events;
 use shim_tests::proc::kill;
 use shim_tests::until::so;
-use shim_tests::{Daemon, Options, PodSpec, Version, eventually, on_every_containerd};
+use shim_tests::{Daemon, Options, PodSpec, Version, eventually, in_every_mode};
 
 /// Waits for the events of a container and compares all of them.
 #[track_caller]
@@ -28,7 +28,7 @@ fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     });
 }
 
-on_every_containerd! {
+in_every_mode! {
     fn s9_exec_gives_code_and_both_outputs(version) {
         let daemon = Daemon::start(version);
         let container = PodSpec::new("exec").run(&daemon).sleeper("one");

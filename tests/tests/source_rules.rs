@@ -18,9 +18,9 @@ const LAYERS: [&[&str]; 12] = [
     &["container"],
     // What a container's task is told.
     &["mailbox"],
-    // They build on the streams of a runc call and on the table of mounts.
-    &["io", "cgroup"],
-    &["runc", "mounts", "events", "podfiles"],
+    // They build on the streams of a runc call, on mounts, and on the description of a pod.
+    &["io", "cgroup", "podfiles"],
+    &["runc", "mounts", "events", "podconfig"],
     &[
         "state", "options", "spec", "bundle", "convert", "args", "logging",
     ],

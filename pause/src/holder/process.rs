@@ -133,7 +133,7 @@ impl Process {
 fn how(namespaces: &Namespaces) -> String {
     let mut how = match namespaces.user {
         UserNamespace::Node => return "-".to_owned(),
-        UserNamespace::Join(_) => "j".to_owned(),
+        UserNamespace::Join(_) | UserNamespace::OwnerOf(_) => "j".to_owned(),
         UserNamespace::New { .. } => "U".to_owned(),
     };
     for (kind, letter) in [

@@ -196,6 +196,17 @@ impl Cgroup {
         Ok(self)
     }
 
+    /// The one that this one is in; of the root, the root.
+    pub(crate) fn parent(&self) -> Self {
+        let mut parent = self.clone();
+        for directory in &mut parent.directories {
+            if directory.path != directory.root {
+                directory.path.pop();
+            }
+        }
+        parent
+    }
+
     /// Which version of cgroups this one is of.
     #[cfg(test)]
     pub(crate) fn hierarchy(&self) -> Hierarchy {

@@ -224,7 +224,10 @@ async fn take_down(bundle: &Path, runc: &Runc) -> Result<()> {
 }
 
 /// Runs what may block away from the reactor.
-async fn blocking<T: Send + 'static>(
+///
+/// # Errors
+/// What the work says.
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
