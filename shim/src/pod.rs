@@ -183,7 +183,8 @@ impl Pod {
         let options = Options::kept(&bundle)?;
         if options.holder == Holder::Image {
             return Err(Error::InvalidArgument(
-                "holder = \"image\" needs a pause image: use it with sandboxer = \"podsandbox\"".into(),
+                "holder = \"image\" needs a pause image: use it with sandboxer = \"podsandbox\""
+                    .into(),
             ));
         }
         let files = PodFiles::plan(&bundle, &config);

@@ -214,7 +214,9 @@ impl PodConfig {
     /// `InvalidArgument` when they are not there, of another type, or do not decode.
     pub(crate) fn from_any(any: Option<&Any>) -> Result<Self> {
         let any = any.ok_or_else(|| {
-            Error::InvalidArgument(format!("create a sandbox: without options, expected {TYPE}"))
+            Error::InvalidArgument(format!(
+                "create a sandbox: without options, expected {TYPE}"
+            ))
         })?;
         // A type URL may have a prefix up to its last slash.
         if any.type_url.rsplit('/').next() != Some(TYPE) {
@@ -324,10 +326,7 @@ impl PodConfig {
                 },
                 user,
             },
-            hostname: self
-                .hostname()
-                .filter(|_| own_network)
-                .map(str::to_owned),
+            hostname: self.hostname().filter(|_| own_network).map(str::to_owned),
             domainname: None,
             sysctls: self.sysctls(&options),
             holder,

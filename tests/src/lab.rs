@@ -38,6 +38,11 @@ impl Version {
         }
     }
 
+    /// Whether a pod's sandbox is a task to containerd, with a task's events.
+    pub fn sandboxes_are_tasks(self) -> bool {
+        self != Self::V2_1SandboxApi
+    }
+
     /// The folder with containerd, ctr and containerd-shim-runc-v2.
     pub fn binaries(self) -> PathBuf {
         lab().join(self.line())

@@ -7,6 +7,7 @@
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
+//!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
 //!   terminal a program on a terminal of its own
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
@@ -24,6 +25,7 @@
 
 pub mod cri;
 pub mod daemon;
+pub mod driver;
 pub mod image;
 pub mod lab;
 pub mod leaks;

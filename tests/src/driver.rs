@@ -1,0 +1,233 @@
+//! The shim's side of containerd 2.3 and later, without that containerd: starts the binary with `BootstrapParams`, reads
+//! `BootstrapResult`, dials, and calls the Sandbox and Task services in containerd's order.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, CreateSandboxResponse, SandboxStatusRequest, SandboxStatusResponse,
+    ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest, StartSandboxResponse,
+    StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
+};
+use containerd_shim_protos::{Client, ttrpc};
+use k8s_cri::v1 as api;
+use prost::Message as _;
+
+use crate::daemon::Daemon;
+use crate::leaks::{TaskId, grpc_address, shim_socket};
+use crate::raw::Bundle;
+use crate::slot::text;
+use crate::until::within;
+
+const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
+const TASK: &str = "containerd.task.v3.Task";
+
+/// The type URL of the options of `CreateSandbox`.
+pub const CONFIG: &str = "runtime.v1.PodSandboxConfig";
+
+/// A shim that was started for a sandbox, and the connection to it.
+pub struct Driver<'a> {
+    /// The sandbox's bundle; its id is the sandbox's.
+    pub bundle: Bundle<'a>,
+    /// What `start` answered, to the byte.
+    pub answer: Vec<u8>,
+    /// The answer that containerd 2.3 expects of it.
+    pub expected: Vec<u8>,
+    /// Where the shim listens.
+    pub socket: PathBuf,
+    client: Client,
+}
+
+impl<'a> Driver<'a> {
+    /// Starts the shim for the sandbox `id`, with a socket directory of the test's own.
+    #[track_caller]
+    pub fn start(daemon: &'a Daemon, id: &str) -> Self {
+        let bundle = Bundle::new(daemon, id);
+        let sockets = daemon.directory().join("s");
+        let grpc = grpc_address(&daemon.names);
+        let mut params = BootstrapParams::new();
+        params.instance_id = id.to_owned();
+        params.namespace = daemon.names.name();
+        params.containerd_ttrpc_address = format!("{grpc}.ttrpc");
+        params.containerd_grpc_address = grpc.clone();
+        params.containerd_version = "2.3.4".to_owned();
+        params.set_socket_dir(text(&sockets));
+        let ran = bundle.start(&params.write_to_bytes().unwrap());
+        assert!(ran.status.success(), "start: {}", ran.text());
+        // The name is the one that containerd computes, in the directory that it names.
+        let group = TaskId {
+            namespace: daemon.names.name(),
+            id: id.to_owned(),
+        };
+        let socket = sockets.join(shim_socket(&grpc, &group).file_name().unwrap());
+        let expected = BootstrapResult {
+            version: 3,
+            address: format!("unix://{}", text(&socket)),
+            protocol: "ttrpc".to_owned(),
+            ..BootstrapResult::default()
+        };
+        let client = Client::connect(&expected.address)
+            .unwrap_or_else(|error| panic!("{}: {error}; start said {ran:?}", expected.address));
+        Self {
+            bundle,
+            answer: ran.output,
+            expected: expected.write_to_bytes().unwrap(),
+            socket,
+            client,
+        }
+    }
+
+    fn id(&self) -> String {
+        self.bundle.id.clone()
+    }
+
+    fn call<T: Message>(
+        &self,
+        service: &str,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<T, ttrpc::Error> {
+        let request = ttrpc::Request {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            timeout_nano: 20_000_000_000,
+            payload: request.write_to_bytes().unwrap(),
+            ..ttrpc::Request::default()
+        };
+        let response = self.client.request(request)?;
+        T::parse_from_bytes(&response.payload).map_err(|e| ttrpc::Error::Others(e.to_string()))
+    }
+
+    /// A call of the Sandbox service.
+    pub fn sandbox<T: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<T, ttrpc::Error> {
+        self.call(SANDBOX, method, request)
+    }
+
+    /// A call of the Task service, version 3.
+    pub fn task<T: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<T, ttrpc::Error> {
+        self.call(TASK, method, request)
+    }
+
+    /// `CreateSandbox` with these options.
+    pub fn create_with(
+        &self,
+        type_url: &str,
+        value: Vec<u8>,
+        network: &str,
+    ) -> Result<(), ttrpc::Error> {
+        let request = CreateSandboxRequest {
+            sandbox_id: self.id(),
+            bundle_path: text(&self.bundle.path),
+            options: Some(Any {
+                type_url: type_url.to_owned(),
+                value,
+                ..Any::default()
+            })
+            .into(),
+            netns_path: network.to_owned(),
+            ..CreateSandboxRequest::default()
+        };
+        self.sandbox::<CreateSandboxResponse>("CreateSandbox", &request)
+            .map(drop)
+    }
+
+    /// `CreateSandbox` of a pod.
+    pub fn create(
+        &self,
+        config: &api::PodSandboxConfig,
+        network: &str,
+    ) -> Result<(), ttrpc::Error> {
+        self.create_with(CONFIG, config.encode_to_vec(), network)
+    }
+
+    /// `StartSandbox`: the answer, and the OCI spec in it.
+    #[track_caller]
+    pub fn start_sandbox(&self) -> (StartSandboxResponse, serde_json::Value) {
+        let request = StartSandboxRequest {
+            sandbox_id: self.id(),
+            ..StartSandboxRequest::default()
+        };
+        let started: StartSandboxResponse = self.sandbox("StartSandbox", &request).unwrap();
+        let spec = serde_json::from_slice(&started.spec.value).unwrap();
+        (started, spec)
+    }
+
+    /// `SandboxStatus`, verbose: the answer, and the JSON in it.
+    pub fn status(&self) -> Result<(SandboxStatusResponse, serde_json::Value), ttrpc::Error> {
+        let request = SandboxStatusRequest {
+            sandbox_id: self.id(),
+            verbose: true,
+            ..SandboxStatusRequest::default()
+        };
+        let status: SandboxStatusResponse = self.sandbox("SandboxStatus", &request)?;
+        let info = serde_json::from_str(&status.info["info"]).unwrap();
+        Ok((status, info))
+    }
+
+    /// `WaitSandbox`.
+    pub fn wait(&self) -> Result<WaitSandboxResponse, ttrpc::Error> {
+        let request = WaitSandboxRequest {
+            sandbox_id: self.id(),
+            ..WaitSandboxRequest::default()
+        };
+        self.sandbox("WaitSandbox", &request)
+    }
+
+    /// `StopSandbox`.
+    pub fn stop(&self) -> Result<(), ttrpc::Error> {
+        let request = StopSandboxRequest {
+            sandbox_id: self.id(),
+            ..StopSandboxRequest::default()
+        };
+        self.sandbox::<StopSandboxResponse>("StopSandbox", &request)
+            .map(drop)
+    }
+
+    /// `ShutdownSandbox`; then waits until the shim is gone, and runs `delete` as containerd does when the connection
+    /// closes.
+    #[track_caller]
+    pub fn shut_down(self) {
+        let pid = self.shim();
+        let request = ShutdownSandboxRequest {
+            sandbox_id: self.id(),
+            ..ShutdownSandboxRequest::default()
+        };
+        self.sandbox::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
+            .unwrap();
+        assert!(!self.socket.exists(), "the socket is still there");
+        gone(pid);
+        let deleted = self.bundle.delete();
+        assert!(deleted.status.success(), "delete: {}", deleted.text());
+    }
+
+    /// The shim's pid.
+    #[track_caller]
+    pub fn shim(&self) -> i32 {
+        let text = fs::read_to_string(self.bundle.path.join("shim.pid")).unwrap();
+        text.trim().parse().unwrap()
+    }
+}
+
+/// Waits until there is no such process.
+#[track_caller]
+pub fn gone(pid: i32) {
+    within(Duration::from_secs(10), || {
+        match crate::proc::Process::of(pid) {
+            Some(process) if process.alive() => Err(format!("still there: {}", process.describe())),
+            _ => Ok(()),
+        }
+    })
+    .unwrap_or_else(|why| panic!("{why}"));
+}

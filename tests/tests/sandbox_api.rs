@@ -1,0 +1,658 @@
+//! The Sandbox API beyond what the scenarios show in that mode: on containerd 2.1.9, and call by call as containerd 2.3
+//! makes them ([`shim_tests::driver`]).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use containerd_shim_protos::api::{
+    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest,
+    ShutdownRequest, StartRequest, StartResponse, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::sandbox_api::{
+    PingRequest, PingResponse, PlatformRequest, PlatformResponse, SandboxMetricsRequest,
+    SandboxMetricsResponse,
+};
+use containerd_shim_protos::ttrpc::{self, Code};
+use k8s_cri::v1 as api;
+use rustix::process::Signal;
+use shim_tests::driver::{CONFIG, Driver, gone};
+use shim_tests::proc::namespace;
+use shim_tests::raw::Bundle;
+use shim_tests::{Daemon, PodSpec, ShimUnderTest, Version, eventually, ours_only};
+
+fn daemon() -> Daemon {
+    Daemon::start(Version::V2_1SandboxApi)
+}
+
+#[track_caller]
+fn code<T: std::fmt::Debug>(answer: Result<T, ttrpc::Error>) -> (Code, String) {
+    match answer {
+        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn this_process() -> i32 {
+    std::process::id().cast_signed()
+}
+
+// --- on containerd 2.1.9 ---------------------------------------------------------------------------------------------
+
+#[test]
+fn pods_need_no_pause_image() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let pod = PodSpec::new("pauseless").run(&daemon);
+    let container = pod.sleeper("one");
+    assert!(container.running());
+    let images = daemon.ctr_in("k8s.io", &["images", "list", "--quiet"]);
+    assert!(!images.contains("pause"), "{images}");
+    let containers = daemon.ctr_in("k8s.io", &["containers", "list", "--quiet"]);
+    assert_eq!(
+        containers.trim(),
+        container.id,
+        "the sandbox is no container"
+    );
+    daemon.end();
+}
+
+#[test]
+fn inspect_shows_what_it_shows_of_any_pod_and_the_holder() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let pod = PodSpec::new("inspected")
+        .sysctl("net.core.somaxconn", "99")
+        .run(&daemon);
+    let (_, info) = pod.status();
+    assert_eq!(info["processStatus"], "running");
+    assert_eq!(info["netNamespaceClosed"], false);
+    assert_eq!(info["runtimeType"], ShimUnderTest::Pause.runtime_type());
+    assert_eq!(info["config"]["metadata"]["name"], "inspected");
+    assert_eq!(info["config"]["hostname"], "inspected");
+    assert_eq!(info["sandboxMetadata"]["ID"], pod.id);
+    assert_eq!(info["holder"], "thread");
+    let pid = pod.pid();
+    for kind in ["net", "ipc", "uts"] {
+        let shown = &info["namespaces"][kind];
+        assert_eq!(shown["inode"], namespace(pid, kind), "{kind}: {shown}");
+        let path = shown["path"].as_str().unwrap();
+        assert_eq!(fs::metadata(path).unwrap().ino(), namespace(pid, kind));
+    }
+    let spec = &info["runtimeSpec"];
+    assert_eq!(
+        spec["annotations"]["io.kubernetes.cri.container-type"],
+        "sandbox"
+    );
+    assert_eq!(
+        spec["annotations"]["io.kubernetes.cri.sandbox-name"],
+        "inspected"
+    );
+    assert_eq!(spec["linux"]["sysctl"]["net.core.somaxconn"], "99");
+    assert!(
+        spec["linux"]["cgroupsPath"]
+            .as_str()
+            .unwrap()
+            .ends_with(&pod.id),
+        "{spec}"
+    );
+    pod.stop();
+    let (status, info) = pod.status();
+    assert_eq!(status.state(), api::PodSandboxState::SandboxNotready);
+    assert_eq!(info["processStatus"], "stopped");
+    assert_eq!(info["netNamespaceClosed"], true);
+    daemon.end();
+}
+
+#[test]
+fn the_pods_files_are_there_unless_the_container_brings_its_own() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let pod = PodSpec::new("filed")
+        .dns("192.0.2.53", "filed.test")
+        .run(&daemon);
+    let plain = pod.sleeper("plain");
+    assert_eq!(plain.output(&["cat", "/etc/hostname"]), "filed");
+    assert_eq!(
+        plain.output(&["cat", "/etc/hosts"]),
+        fs::read_to_string("/etc/hosts").unwrap().trim_end()
+    );
+    assert_eq!(
+        plain.output(&["cat", "/etc/resolv.conf"]),
+        "search filed.test\nnameserver 192.0.2.53"
+    );
+    let mounts = plain.output(&["cat", "/proc/mounts"]);
+    let shm = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(1) == Some("/dev/shm"))
+        .unwrap();
+    for option in ["nosuid", "nodev", "noexec", "size=65536k"] {
+        assert!(shm.contains(option), "{shm}");
+    }
+    assert_eq!(plain.shell("stat -c %a /dev/shm"), "1777");
+    plain.shell("echo writable >> /etc/hosts");
+    // kubelet brings /etc/hosts.
+    let own = daemon.directory().join("own-hosts");
+    fs::write(&own, "192.0.2.1 own\n").unwrap();
+    let mut own_hosts = pod
+        .container("own")
+        .mount(&own.display().to_string(), "/etc/hosts");
+    own_hosts.security().readonly_rootfs = true;
+    let own_hosts = own_hosts.command(&["sleep", "3600"]).start();
+    assert_eq!(own_hosts.output(&["cat", "/etc/hosts"]), "192.0.2.1 own");
+    // A read-only root filesystem makes the pod's files read-only, and leaves the shared memory writable.
+    assert_ne!(
+        own_hosts.exec(&["sh", "-c", "echo x > /etc/hostname"]).code,
+        0
+    );
+    own_hosts.shell("echo seen > /dev/shm/file");
+    assert_eq!(plain.output(&["cat", "/dev/shm/file"]), "seen");
+    daemon.end();
+}
+
+#[test]
+fn the_shim_is_executed_twice_and_runc_only_for_the_containers() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let log = daemon.directory().join("runc.log");
+    let runc = daemon.directory().join("bin/runc");
+    let real = shim_tests::lab::lab().join("host/runc");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n",
+        log.display(),
+        real.display()
+    );
+    fs::write(&runc, script).unwrap();
+    fs::set_permissions(&runc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // A file of this test alone, so that nobody else's executions count.
+    let link = daemon
+        .directory()
+        .join("bin")
+        .join(ShimUnderTest::Pause.binary_name());
+    let shim = fs::canonicalize(&link).unwrap();
+    fs::remove_file(&link).unwrap();
+    fs::copy(&shim, &link).unwrap();
+    let opened = Opened::watch(&link);
+
+    let pod = PodSpec::new("counted").run(&daemon);
+    assert_eq!(opened.count(), 2, "start, and the server");
+    assert!(
+        !log.exists(),
+        "runc ran for the sandbox: {}",
+        fs::read_to_string(&log).unwrap()
+    );
+    let containers = ["one", "two", "three"].map(|name| pod.sleeper(name));
+    for container in &containers {
+        container.stop(0);
+        container.wait();
+        container.remove();
+    }
+    pod.stop();
+    assert_eq!(
+        opened.count(),
+        0,
+        "none for a container, or for the sandbox's end"
+    );
+    pod.remove();
+    let calls = fs::read_to_string(&log).unwrap();
+    assert!(
+        !calls.contains(&pod.id[..16]) || calls.lines().all(|call| !call.ends_with(&pod.id)),
+        "{calls}"
+    );
+    let of = |command: &str| calls.lines().filter(|call| call.contains(command)).count();
+    assert_eq!((of(" create "), of(" start ")), (3, 3), "{calls}");
+    daemon.end();
+}
+
+/// How often a file has been opened: an execution opens it once.
+struct Opened(std::os::fd::OwnedFd);
+
+impl Opened {
+    fn watch(path: &Path) -> Self {
+        use rustix::fs::inotify;
+        let fd =
+            inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(
+            &fd,
+            path,
+            inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS,
+        )
+        .unwrap();
+        Self(fd)
+    }
+
+    /// Since the last time that it was asked.
+    fn count(&self) -> usize {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = rustix::fs::inotify::Reader::new(&self.0, &mut buffer);
+        // Equal events in a row become one: hence the reads, which each execution begins with.
+        let mut count = 0;
+        while let Ok(event) = events.next() {
+            count += usize::from(
+                event
+                    .events()
+                    .contains(rustix::fs::inotify::ReadFlags::OPEN),
+            );
+        }
+        count
+    }
+}
+
+// --- as containerd 2.3 does ------------------------------------------------------------------------------------------
+
+fn config(name: &str, daemon: &Daemon) -> api::PodSandboxConfig {
+    let mut config = PodSpec::new(name).config;
+    config.linux.as_mut().unwrap().cgroup_parent = daemon.names.cgroup_parent();
+    config
+}
+
+/// A network namespace at a path, and with it, if wanted, a user namespace that owns it.
+struct Network {
+    path: PathBuf,
+    holder: Child,
+}
+
+impl Network {
+    fn make(daemon: &Daemon, flags: &[&str]) -> Self {
+        let path = daemon.directory().join("netns");
+        fs::write(&path, "").unwrap();
+        let holder = Command::new("unshare")
+            .args(flags)
+            .args(["sleep", "600"])
+            .env(shim_tests::leaks::MARK, daemon.directory())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = holder.id();
+        let node = namespace(this_process(), "net");
+        eventually(Duration::from_secs(5), || {
+            let link = fs::read_link(format!("/proc/{pid}/ns/net")).map_err(|e| e.to_string())?;
+            match link.to_string_lossy().contains(&node.to_string()) {
+                true => Err("not yet".to_owned()),
+                false => Ok(()),
+            }
+        });
+        if flags.contains(&"--user") {
+            for map in ["uid_map", "gid_map"] {
+                fs::write(format!("/proc/{pid}/{map}"), "0 300000 65536\n").unwrap();
+            }
+        }
+        rustix::mount::mount_bind(format!("/proc/{pid}/ns/net"), &path).unwrap();
+        Self { path, holder }
+    }
+
+    fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+#[test]
+fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let network = Network::make(&daemon, &["--net"]);
+    let driver = Driver::start(&daemon, "pod23");
+    assert_eq!(
+        driver.answer, driver.expected,
+        "start's answer, byte by byte"
+    );
+    driver
+        .create(&config("pod23", &daemon), &network.path())
+        .unwrap();
+    assert_eq!(
+        driver.status().unwrap().0.state,
+        "SANDBOX_NOTREADY",
+        "not started"
+    );
+    let (started, spec) = driver.start_sandbox();
+    assert_eq!(
+        started.spec.type_url,
+        "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+    );
+    let pid = i32::try_from(started.pid).unwrap();
+    let (status, info) = driver.status().unwrap();
+    assert_eq!(
+        (status.state.as_str(), status.pid),
+        ("SANDBOX_READY", started.pid)
+    );
+    assert_eq!(info["runtimeSpec"], spec);
+    assert_eq!(
+        namespace(pid, "net"),
+        fs::metadata(&network.path).unwrap().ino()
+    );
+    // Every namespace of the spec leads to the pod's; one that is missing would be the node's.
+    for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+        let listed = spec["linux"]["namespaces"].as_array().unwrap();
+        let path = listed
+            .iter()
+            .find(|namespace| namespace["type"] == kind)
+            .unwrap()["path"]
+            .as_str()
+            .unwrap();
+        assert_eq!(
+            fs::metadata(path).unwrap().ino(),
+            namespace(pid, file),
+            "{kind}"
+        );
+        assert_ne!(
+            namespace(pid, file),
+            namespace(this_process(), file),
+            "{kind}"
+        );
+    }
+    for file in [
+        "/etc/hostname",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/dev/shm",
+    ] {
+        let mounts = spec["mounts"].as_array().unwrap();
+        let mount = mounts
+            .iter()
+            .find(|mount| mount["destination"] == file)
+            .unwrap();
+        assert!(
+            Path::new(mount["source"].as_str().unwrap()).exists(),
+            "{mount}"
+        );
+    }
+    let sandbox_id = || driver.bundle.id.clone();
+    let platform: PlatformResponse = driver
+        .sandbox(
+            "Platform",
+            &PlatformRequest {
+                sandbox_id: sandbox_id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(platform.platform.os, "linux");
+    let architecture = Command::new("dpkg")
+        .arg("--print-architecture")
+        .output()
+        .unwrap()
+        .stdout;
+    assert_eq!(
+        platform.platform.architecture,
+        String::from_utf8_lossy(&architecture).trim()
+    );
+    driver
+        .sandbox::<PingResponse>(
+            "PingSandbox",
+            &PingRequest {
+                sandbox_id: sandbox_id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+
+    // A container joins the shim: no `start`, a Create on the same connection.
+    let bundle = Bundle::new(&daemon, "joined");
+    let mut joined = bundle.plain(&["sh", "-c", "cat /etc/hostname; sleep 3600"]);
+    joined["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!(
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}
+        ));
+    for (index, kind) in [(1, "ipc"), (2, "uts"), (4, "net")] {
+        joined["linux"]["namespaces"][index]["path"] = format!("/proc/{pid}/ns/{kind}").into();
+    }
+    joined["hostname"] = serde_json::Value::Null;
+    let bundle = bundle.spec(&joined);
+    let create = CreateTaskRequest {
+        id: bundle.id.clone(),
+        bundle: bundle.path.display().to_string(),
+        ..Default::default()
+    };
+    let created: CreateTaskResponse = driver.task("Create", &create).unwrap();
+    let id = || bundle.id.clone();
+    driver
+        .task::<StartResponse>(
+            "Start",
+            &StartRequest {
+                id: id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    let inside = i32::try_from(created.pid).unwrap();
+    for kind in ["net", "ipc", "uts"] {
+        assert_eq!(namespace(inside, kind), namespace(pid, kind), "{kind}");
+    }
+    assert_eq!(
+        fs::read_to_string(format!("/proc/{inside}/root/etc/hostname")).unwrap(),
+        "pod23\n",
+        "the pod's files"
+    );
+    let metrics: SandboxMetricsResponse = driver
+        .sandbox(
+            "SandboxMetrics",
+            &SandboxMetricsRequest {
+                sandbox_id: sandbox_id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    assert!(
+        metrics
+            .metrics
+            .data
+            .type_url
+            .starts_with("io.containerd.cgroups."),
+        "{metrics}"
+    );
+    assert!(
+        metrics.metrics.data.value.len() > 20,
+        "the pod's numbers: {metrics}"
+    );
+
+    // 2.3 calls Shutdown after each deletion; a shim with a sandbox goes on.
+    driver
+        .task::<Empty>(
+            "Kill",
+            &KillRequest {
+                id: id(),
+                signal: 9,
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    let exit: WaitResponse = driver
+        .task(
+            "Wait",
+            &WaitRequest {
+                id: id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(exit.exit_status, 137);
+    driver
+        .task::<DeleteResponse>(
+            "Delete",
+            &DeleteRequest {
+                id: id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    driver
+        .task::<Empty>(
+            "Shutdown",
+            &ShutdownRequest {
+                id: id(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        driver.status().unwrap().0.state,
+        "SANDBOX_READY",
+        "Shutdown is ignored while the sandbox lives"
+    );
+
+    driver.stop().unwrap();
+    driver.stop().unwrap();
+    assert_eq!(driver.wait().unwrap().exit_status, 137);
+    let (status, _) = driver.status().unwrap();
+    assert_eq!(status.state, "SANDBOX_NOTREADY");
+    assert!(status.exited_at.is_some());
+    driver.shut_down();
+    drop(bundle);
+    drop(network);
+    daemon.end();
+}
+
+#[test]
+fn a_pod_in_the_nodes_network() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let driver = Driver::start(&daemon, "hostnet23");
+    let mut host = PodSpec::new("hostnet23").host_network().config;
+    host.linux.as_mut().unwrap().cgroup_parent = daemon.names.cgroup_parent();
+    driver.create(&host, "").unwrap();
+    let (started, spec) = driver.start_sandbox();
+    let pid = i32::try_from(started.pid).unwrap();
+    for kind in ["net", "uts"] {
+        assert_eq!(
+            namespace(pid, kind),
+            namespace(this_process(), kind),
+            "{kind}"
+        );
+    }
+    assert_ne!(namespace(pid, "ipc"), namespace(this_process(), "ipc"));
+    let kinds: Vec<&str> = spec["linux"]["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|namespace| namespace["type"].as_str())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["mount", "ipc", "pid"],
+        "the missing ones are the node's"
+    );
+    driver.stop().unwrap();
+    driver.shut_down();
+    daemon.end();
+}
+
+#[test]
+fn a_pod_in_a_user_namespace_that_owns_its_network() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let network = Network::make(&daemon, &["--user", "--net"]);
+    let owner = namespace(network.holder.id().cast_signed(), "user");
+    let driver = Driver::start(&daemon, "user23");
+    let mut user = config("user23", &daemon);
+    let mapping = api::IdMapping {
+        host_id: 300_000,
+        container_id: 0,
+        length: 65536,
+    };
+    let options = user
+        .linux
+        .as_mut()
+        .unwrap()
+        .security_context
+        .as_mut()
+        .unwrap();
+    options.namespace_options.as_mut().unwrap().userns_options = Some(api::UserNamespace {
+        mode: api::NamespaceMode::Pod.into(),
+        uids: vec![mapping],
+        gids: vec![mapping],
+    });
+    driver.create(&user, &network.path()).unwrap();
+    let (started, spec) = driver.start_sandbox();
+    let pid = i32::try_from(started.pid).unwrap();
+    assert_eq!(
+        namespace(pid, "user"),
+        owner,
+        "the owner of the network namespace"
+    );
+    assert_eq!(
+        namespace(pid, "net"),
+        fs::metadata(&network.path).unwrap().ino()
+    );
+    assert_eq!(spec["linux"]["uidMappings"][0]["hostID"], 300_000);
+    assert_eq!(driver.status().unwrap().1["holder"], "process");
+    driver.stop().unwrap();
+    driver.shut_down();
+    drop(network);
+    daemon.end();
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_says_why_and_leaves_nothing() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let driver = Driver::start(&daemon, "refused23");
+    let (answer, text) = code(driver.create_with("runtime.v1.Other", vec![], ""));
+    assert_eq!(answer, Code::INVALID_ARGUMENT);
+    assert!(
+        text.contains("runtime.v1.Other") && text.contains(CONFIG),
+        "{text}"
+    );
+    let (answer, text) = code(driver.create_with(CONFIG, vec![0xff; 9], ""));
+    assert_eq!(answer, Code::INVALID_ARGUMENT);
+    assert!(text.contains("decode"), "{text}");
+    let (answer, text) = code(driver.create(&config("refused23", &daemon), "/nowhere/netns"));
+    assert_eq!(answer, Code::NOT_FOUND);
+    assert!(text.contains("/nowhere/netns"), "{text}");
+    assert!(
+        !driver.bundle.path.join("files").exists(),
+        "the pod's files stay"
+    );
+    assert_eq!(
+        code(driver.status().map(|(status, _)| status)).0,
+        Code::NOT_FOUND
+    );
+    assert_eq!(code(driver.stop()).0, Code::NOT_FOUND);
+    // After a failed CreateSandbox containerd calls ShutdownSandbox.
+    driver.shut_down();
+    daemon.end();
+}
+
+#[test]
+fn a_killed_shim_leaves_nothing_of_the_pod() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let network = Network::make(&daemon, &["--net"]);
+    let driver = Driver::start(&daemon, "killed23");
+    driver
+        .create(&config("killed23", &daemon), &network.path())
+        .unwrap();
+    driver.start_sandbox();
+    let shim = driver.shim();
+    shim_tests::proc::kill(shim, Signal::KILL);
+    gone(shim);
+    // The sandbox's `delete` is the only one that there will be.
+    let deleted = driver.bundle.delete();
+    assert!(deleted.status.success(), "{}", deleted.text());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(
+        !mounts.contains(&driver.bundle.path.display().to_string()),
+        "{mounts}"
+    );
+    assert!(!driver.socket.exists());
+    drop(driver);
+    drop(network);
+    daemon.end();
+}
