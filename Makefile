@@ -1,6 +1,7 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
+# make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and its options file unless there is one
 # make lint     what CI asks for besides the tests
 
@@ -8,6 +9,7 @@ SHIM     := containerd-shim-pause-v2
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 DIST     := target/dist/$(SHIM)
+NAME     ?= registry.k8s.io/pause:3.10
 PREFIX   ?= /usr/local
 SYSCONF  ?= /etc
 
@@ -16,7 +18,7 @@ ifneq ($(shell id -u),0)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo test lint install clean
+.PHONY: build demo test lint pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -44,6 +46,10 @@ lint:
 	cargo machete
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+pause-image:
+	mkdir -p target/dist
+	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
 
 # Run `make build` as yourself first: root may have no Rust.
 install:

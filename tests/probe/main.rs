@@ -1,6 +1,6 @@
 //! What the tests need inside a container, on a terminal, or beside a test, in one static program without a shell:
-//! System V IPC, POSIX message queues, orphans by the thousand, a look at another process as an attacker has it, a
-//! pause program for the stock shim, the guard of a test.
+//! System V IPC, POSIX message queues, orphans by the thousand, a look at another process as an attacker has it, a terminal's
+//! size, the guard of a test.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -14,12 +14,11 @@ mod attack;
 mod fetch;
 mod ipc;
 mod orphans;
-mod pause;
+mod winsize;
 
 use std::process::exit;
 
 const USAGE: &str = "probe COMMAND
-  pause                    sleep; SIGTERM and SIGINT end it with 0; children are reaped (also as /pause)
   guard SLOT               take a test's slot down when stdin closes without `done`
   shm-create KEY TEXT      System V shared memory with this text          shm-read KEY
   sem-create KEY VALUE     a System V semaphore                           sem-read KEY
@@ -35,11 +34,7 @@ const USAGE: &str = "probe COMMAND
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if words[0].ends_with("/pause") && words.len() == 1 {
-        pause::run();
-    }
     let result = match words[1..] {
-        ["pause"] => pause::run(),
         ["guard", slot] => {
             shim_tests::takedown::guard_main(slot.parse().expect("a slot's number"));
             Ok(String::new())
@@ -62,7 +57,7 @@ fn main() {
             Ok(String::new())
         }
         ["fetch", host] => fetch::fetch(host),
-        ["winsize"] => pause::winsize(),
+        ["winsize"] => winsize::print(),
         _ => {
             eprintln!("{USAGE}");
             exit(2);

@@ -6,12 +6,11 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::lab;
+use crate::{lab, oci};
 
 /// Raise it when the layers below change: archives are looked up by it.
 const FORMAT: u32 = 1;
@@ -26,7 +25,7 @@ pub const NGINX: &str = "shim-tests.local/nginx:latest";
 pub enum PauseImage {
     /// Nothing that could run: shows that nobody runs it.
     Hollow,
-    /// A program that sleeps, ends on SIGTERM and reaps: what the stock shim needs.
+    /// The built-in pause program: what the stock shim needs, and what `make pause-image` gives.
     Works,
 }
 
@@ -176,29 +175,6 @@ fn nginx_layer() -> Vec<Entry> {
     entries
 }
 
-fn pause_layer(kind: PauseImage) -> Vec<Entry> {
-    match kind {
-        PauseImage::Hollow => vec![file("README", "Nobody runs this image.\n", 0o644)],
-        PauseImage::Works => vec![file("pause", stripped(&lab::probe()), 0o755)],
-    }
-}
-
-/// A program without its debug information, which is nine tenths of it, where the linker's `strip` is at hand.
-fn stripped(program: &Path) -> Vec<u8> {
-    let into = tempfile::NamedTempFile::new().unwrap();
-    let done = Command::new("strip")
-        .arg("-o")
-        .arg(into.path())
-        .arg(program)
-        .status();
-    let from = if done.is_ok_and(|status| status.success()) {
-        into.path()
-    } else {
-        program
-    };
-    fs::read(from).unwrap()
-}
-
 /// The archive of busybox.
 pub fn busybox() -> PathBuf {
     let config = json!({"Cmd": ["sh"], "Env": ["PATH=/bin:/usr/bin:/usr/sbin"]});
@@ -224,8 +200,28 @@ pub fn nginx() -> PathBuf {
 
 /// The archive of a pause image with this name.
 pub fn pause(name: &str, kind: PauseImage) -> PathBuf {
-    let config = json!({"Entrypoint": ["/pause"], "Labels": {"kind": format!("{kind:?}")}});
-    archive(name, &[&lab::probe()], &config, || pause_layer(kind))
+    match kind {
+        PauseImage::Hollow => {
+            let config = json!({"Entrypoint": ["/pause"]});
+            archive(name, &[], &config, || {
+                vec![file("README", "Nobody runs this image.\n", 0o644)]
+            })
+        }
+        PauseImage::Works => {
+            let image = oci::pause_image(name).unwrap();
+            let digest = hex(&Sha256::digest(&image));
+            let images = lab::lab().join("images");
+            let path = images.join(format!("pause-{}.tar", &digest[..16]));
+            if !path.exists() {
+                fs::create_dir_all(&images).unwrap();
+                // Whole or not at all: other tests look for it, too.
+                let new = tempfile::NamedTempFile::new_in(&images).unwrap();
+                fs::write(new.path(), image).unwrap();
+                new.persist(&path).unwrap();
+            }
+            path
+        }
+    }
 }
 
 /// A root filesystem on disk with busybox's files, for `ctr run --rootfs`.

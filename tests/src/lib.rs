@@ -3,6 +3,7 @@
 //! ```text
 //!   lab      which containerd versions and which shim, and where their binaries are (made by tests/lab/prepare)
 //!   image    images without a registry: busybox, nginx, pause
+//!   oci      the tiny pause image
 //!   slot     a number that only this test has: directory, bridge, subnet, cgroup parent follow from it
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
@@ -29,6 +30,7 @@ pub mod driver;
 pub mod image;
 pub mod lab;
 pub mod leaks;
+pub mod oci;
 pub mod proc;
 pub mod raw;
 pub mod slot;

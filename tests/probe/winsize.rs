@@ -1,4 +1,4 @@
-//! Programs that sleep until a signal.
+//! The size of a terminal, at the start and at each change.
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -25,20 +25,8 @@ fn next(set: &libc::sigset_t) -> i32 {
     signal
 }
 
-/// What a pause container does.
-pub(crate) fn run() -> ! {
-    let set = block(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
-    loop {
-        if next(&set) != libc::SIGCHLD {
-            exit(0);
-        }
-        // SAFETY: a null status pointer is allowed.
-        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
-    }
-}
-
 /// Prints the window's size now and at each change.
-pub(crate) fn winsize() -> io::Result<String> {
+pub(crate) fn print() -> io::Result<String> {
     let set = block(&[libc::SIGWINCH]);
     std::thread::spawn(|| {
         let mut rest = Vec::new();
