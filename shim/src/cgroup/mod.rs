@@ -14,6 +14,7 @@
 //! The kernel's side: Documentation/admin-guide/cgroup-v2.rst, …/cgroup-v1/, cgroups(7). All waits are bounded, and all
 //! functions block; call them where blocking is allowed.
 
+mod oom;
 mod parse;
 mod processes;
 mod v1;
@@ -32,6 +33,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+pub(crate) use self::oom::OomKills;
 use crate::error::IoError;
 use crate::mounts::mount_table;
 

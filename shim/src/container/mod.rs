@@ -136,6 +136,13 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         .cgroup(started.pid)
         .inspect_err(|e| warn!("container {}: {e}", create.id))
         .ok();
+    // Its init stands in its cgroup and runs nothing of the user's yet: no kill can be missed.
+    let oom_kills = cgroup.as_ref().and_then(|cgroup| {
+        cgroup
+            .watch_oom_kills()
+            .inspect_err(|e| warn!("container {}: {e}", create.id))
+            .ok()
+    });
     let (handle, owner) = Handle::new(&create.bundle);
     let streams_owner = create.streams_owner();
     let pid = started.pid;
@@ -156,6 +163,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         shared: shared.clone(),
         runc,
         cgroup,
+        oom_kills,
         init: Process::new(view),
         execs: HashMap::new(),
         exec_count: 0,
