@@ -74,6 +74,12 @@ pub(crate) struct Create {
 }
 
 impl Create {
+    /// Leaves the cgroups to systemd where that is who their path is written for.
+    pub(crate) fn choose_driver(&mut self) {
+        let driver = Driver::choose(self.options.systemd_cgroup, self.spec.cgroups_path());
+        self.options.systemd_cgroup = driver == Driver::Systemd;
+    }
+
     fn streams_owner(&self) -> Owner {
         Owner {
             uid: self.options.io_uid,
