@@ -158,7 +158,7 @@ on_every_containerd! {
             let before = sleeps(shim);
             std::thread::sleep(Duration::from_secs(3));
             let after = sleeps(shim);
-            so(before == after, || format!("woken up {} times in 3 s", after - before))
+            so(before == after, || format!("woken up {} times in 3 s", after.abs_diff(before)))
         })
         .unwrap_or_else(|why| panic!("{why}"));
         daemon.end();

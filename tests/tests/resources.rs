@@ -21,7 +21,7 @@ use shim_tests::raw::Bundle;
 use shim_tests::task::Task;
 use shim_tests::until::so;
 use shim_tests::{
-    Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, on_every_containerd, ours_only,
+    Daemon, Options, PodSpec, ShimUnderTest, eventually, on_every_containerd, ours_only,
 };
 
 const MIB: i64 = 1024 * 1024;

@@ -156,6 +156,8 @@ fn assert_alike(ours: &BTreeMap<String, String>, stock: &BTreeMap<String, String
             wrong.push(format!("{path}: {one} and {other}"));
         }
     }
+    // Both messages are long, or they have not been read as they are.
+    assert!(ours.len() > 40 && stock.len() > 40, "{ours:#?} {stock:#?}");
     wrong.sort();
     wrong.dedup();
     assert!(
