@@ -207,8 +207,12 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
+        let over = self.init.ended.is_some() || self.init.state().exit().is_some();
         let checked = self.process(&id).and_then(|process| {
             process.state().check(Call::Start)?;
+            if over {
+                return Err(Error::FailedPrecondition("the container has ended".into()));
+            }
             if process.starting || process.ended.is_some() {
                 return Err(Error::FailedPrecondition(
                     "the process is being started, or has ended".into(),
