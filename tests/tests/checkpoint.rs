@@ -39,26 +39,43 @@ fn ours() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
-/// criu: what `CRIU` names, else the one in the PATH of the tests' containerds. An error says why it does not work.
+/// A criu that works here: what `CRIU` names, the installed one, or the newest that `lab/prepare` can get. An error says
+/// why there is none.
 fn criu() -> Result<PathBuf, String> {
+    if let Some(given) = std::env::var_os("CRIU") {
+        return works(PathBuf::from(given));
+    }
     let path = lab::path(Path::new("/nonexistent"));
-    let found = std::env::var_os("CRIU").map(PathBuf::from).or_else(|| {
-        std::env::split_paths(&path)
-            .map(|folder| folder.join("criu"))
-            .find(|criu| criu.is_file())
-    });
-    let criu = found.ok_or("criu is not installed")?;
+    let installed = std::env::split_paths(&path)
+        .map(|folder| folder.join("criu"))
+        .find(|criu| criu.is_file());
+    if let Some(Ok(criu)) = installed.map(works) {
+        return Ok(criu);
+    }
+    let output = Command::new(lab::repository().join("tests/lab/prepare"))
+        .arg("criu")
+        .env("LAB_DIR", lab::lab())
+        .output()
+        .map_err(|error| format!("tests/lab/prepare: {error}"))?;
+    if output.status.success() {
+        works(lab::lab().join("criu/criu"))
+    } else {
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(why.trim().replace('\n', "; "))
+    }
+}
+
+fn works(criu: PathBuf) -> Result<PathBuf, String> {
     let output = Command::new(&criu)
         .arg("check")
         .output()
         .map_err(|error| format!("{}: {error}", criu.display()))?;
     if output.status.success() {
-        Ok(criu)
-    } else {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let first = errors.lines().next().unwrap_or_default();
-        Err(format!("`criu check` fails: {first}"))
+        return Ok(criu);
     }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let first = errors.lines().next().unwrap_or_default();
+    Err(format!("{} check: {first}", criu.display()))
 }
 
 /// A containerd whose PATH has a criu that works; or the reason why there is none.

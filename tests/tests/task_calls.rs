@@ -635,6 +635,36 @@ on_every_containerd! {
         daemon.end();
     }
 
+    /// What `start` and the shim leave in the bundle, for containerd to find it again after a restart.
+    fn the_bundle_leads_back_to_the_shim(version) {
+        let daemon = Daemon::start(version);
+        let task = Task::running(&daemon, "files", SLEEP);
+        let file = |name: &str| std::fs::read_to_string(task.bundle.path.join(name)).unwrap();
+        assert_eq!(file("init.pid").trim(), task.pid.to_string());
+        // From 2.x on containerd keeps the answer itself, in bootstrap.json.
+        if ours() || version == shim_tests::Version::V1_6 {
+            let socket = file("address");
+            let socket = socket.trim().strip_prefix("unix://").unwrap();
+            assert!(std::os::unix::net::UnixStream::connect(socket).is_ok());
+        }
+        task.end();
+        daemon.end();
+    }
+
+    fn the_shim_goes_before_containerd_when_memory_runs_out(version) {
+        let daemon = Daemon::start(version);
+        let task = Task::running(&daemon, "oom", SLEEP);
+        let score = |pid: i32| {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            text.trim().parse::<i32>().unwrap()
+        };
+        // This process plays containerd.
+        let own = score(std::process::id().cast_signed());
+        assert_eq!(score(daemon.shim().pid), (own + 1).min(1000));
+        task.end();
+        daemon.end();
+    }
+
     /// A containerd that systemd runs has systemd's socket in its environment, which runc would give to the container.
     fn the_service_managers_socket_is_not_the_containers(version) {
         let daemon = Daemon::start(version);
