@@ -1,4 +1,4 @@
-//! The only unsafe code of this crate: three system calls that have no safe form.
+//! The only unsafe code of this crate: system calls and numbers that have no safe form.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -50,6 +50,17 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<u32> {
     }
     // SAFETY: the caller has checked that the file is on the namespace file system, where this number means this.
     unsafe { ioctl::ioctl(fd.as_fd(), GetType) }.map_err(io::Error::from)
+}
+
+/// The signal with this number, also one that has no name (a real-time signal, signal(7)). None for 0 and from 65 on.
+pub fn signal(number: u32) -> Option<Signal> {
+    const LAST: i32 = 64;
+    let number = i32::try_from(number)
+        .ok()
+        .filter(|number| (1..=LAST).contains(number))?;
+    // SAFETY: not zero, and no more than the kernel has. What the function warns of is a handler for a signal that the C
+    // library keeps to itself; this one is only sent, and to programs with other libraries.
+    Some(unsafe { Signal::from_raw_unchecked(number) })
 }
 
 /// Lets a child die (SIGKILL) with the **thread** that spawns it, also when that thread is gone before the child asks.

@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Paused(task::TaskPaused),
     /// They run again.
     Resumed(task::TaskResumed),
+    /// The container was saved.
+    Checkpointed(task::TaskCheckpointed),
     /// A process ended.
     Exit(task::TaskExit),
     /// Nothing is left of the container.
@@ -118,6 +120,10 @@ impl Event {
             Self::Resumed(e) => (
                 topics::TASK_RESUMED_EVENT_TOPIC,
                 any("containerd.events.TaskResumed", e),
+            ),
+            Self::Checkpointed(e) => (
+                topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+                any("containerd.events.TaskCheckpointed", e),
             ),
             Self::Exit(e) => (
                 topics::TASK_EXIT_EVENT_TOPIC,

@@ -28,6 +28,13 @@ use crate::state::{Call, State};
 /// # Errors
 /// `Sandbox` with the operation that failed, `Io` for its cgroup.
 pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Pid)> {
+    if let Some(image) = &create.checkpoint {
+        return Err(Error::FailedPrecondition(format!(
+            "create {} from checkpoint {}: a sandbox runs no program",
+            create.id,
+            image.display()
+        )));
+    }
     let holder = match create.options.holder {
         Holder::Auto | Holder::Image => pause::Holder::Auto,
         Holder::Thread => pause::Holder::Thread,
@@ -77,7 +84,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         owner,
     };
     info!("sandbox {}: namespaces made, held by {pid}", create.id);
-    shared.events.send(&create.event(pid));
+    shared.events.send(&create.event(Some(pid)));
     tokio::spawn(actor.run());
     Ok((handle, pid))
 }
@@ -173,6 +180,7 @@ impl Actor {
             | Command::Pause(reply)
             | Command::Resume(reply)
             | Command::Update(_, reply)
+            | Command::Checkpoint(_, reply)
             | Command::Resize(_, _, reply)
             | Command::CloseIo(_, reply) => {
                 let _ = reply.send(Err(Error::FailedPrecondition(format!(

@@ -53,18 +53,18 @@ impl Pod {
         }
     }
 
-    /// Makes a container or the sandbox, as its spec says. Goes on when the caller gives up.
+    /// Makes a container or the sandbox, as its spec says; its pid, if it has one yet. Goes on when the caller gives up.
     ///
     /// # Errors
     /// `AlreadyExists` when the id is taken, and what the making says.
-    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Pid> {
+    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Option<Pid>> {
         let pod = self.clone();
         tokio::spawn(async move { pod.make(create).await })
             .await
             .map_err(|_| Error::Internal("a create was cancelled"))?
     }
 
-    async fn make(&self, create: Create) -> Result<Pid> {
+    async fn make(&self, create: Create) -> Result<Option<Pid>> {
         let id = create.id.clone();
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
@@ -89,11 +89,11 @@ impl Pod {
         }
     }
 
-    async fn make_member(&self, mut create: Create) -> Result<(Member, Pid)> {
+    async fn make_member(&self, mut create: Create) -> Result<(Member, Option<Pid>)> {
         create.choose_driver();
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let (handle, pid) = holder::create(&self.shared, create).await?;
-            return Ok((Member::Sandbox(handle), pid));
+            return Ok((Member::Sandbox(handle), Some(pid)));
         }
         self.join_shared_processes(&create).await?;
         let (handle, pid) = container::create(&self.shared, create).await?;

@@ -14,9 +14,13 @@ use rustix::process::Pid;
 use serde::Deserialize;
 
 use crate::bundle::RuncRecord;
+use crate::criu::{self, Checkpoint, Work};
 use crate::error::{Error, IoError, Result};
 use crate::exits::{Claim, Exits};
 use crate::options::Options;
+
+/// The file in the bundle that runc writes the init's pid into.
+const INIT_PID: &str = "init.pid";
 
 /// How to call runc for one container.
 #[derive(Debug, Clone)]
@@ -26,6 +30,7 @@ pub(crate) struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
+    criu_work_path: Option<PathBuf>,
     exits: Arc<Exits>,
 }
 
@@ -66,6 +71,7 @@ impl Runc {
             },
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            criu_work_path: options.criu_work_path.clone(),
             exits: exits.clone(),
         }
     }
@@ -80,7 +86,7 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn create(&self, streams: Streams) -> Result<Started> {
-        let pid_file = self.bundle.join("init.pid");
+        let pid_file = self.bundle.join(INIT_PID);
         let mut call = self.call("create");
         call.command
             .arg("--bundle")
@@ -128,22 +134,6 @@ impl Runc {
         self.run_and_claim(call, pid_file).await
     }
 
-    /// `runc kill`: for signals that have a number and no name (real-time signals).
-    ///
-    /// # Errors
-    /// `NotFound` when the process has ended; `Runc` with runc's own words.
-    pub(crate) async fn kill(&self, signal: u32) -> Result<()> {
-        let mut call = self.call("kill");
-        call.command.arg(&self.id).arg(signal.to_string());
-        match self.run(call).await {
-            // The only place where runc's words are looked at: it has no code for this.
-            Err(Error::Runc { message, .. }) if GONE.iter().any(|gone| message.contains(gone)) => {
-                Err(Error::NotFound("process already finished".into()))
-            }
-            result => result,
-        }
-    }
-
     /// `runc update` with the OCI resources in `resources`, a JSON file.
     ///
     /// # Errors
@@ -154,6 +144,60 @@ impl Runc {
             &[OsStr::new("--resources"), resources.as_os_str()],
         )
         .await
+    }
+
+    /// `runc checkpoint`: saves the container with criu. `stdout` and `stderr` are its streams as containerd named them.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when criu is not there, or does not work with this kernel; `Runc` with runc's and criu's own
+    /// words; `Io` for criu's files.
+    pub(crate) async fn checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        stdout: &str,
+        stderr: &str,
+    ) -> Result<()> {
+        let streams = criu::Streams::find(stdout, stderr);
+        let wanted = checkpoint.work().or(self.criu_work_path.as_deref());
+        let work = Work::new(&self.bundle, wanted, &streams.when_saved())?;
+        let mut call = self.call("checkpoint");
+        call.command.args(checkpoint.flags());
+        call.criu(&work);
+        call.command.arg(&self.id);
+        match self.run(call).await {
+            Ok(()) => streams.save(&checkpoint.image),
+            Err(error) => Err(work.explain(error, "dump.log", &self.exits).await),
+        }
+    }
+
+    /// `runc restore` of what [`Runc::checkpoint`] saved into `image`: the container runs again.
+    ///
+    /// # Errors
+    /// As [`Runc::checkpoint`].
+    pub(crate) async fn restore(&self, image: &Path, streams: Streams) -> Result<Started> {
+        let pid_file = self.bundle.join(INIT_PID);
+        let saved = criu::Streams::load(image)?;
+        let wanted = self.criu_work_path.as_deref();
+        let work = Work::new(&self.bundle, wanted, &saved.when_restored())?;
+        let mut call = self.call("restore");
+        call.command
+            .arg("--image-path")
+            .arg(image)
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .args(["--detach", "--no-subreaper"]);
+        if self.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        call.criu(&work);
+        call.streams(streams);
+        call.command.arg(&self.id);
+        match self.run_and_claim(call, &pid_file).await {
+            Ok(started) => Ok(started),
+            Err(error) => Err(work.explain(error, "restore.log", &self.exits).await),
+        }
     }
 
     /// `runc delete --force`: removes runc's state and the cgroup, and kills what is left in it. A container that runc
@@ -217,6 +261,12 @@ impl Runc {
     }
 }
 
+/// The pid of the init, as runc has written it into `bundle`; none when it has not.
+pub(crate) fn init_pid(bundle: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(bundle.join(INIT_PID)).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
 /// `runc delete --force` outside of a server, where nobody else waits for children.
 ///
 /// # Errors
@@ -241,14 +291,6 @@ pub(crate) fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<(
     }
 }
 
-/// How runc says that a process is not there any more.
-const GONE: [&str; 4] = [
-    "process already finished",
-    "container not running",
-    "no such process",
-    "does not exist",
-];
-
 /// One run of runc: its command line and its log.
 struct Call {
     name: &'static str,
@@ -263,6 +305,8 @@ impl Call {
         let log = bundle.join(format!("runc-{name}-{number}.json"));
         let mut command = Command::new(&record.binary);
         command
+            // systemd's, when containerd is a service. runc would take it for the container's, and mount it there.
+            .env_remove("NOTIFY_SOCKET")
             .arg("--root")
             .arg(&record.root)
             .arg("--log")
@@ -277,6 +321,13 @@ impl Call {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         Self { name, command, log }
+    }
+
+    fn criu(&mut self, work: &Work) {
+        self.command
+            .arg("--work-path")
+            .arg(work.folder())
+            .env(criu::CONFIG_VARIABLE, work.config());
     }
 
     fn streams(&mut self, streams: Streams) {

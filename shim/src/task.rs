@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::container::Create;
 use crate::convert::{any, timestamp, wire_pid};
+use crate::criu::Checkpoint;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::mailbox::{Command, Handle, Listed, ProcessId, Target};
@@ -74,7 +75,12 @@ impl TaskService {
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
         let container = self.container(&req.id)?;
-        let view = container.view(&ProcessId::from_wire(&req.exec_id))?;
+        let mut view = container.view(&ProcessId::from_wire(&req.exec_id))?;
+        // The whole container is frozen, or nothing of it.
+        if view.state == State::Running && container.view(&ProcessId::Init)?.state == State::Paused
+        {
+            view.state = State::Paused;
+        }
         let exit = view.state.exit();
         let status = match view.state {
             State::Created => Status::CREATED,
@@ -99,14 +105,6 @@ impl Task for TaskService {
     }
 
     async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> Rpc<CreateTaskResponse> {
-        if !req.checkpoint.is_empty() {
-            // Not UNIMPLEMENTED: containerd 2.x takes that from Create for an old protocol, and tries again.
-            return Err(Error::InvalidArgument(format!(
-                "create {} from checkpoint {}: this shim does not restore checkpoints",
-                req.id, req.checkpoint
-            ))
-            .into());
-        }
         let bundle = PathBuf::from(&req.bundle);
         let create = Create {
             spec: Spec::load(&bundle)?,
@@ -114,6 +112,8 @@ impl Task for TaskService {
             id: req.id,
             bundle,
             rootfs: req.rootfs,
+            // criu finds the checkpoint that this one builds on (`parent_checkpoint`) by a link beside its images.
+            checkpoint: (!req.checkpoint.is_empty()).then(|| req.checkpoint.into()),
             io: io::Request {
                 stdin: req.stdin,
                 stdout: req.stdout,
@@ -123,7 +123,7 @@ impl Task for TaskService {
         };
         let pid = self.pod.create(create).await?;
         Ok(CreateTaskResponse {
-            pid: wire_pid(Some(pid)),
+            pid: wire_pid(pid),
             ..CreateTaskResponse::default()
         })
     }
@@ -173,11 +173,10 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
-        Err(Error::Unimplemented(format!(
-            "checkpoint {}: this shim does not make checkpoints",
-            req.id
-        ))
-        .into())
+        let checkpoint = Checkpoint::new(&req.path, req.options.as_ref())?;
+        self.ask(&req.id, |reply| Command::Checkpoint(checkpoint, reply))
+            .await?;
+        Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> Rpc<Empty> {
@@ -256,10 +255,12 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
-        let view = self.container(&req.id)?.view(&ProcessId::Init)?;
+        // Also before the container is there: containerd asks whether somebody answers.
+        let container = self.container(&req.id);
+        let view = container.and_then(|container| container.view(&ProcessId::Init));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: wire_pid(view.pid),
+            task_pid: wire_pid(view.ok().and_then(|view| view.pid)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ConnectResponse::default()
         })

@@ -22,7 +22,7 @@ use crate::leaks::{MARK, TaskId, grpc_address, shim_socket};
 use crate::slot::text;
 use crate::until::within;
 
-/// A bundle as containerd lays it out: `config.json`, `rootfs/`, the FIFO `log`.
+/// A bundle as containerd lays it out: `config.json`, `rootfs/`, `work/`, the FIFO `log`.
 pub struct Bundle<'a> {
     daemon: &'a Daemon,
     /// The task's id.
@@ -30,6 +30,8 @@ pub struct Bundle<'a> {
     /// The bundle's folder.
     pub path: PathBuf,
     shim: ShimUnderTest,
+    /// More of the environment of the shim, as that of containerd may be.
+    pub environment: Vec<(&'static str, String)>,
     _log: File,
 }
 
@@ -68,6 +70,8 @@ impl<'a> Bundle<'a> {
         let namespace = daemon.names.name();
         let path = daemon.directory().join("raw").join(&namespace).join(id);
         fs::create_dir_all(path.join("rootfs")).unwrap();
+        // In containerd's, a link to a folder that outlives a restart of the machine.
+        fs::create_dir_all(path.join("work")).unwrap();
         image::unpack_busybox(&path.join("rootfs"));
         mknodat(
             CWD,
@@ -95,6 +99,7 @@ impl<'a> Bundle<'a> {
             id: id.to_owned(),
             path,
             shim: ShimUnderTest::get(),
+            environment: Vec::new(),
             _log: log,
         }
     }
@@ -174,7 +179,8 @@ impl<'a> Bundle<'a> {
             .current_dir(&self.path)
             .env("PATH", lab::path(&self.daemon.directory().join("bin")))
             .env("TTRPC_ADDRESS", format!("{address}.ttrpc"))
-            .env(MARK, self.daemon.directory());
+            .env(MARK, self.daemon.directory())
+            .envs(self.environment.iter().cloned());
         if self.daemon.version != Version::V1_6 {
             command
                 .env("GRPC_ADDRESS", &address)
@@ -279,18 +285,30 @@ impl Shim {
 
     /// Calls a method; the answer, or what the shim said.
     pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Result<T, String> {
+        self.ask(method, request).map_err(|error| error.to_string())
+    }
+
+    /// Calls a method that must fail; the code that containerd branches on, and the text.
+    #[track_caller]
+    pub fn refuses(&self, method: &str, request: &impl Message) -> (ttrpc::Code, String) {
+        match self.ask::<Empty>(method, request) {
+            Ok(_) => panic!("{method} was not refused"),
+            Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
+            Err(error) => panic!("{method}: {error}"),
+        }
+    }
+
+    fn ask<T: Message>(&self, method: &str, request: &impl Message) -> ttrpc::Result<T> {
         let request = ttrpc::Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
-            timeout_nano: 10_000_000_000,
+            timeout_nano: 30_000_000_000,
             payload: request.write_to_bytes().unwrap(),
             ..ttrpc::Request::default()
         };
-        let response = self
-            .client
-            .request(request)
-            .map_err(|error| error.to_string())?;
-        T::parse_from_bytes(&response.payload).map_err(|error| error.to_string())
+        let response = self.client.request(request)?;
+        T::parse_from_bytes(&response.payload)
+            .map_err(|error| ttrpc::Error::Others(error.to_string()))
     }
 }
 

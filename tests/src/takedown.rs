@@ -95,6 +95,8 @@ pub fn take_down(names: &Names) -> Vec<String> {
                 .join(&task.id),
         );
     }
+    // And of tasks whose bundle is gone: only this slot has a containerd namespace of this name.
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
     if let Err(error) = fs::remove_dir_all(names.directory())
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -8,8 +8,10 @@ use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tokio::task::JoinSet;
 
-use super::process::{Exec, ExecFiles, Process, answer, start_exec, tell_exit};
-use super::{Shared, take_down};
+use super::process::{
+    Exec, ExecFiles, Process, answer, exec_process, restore, start_exec, tell_exit,
+};
+use super::{Shared, known_cgroup, take_down, watched};
 use crate::bundle;
 use crate::cgroup::{Cgroup, OomKills};
 use crate::convert::wire_pid;
@@ -29,6 +31,10 @@ pub(super) enum Done {
     InitStarted(Result<()>, Reply<Pid>),
     /// `runc exec` is over.
     ExecStarted(String, Result<(Started, Io)>, Reply<Pid>),
+    /// `runc restore` is over.
+    Restored(Result<(Started, Io)>, Reply<Pid>),
+    /// `runc checkpoint` is over.
+    Saved(PathBuf, Result<()>, Reply<()>),
     /// The container is frozen or thawed.
     Frozen(Call, Result<()>, Reply<()>),
     /// The container is taken down.
@@ -50,6 +56,10 @@ pub(super) struct Actor {
     pub(super) cgroup: Option<Cgroup>,
     /// Until the end of the init is told. None where the kernel counts no memory.
     pub(super) oom_kills: Option<OomKills>,
+    /// What the init is to be restored from, instead of being made by `runc create`.
+    pub(super) image: Option<PathBuf>,
+    /// A checkpoint is being made.
+    pub(super) saving: bool,
     pub(super) init: Process,
     pub(super) execs: HashMap<String, Exec>,
     /// How many execs there have been.
@@ -91,6 +101,7 @@ impl Actor {
             Command::Pause(reply) => self.freeze(Call::Pause, reply),
             Command::Resume(reply) => self.freeze(Call::Resume, reply),
             Command::Update(resources, reply) => self.update(resources, reply),
+            Command::Checkpoint(checkpoint, reply) => self.checkpoint(checkpoint, reply),
             Command::Resize(id, size, reply) => {
                 let resized = self
                     .process(&id)
@@ -126,18 +137,22 @@ impl Actor {
                 self.tell_exits();
             }
             Done::InitStarted(result, reply) => {
-                self.init.starting = false;
-                let started = result.and_then(|()| {
-                    self.init.set_state(State::Running);
-                    self.init
-                        .pid()
-                        .ok_or(Error::Internal("an init without a pid"))
+                let pid = self.init.pid();
+                let pid = pid.ok_or(Error::Internal("an init without a pid"));
+                self.init_started(result.and(pid), reply);
+            }
+            Done::Restored(result, reply) => {
+                let restored = result.map(|(started, io)| {
+                    let pid = started.pid;
+                    self.began(&ProcessId::Init, started, io);
+                    self.cgroup = self.cgroup.take().or_else(|| known_cgroup(&self.id, pid));
+                    self.oom_kills = watched(&self.id, self.cgroup.as_ref());
+                    pid
                 });
-                if let Ok(pid) = &started {
-                    info!("container {}: started", self.id);
-                    self.shared.events.send(&Event::started(&self.id, *pid));
-                }
-                answer(reply, started);
+                self.init_started(restored, reply);
+            }
+            Done::Saved(image, result, reply) => {
+                answer(reply, self.saved(&image, result));
                 self.tell_exits();
             }
             Done::ExecStarted(id, result, reply) => {
@@ -153,6 +168,17 @@ impl Actor {
             Done::Answered => {}
         }
         false
+    }
+
+    fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {
+        self.init.starting = false;
+        if let Ok(pid) = &started {
+            self.init.set_state(State::Running);
+            info!("container {}: started", self.id);
+            self.shared.events.send(&Event::started(&self.id, *pid));
+        }
+        answer(reply, started);
+        self.tell_exits();
     }
 
     pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process> {
@@ -186,8 +212,12 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
+        let over = self.init.ended.is_some() || self.init.state().exit().is_some();
         let checked = self.process(&id).and_then(|process| {
             process.state().check(Call::Start)?;
+            if over {
+                return Err(Error::FailedPrecondition("the container has ended".into()));
+            }
             if process.starting || process.ended.is_some() {
                 return Err(Error::FailedPrecondition(
                     "the process is being started, or has ended".into(),
@@ -200,10 +230,19 @@ impl Actor {
         let runc = self.runc.clone();
         match (checked, id) {
             (Err(error), _) => answer(reply, Err(error)),
-            (Ok(_), ProcessId::Init) => {
-                self.jobs
-                    .spawn(async move { Done::InitStarted(runc.start().await, reply) });
-            }
+            (Ok(io), ProcessId::Init) => match self.image.clone() {
+                None => {
+                    self.jobs
+                        .spawn(async move { Done::InitStarted(runc.start().await, reply) });
+                }
+                Some(image) => {
+                    let (bundle, owner) = (self.bundle.clone(), self.streams_owner);
+                    self.jobs.spawn(async move {
+                        let restored = restore(&runc, &bundle, &image, &io, owner).await;
+                        Done::Restored(restored, reply)
+                    });
+                }
+            },
             (Ok(io), ProcessId::Exec(exec)) => {
                 let Some(files) = self.execs.get(&exec).map(|exec| exec.files.clone()) else {
                     return answer(reply, Err(no_process(&ProcessId::Exec(exec))));
@@ -219,6 +258,13 @@ impl Actor {
 
     fn exec(&mut self, id: String, process: &[u8], io: io::Request) -> Result<()> {
         self.init.state().check(Call::Exec)?;
+        if self.init.pid().is_none() {
+            return Err(Error::FailedPrecondition(format!(
+                "{} has not been restored yet",
+                self.id
+            )));
+        }
+        let process = exec_process(process, io.terminal)?;
         if self.execs.contains_key(&id) {
             return Err(Error::AlreadyExists(format!("exec {id:?} already exists")));
         }
@@ -285,7 +331,7 @@ impl Actor {
             }
         }
         let lives = |exec: &Exec| exec.process.lives();
-        if self.init.starting || self.execs.values().any(lives) {
+        if self.init.starting || self.saving || self.execs.values().any(lives) {
             return;
         }
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
@@ -336,6 +382,11 @@ impl Actor {
         match checked {
             Err(error) => answer(reply, Err(error)),
             Ok(State::Stopped(_)) => {
+                self.deleted = Some(reply);
+                self.take_down();
+            }
+            // Not restored yet.
+            Ok(State::Created) if self.init.pid().is_none() => {
                 self.deleted = Some(reply);
                 self.take_down();
             }

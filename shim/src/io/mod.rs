@@ -134,7 +134,7 @@ impl Request {
     /// Opens the FIFOs, or a socket for the terminal (in `dir`, under `name`).
     ///
     /// # Errors
-    /// `Io` when a FIFO cannot be opened, `Unimplemented` for a stream of another kind.
+    /// `Io` when a FIFO cannot be opened, `InvalidArgument` for a stream of another kind.
     pub(crate) fn prepare(
         &self,
         dir: &Path,
@@ -221,18 +221,15 @@ impl Io {
         }
     }
 
-    /// Sets the size of the terminal.
+    /// Sets the size of the terminal, if there is one.
     ///
     /// # Errors
-    /// `FailedPrecondition` when there is none, `Io` when the kernel refuses.
+    /// `Io` when the kernel refuses.
     pub(crate) fn resize(&self, size: Size) -> Result<()> {
         match self {
             Self::Terminal(terminal) => terminal.resize(size),
-            Self::Fifos(_) => Err(Error::FailedPrecondition(
-                "cannot resize: the process has no terminal".into(),
-            )),
-            // kubectl may send a last resize to a process that has just ended.
-            Self::Closing(_) => Ok(()),
+            // As the stock shim: clients resize whatever they have, and kubectl also what has just ended.
+            Self::Fifos(_) | Self::Closing(_) => Ok(()),
         }
     }
 
