@@ -8,6 +8,7 @@
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   terminal a program on a terminal of its own
+//!   flood    output by the gigabyte that can be checked
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
@@ -24,6 +25,7 @@
 
 pub mod cri;
 pub mod daemon;
+pub mod flood;
 pub mod image;
 pub mod lab;
 pub mod leaks;
@@ -69,13 +71,23 @@ macro_rules! on_every_containerd {
     )*};
 }
 
+/// Ends a test early when what it tests cannot be had here. The test and the reason are written to
+/// `target/lab/left-out.txt`, so that a run says what it did not check.
+#[macro_export]
+macro_rules! left_out {
+    ($reason:expr) => {{
+        $crate::lab::left_out(module_path!(), $reason);
+        return;
+    }};
+}
+
 /// Ends a test early under `SHIM_UNDER_TEST=runc`, when what it tests exists only in our shim. The test and the reason
-/// are written to `target/lab/ours-only.txt`, so that a run on the stock shim says what it did not check.
+/// are written to `target/lab/left-out.txt`, as by [`left_out`].
 #[macro_export]
 macro_rules! ours_only {
     ($reason:expr) => {
-        if $crate::lab::not_for_the_stock_shim(module_path!(), $reason) {
-            return;
+        if $crate::ShimUnderTest::get() == $crate::ShimUnderTest::Runc {
+            $crate::left_out!(concat!("not on the stock shim: ", $reason));
         }
     };
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::{oneshot, watch};
 
+use super::Shared;
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::exits::Exit;
@@ -107,11 +108,21 @@ impl ExecFiles {
 
 pub(super) async fn start_exec(
     runc: &Runc,
+    exec: &str,
     files: &ExecFiles,
     io: &io::Request,
     owner: Owner,
+    shared: &Shared,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim, owner)?;
+    let streams_for = io::For {
+        id: exec,
+        namespace: &shared.namespace,
+        console: (&files.bundle, &files.console),
+        writer: Writer::Shim,
+        owner,
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = io.prepare(streams_for).await?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;
