@@ -25,14 +25,16 @@ pub(crate) fn run(folder: &str) -> std::io::Result<String> {
     let folder = Path::new(folder).to_owned();
     let note = |name: &str, text: String| fs::write(folder.join(name), text);
     // Before anything is opened.
-    let mut fds: Vec<i32> = fs::read_dir("/proc/self/fd")?
+    let mut fds: Vec<String> = fs::read_dir("/proc/self/fd")?
         .flatten()
-        .filter_map(|fd| fd.file_name().to_str()?.parse().ok())
+        .map(|fd| (fd.file_name(), fs::read_link(fd.path())))
+        // The listing's own is gone when it is asked for, or is the folder.
+        .filter_map(|(name, target)| Some((name.into_string().ok()?, target.ok()?)))
+        .filter(|(_, target)| !target.ends_with("fd"))
+        .map(|(name, target)| format!("{name} {}", target.display()))
         .collect();
     fds.sort_unstable();
-    // The last one is that of the listing itself.
-    fds.pop();
-    note("fds", format!("{fds:?}"))?;
+    note("fds", fds.join("\n"))?;
     let mut environment: Vec<_> = std::env::vars()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();

@@ -140,7 +140,12 @@ on_every_containerd! {
         eventually(Duration::from_secs(10), || so(logger.folder.join("end").exists(), || "cut off".to_owned()));
         let namespace = daemon.names.name();
         assert_eq!(logger.read("environment"), format!("CONTAINER_ID=c CONTAINER_NAMESPACE={namespace}"));
-        assert_eq!(logger.read("fds"), "[0, 1, 2, 3, 4, 5]");
+        let fds = logger.read("fds");
+        // What this test was started with goes down through containerd and is nothing of the shim's.
+        let ours: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+        let given = |(number, target): &(&str, &str)| number.len() == 1 || !ours.contains(&PathBuf::from(target));
+        let numbers: Vec<&str> = fds.lines().filter_map(|fd| fd.split_once(' ')).filter(given).map(|(number, _)| number).collect();
+        assert_eq!(numbers, ["0", "1", "2", "3", "4", "5"], "{fds}");
         logger.gone_within(Duration::from_secs(5));
         daemon.end();
     }
@@ -343,10 +348,9 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let file = daemon.directory().join("kept.log");
         fs::write(&file, "before\n").unwrap();
-        let script = "(: > /proc/self/fd/1; cat < /proc/self/fd/1 & sleep 0.2; kill $!) 2> /dev/null; echo after";
+        let script = "(: > /proc/self/fd/1) 2> /dev/null; stat -L -c %F /proc/self/fd/1";
         succeeded(&run(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", script));
-        let text = fs::read_to_string(&file).unwrap();
-        assert!(text.starts_with("before\n") && text.ends_with("after\n"), "{text}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before\nfifo\n");
         daemon.end();
     }
 
