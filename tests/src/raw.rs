@@ -164,6 +164,20 @@ impl<'a> Bundle<'a> {
         })
     }
 
+    /// As [`Self::plain`], with what a terminal needs, and with one if `terminal` says so.
+    pub fn with_dev(&self, command: &[&str], terminal: bool) -> Value {
+        let mut spec = self.plain(command);
+        spec["process"]["terminal"] = json!(terminal);
+        spec["mounts"].as_array_mut().unwrap().extend([
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+            json!({
+                "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666"],
+            }),
+        ]);
+        spec
+    }
+
     /// The spec of a pod's sandbox with this network namespace.
     pub fn sandbox(&self, netns: &str) -> Value {
         let mut spec = self.plain(&["/pause"]);

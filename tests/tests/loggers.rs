@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use shim_tests::proc::Process;
 use shim_tests::raw::{Bundle, Shim, Streams};
 use shim_tests::until::so;
@@ -277,14 +276,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "tty", "");
         let bundle = Bundle::new(&daemon, "t");
-        let mut spec = bundle.plain(&["sh", "-c", "tty; echo error >&2"]);
-        spec["process"]["terminal"] = json!(true);
-        spec["mounts"].as_array_mut().unwrap().push(json!(
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}
-        ));
-        spec["mounts"].as_array_mut().unwrap().push(json!(
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
-        ));
+        let spec = bundle.with_dev(&["sh", "-c", "tty; echo error >&2"], true);
         let bundle = bundle.spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         bundle.create_with(&shim, &Streams::terminal(&logger.uri("binary"))).unwrap();
@@ -301,8 +293,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let file = daemon.directory().join("tty.log");
         let bundle = Bundle::new(&daemon, "t");
-        let mut spec = bundle.plain(&["true"]);
-        spec["process"]["terminal"] = json!(true);
+        let spec = bundle.with_dev(&["true"], true);
         let bundle = bundle.spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let said = bundle.create_with(&shim, &Streams::terminal(&format!("file://{}", file.display()))).unwrap_err();

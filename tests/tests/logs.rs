@@ -8,13 +8,14 @@
 )]
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::Int64Value;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use shim_tests::daemon::Handler;
@@ -37,29 +38,29 @@ fn fifo(daemon: &Daemon, name: &str) -> PathBuf {
     path
 }
 
-/// Reads a FIFO to its end, as containerd does.
-fn read_all(path: &Path) -> JoinHandle<Vec<u8>> {
+/// Opens a FIFO for reading, as containerd does before it makes a process.
+fn reader(path: &Path) -> File {
     // So that opening does not wait for the writer; the end still comes when the last one is gone.
-    let mut options = File::options();
-    let open = options
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    File::options()
         .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    let mut file = open.open(path).unwrap();
-    let path = path.to_owned();
+        .custom_flags(nonblock)
+        .open(path)
+        .unwrap()
+}
+
+/// Reads a FIFO to its end, once somebody has written.
+fn read_all(mut file: File) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut all = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let mut fds = [rustix::event::PollFd::new(
-                &file,
-                rustix::event::PollFlags::IN,
-            )];
-            rustix::event::poll(&mut fds, None).unwrap();
+            let mut fds = [PollFd::new(&file, PollFlags::IN)];
+            poll(&mut fds, None).unwrap();
             match file.read(&mut buffer) {
                 Ok(0) => return all,
                 Ok(read) => all.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => panic!("{}: {error}", path.display()),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
     })
@@ -92,12 +93,7 @@ fn start<'a>(
     streams: &Streams,
 ) -> (Bundle<'a>, Shim) {
     let bundle = Bundle::new(daemon, id);
-    let mut spec = bundle.plain(command);
-    let mounts = spec["mounts"].as_array_mut().unwrap();
-    mounts.push(serde_json::json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}));
-    mounts.push(serde_json::json!(
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
-    ));
+    let spec = bundle.with_dev(command, false);
     let bundle = bundle.spec(&spec);
     let shim = Shim::connect(&bundle.start(b""));
     bundle.create_with(&shim, streams).unwrap();
@@ -158,7 +154,9 @@ on_every_containerd! {
     fn a_slow_reader_slows_the_container_and_costs_the_shim_nothing(version) {
         let daemon = Daemon::start(version);
         let out = fifo(&daemon, "out");
-        let (bundle, shim) = start(&daemon, "slow", &["seq", "1", "3000000"], &Streams { stdout: text(&out), ..Streams::default() });
+        let reader = reader(&out);
+        let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
+        let (bundle, shim) = start(&daemon, "slow", &["seq", "1", "1000000"], &streams);
         let pid = shim.pid("slow");
         // Nobody reads: the container stands still, with a full pipe.
         let seq = || shim_tests::proc::children(pid).into_iter().find(|child| child.name == "seq");
@@ -166,9 +164,8 @@ on_every_containerd! {
             Some(child) if child.state == 'S' => Ok((private_kb(pid), child)),
             other => Err(format!("{other:?}")),
         });
-        let reader = read_all(&out);
-        let found = at_its_end(reader, Duration::from_secs(40));
-        assert!(found == numbers(3_000_000), "{} bytes", found.len());
+        let found = at_its_end(read_all(reader), Duration::from_secs(40));
+        assert!(found == numbers(1_000_000), "{} bytes", found.len());
         let after = private_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
         assert!(!child.alive() || Process::of(child.pid).is_some_and(|process| process.state == 'Z'));
@@ -182,18 +179,18 @@ on_every_containerd! {
         let pid = shim.pid("slow");
         let before = private_kb(pid);
         let (out, err) = (fifo(&daemon, "out"), fifo(&daemon, "err"));
+        let readers = [reader(&out), reader(&err)];
         let streams = Streams { stdout: text(&out), stderr: text(&err), ..Streams::default() };
-        shim.exec("slow", "e", &["sh", "-c", "seq 1 1000000 & seq 1 1000000 >&2; wait"], &streams).unwrap();
+        shim.exec("slow", "e", &["sh", "-c", "seq 1 300000 & seq 1 300000 >&2; wait"], &streams).unwrap();
         shim.start("slow", "e").unwrap();
         let writers = || {
             let named = |process: &&Process| process.name == "seq" && process.state == 'S';
             daemon.processes().iter().filter(named).count()
         };
         eventually(Duration::from_secs(10), || so(writers() == 2, || format!("{} wait", writers())));
-        let readers = (read_all(&out), read_all(&err));
-        for reader in [readers.0, readers.1] {
+        for reader in readers.map(read_all) {
             let found = at_its_end(reader, Duration::from_secs(40));
-            assert!(found == numbers(1_000_000), "{} bytes", found.len());
+            assert!(found == numbers(300_000), "{} bytes", found.len());
         }
         let after = private_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
@@ -207,10 +204,10 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let (stdin, out) = (fifo(&daemon, "in"), fifo(&daemon, "out"));
         let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
-        let streams = Streams { stdin: text(&stdin), stdout: text(&out), ..Streams::default() };
+        let streams = Streams { stdin: text(&stdin), stdout: text(&out), stderr: text(&out), terminal: false };
+        let reader = read_all(reader(&out));
         shim.exec("c", "e", &["sh", "-c", "sleep 1; wc -c"], &streams).unwrap();
         shim.start("c", "e").unwrap();
-        let reader = read_all(&out);
         let mut writer = File::options().write(true).open(&stdin).unwrap();
         let writing = std::thread::spawn(move || writer.write_all(&vec![b'x'; 1_000_000]));
         // The pipes are full by now, and most is still to come.
@@ -229,10 +226,10 @@ on_every_containerd! {
         for terminal in [false, true] {
             let id = format!("e-{terminal}");
             let out = fifo(&daemon, &id);
-            let streams = Streams { stdout: text(&out), terminal, ..Streams::default() };
+            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+            let reader = read_all(reader(&out));
             shim.exec("s", &id, &["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], &streams).unwrap();
             shim.start("s", &id).unwrap();
-            let reader = read_all(&out);
             assert_eq!(shim.wait("s", &id), Ok(0));
             let (deleted, time) = took(|| shim.delete("s", &id));
             deleted.unwrap();
@@ -250,21 +247,14 @@ on_every_containerd! {
             let id = format!("c-{terminal}");
             let out = fifo(&daemon, &id);
             let bundle = Bundle::new(&daemon, &id);
-            let mut spec = bundle.plain(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"]);
+            let mut spec = bundle.with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
             // In the node's process namespace nobody takes the child along.
             spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
-            spec["process"]["terminal"] = terminal.into();
-            spec["mounts"].as_array_mut().unwrap().push(serde_json::json!(
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
-            ));
-            spec["mounts"].as_array_mut().unwrap().push(serde_json::json!(
-                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
-            ));
             let bundle = bundle.spec(&spec);
             let shim = Shim::connect(&bundle.start(b""));
-            let streams = Streams { stdout: text(&out), terminal, ..Streams::default() };
+            let reader = read_all(reader(&out));
+            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
             bundle.create_with(&shim, &streams).unwrap();
-            let reader = read_all(&out);
             shim.start(&id, "").unwrap();
             daemon.look();
             assert_eq!(shim.wait(&id, ""), Ok(0));
@@ -285,6 +275,7 @@ on_every_containerd! {
         let (bundle, shim) = start(&daemon, "steady", &["sleep", "3600"], &Streams::default());
         let pid = shim.pid("steady");
         let (stdin, out, err) = (fifo(&daemon, "in"), fifo(&daemon, "out"), fifo(&daemon, "err"));
+        let _client = [&stdin, &out, &err].map(|path| File::options().read(true).write(true).open(path).unwrap());
         let absent = text(&daemon.directory().join("no-such-fifo"));
         let folder = daemon.directory().join("logger");
         fs::create_dir(&folder).unwrap();
@@ -306,14 +297,13 @@ on_every_containerd! {
         for (kind, streams) in &streams {
             // Once before counting: whatever is opened for good is opened then.
             let mut before = Vec::new();
-            for round in 0..4 {
+            for round in 0..3 {
                 shim.exec("steady", "e", &["/no/such/program"], streams).unwrap();
                 shim.start("steady", "e").expect_err(kind);
-                let _ = shim.delete("steady", "e");
+                shim.delete("steady", "e").unwrap();
 
                 let failing = Bundle::new(&daemon, "failing");
-                let mut spec = failing.plain(&["/no/such/program"]);
-                spec["process"]["terminal"] = streams.terminal.into();
+                let spec = failing.with_dev(&["/no/such/program"], streams.terminal);
                 let failing = failing.spec(&spec);
                 failing.create_with(&shim, streams).expect_err(kind);
                 drop(failing);
