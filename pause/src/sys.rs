@@ -1,7 +1,8 @@
-//! The only unsafe code of this crate: system calls and numbers that have no safe form.
+//! The only unsafe code of this crate: system calls, numbers, and what happens between fork and exec, that have no safe form.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -80,4 +81,89 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes two system calls, neither
     // allocates nor takes a lock, and its errors are plain numbers.
     unsafe { command.pre_exec(ask) }
+}
+
+/// The first descriptor behind the standard streams.
+const FIRST: RawFd = 3;
+
+/// Gives a child these descriptors as 3, 4, … in this order. The parent's are closed when `command` is dropped.
+///
+/// # Errors
+/// What fcntl(2) says for `F_DUPFD_CLOEXEC`.
+pub fn hand_over<const N: usize>(
+    command: &mut Command,
+    fds: [OwnedFd; N],
+) -> io::Result<&mut Command> {
+    let targets: Vec<RawFd> = (FIRST..).take(N).collect();
+    // A descriptor whose number is the target of another would be lost in the child. The standard library's own pipe,
+    // too, which brings the error of exec: so all of these numbers are taken before it makes it.
+    let mut taken = Vec::new();
+    let mut sources = Vec::with_capacity(N);
+    for fd in fds {
+        loop {
+            let copy = rustix::io::fcntl_dupfd_cloexec(&fd, FIRST)?;
+            if targets.contains(&copy.as_raw_fd()) {
+                taken.push(copy);
+            } else {
+                sources.push(copy);
+                break;
+            }
+        }
+    }
+    let place = move || {
+        // Moved in, to be closed with the command.
+        let _ = &taken;
+        for (source, target) in sources.iter().zip(&targets) {
+            // SAFETY: this runs in the child, alone, where nothing uses the number again before exec; what had it is
+            // closed by dup2, and `ManuallyDrop` keeps it from being closed here.
+            let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(*target) });
+            rustix::io::dup2(source, &mut target)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only what is async-signal-safe may run: `place` makes system calls, neither
+    // allocates nor takes a lock, and its errors are plain numbers.
+    Ok(unsafe { command.pre_exec(place) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_child_finds_what_is_handed_over_in_this_order() -> io::Result<()> {
+        let (mut first, first_writer) = io::pipe()?;
+        let (mut second, second_writer) = io::pipe()?;
+        let (third_reader, mut third) = io::pipe()?;
+        third.write_all(b"in")?;
+        drop(third);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo one >&3; echo two >&4; cat <&5 >&4"]);
+        let fds = [
+            first_writer.into(),
+            second_writer.into(),
+            third_reader.into(),
+        ];
+        assert!(hand_over(&mut command, fds)?.status()?.success());
+        drop(command);
+        let mut texts = [String::new(), String::new()];
+        first.read_to_string(&mut texts[0])?;
+        second.read_to_string(&mut texts[1])?;
+        assert_eq!(texts, ["one\n", "two\nin"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_all_the_same() -> io::Result<()> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new("/no/such/program");
+        let error = hand_over(&mut command, [reader.into(), writer.into()])?.spawn();
+        assert_eq!(
+            error.map(drop).map_err(|e| e.kind()),
+            Err(io::ErrorKind::NotFound)
+        );
+        Ok(())
+    }
 }

@@ -10,6 +10,7 @@
 //!   task     one container on such a shim, by Task calls
 //!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
+//!   flood    output by the gigabyte that can be checked
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
@@ -27,6 +28,7 @@
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;
+pub mod flood;
 pub mod image;
 pub mod lab;
 pub mod leaks;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use containerd_shim_protos::events::task;
 use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::{
     Exec, ExecFiles, Process, answer, exec_process, restore, start_exec, tell_exit,
@@ -68,6 +68,8 @@ pub(super) struct Actor {
     pub(super) update_count: u64,
     pub(super) owner: Owner,
     pub(super) jobs: JoinSet<Done>,
+    /// The last output of deleted execs, on its way into files and through loggers.
+    pub(super) ending: Vec<JoinHandle<()>>,
     /// Who waits for the container to be deleted.
     pub(super) deleted: Option<Reply<Deleted>>,
 }
@@ -236,9 +238,11 @@ impl Actor {
                         .spawn(async move { Done::InitStarted(runc.start().await, reply) });
                 }
                 Some(image) => {
-                    let (bundle, owner) = (self.bundle.clone(), self.streams_owner);
+                    let (id, bundle) = (self.id.clone(), self.bundle.clone());
+                    let (owner, shared) = (self.streams_owner, self.shared.clone());
                     self.jobs.spawn(async move {
-                        let restored = restore(&runc, &bundle, &image, &io, owner).await;
+                        let restored =
+                            restore(&runc, &id, &bundle, &image, &io, owner, &shared).await;
                         Done::Restored(restored, reply)
                     });
                 }
@@ -247,9 +251,9 @@ impl Actor {
                 let Some(files) = self.execs.get(&exec).map(|exec| exec.files.clone()) else {
                     return answer(reply, Err(no_process(&ProcessId::Exec(exec))));
                 };
-                let owner = self.streams_owner;
+                let (owner, shared) = (self.streams_owner, self.shared.clone());
                 self.jobs.spawn(async move {
-                    let result = start_exec(&runc, &files, &io, owner).await;
+                    let result = start_exec(&runc, &exec, &files, &io, owner, &shared).await;
                     Done::ExecStarted(exec, result, reply)
                 });
             }
@@ -363,7 +367,8 @@ impl Actor {
         };
         if let Some(exec) = self.execs.remove(exec) {
             exec.files.remove();
-            exec.process.io.end();
+            self.ending.retain(|ending| !ending.is_finished());
+            self.ending.extend(exec.process.io.end());
         }
         self.owner.views.remove(&id);
         Ok(deleted)
@@ -402,8 +407,20 @@ impl Actor {
 
     fn take_down(&mut self) {
         let (bundle, runc) = (self.bundle.clone(), self.runc.clone());
-        self.jobs
-            .spawn(async move { Done::TakenDown(take_down(&bundle, &runc).await) });
+        let mut ending = std::mem::take(&mut self.ending);
+        let execs = self.execs.values_mut().map(|exec| &mut exec.process);
+        for process in execs.chain([&mut self.init]) {
+            ending.extend(std::mem::replace(&mut process.io, Io::none()).end());
+        }
+        self.jobs.spawn(async move {
+            let taken_down = take_down(&bundle, &runc).await;
+            // After the answer the shim may have to end, and files and loggers must have all by then.
+            for ending in ending {
+                // It does not panic, and is not aborted.
+                let _ = ending.await;
+            }
+            Done::TakenDown(taken_down)
+        });
     }
 
     /// True when the container is gone. If something is left, the caller is told, and may try again.
@@ -415,7 +432,6 @@ impl Actor {
             answer(reply, Err(error));
             return false;
         }
-        std::mem::replace(&mut self.init.io, Io::none()).end();
         let noted = bundle::set_deleted(&self.bundle)
             .and_then(|()| bundle::forget(&self.shared.first_bundle, &self.id));
         if let Err(error) = noted {

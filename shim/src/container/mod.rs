@@ -181,6 +181,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, O
         update_count: 0,
         owner,
         jobs: JoinSet::new(),
+        ending: Vec::new(),
         deleted: None,
     };
     shared.events.send(&event);
@@ -215,14 +216,18 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<Option<(S
     if create.checkpoint.is_some() {
         return Ok(None);
     }
-    let (prepared, streams) = create.io.prepare(
-        &create.bundle,
-        "console",
-        Writer::Process,
-        create.streams_owner(),
-    )?;
+    let streams_for = io::For {
+        id: &create.id,
+        namespace: &shared.namespace,
+        console: (&create.bundle, "console"),
+        writer: Writer::Process,
+        owner: create.streams_owner(),
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = create.io.prepare(streams_for).await?;
     let started = runc.create(streams).await?;
     let io = prepared.attach().await?;
+    io.check()?;
     Ok(Some((started, io)))
 }
 

@@ -7,6 +7,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
 
+use super::Shared;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::exits::Exit;
@@ -120,23 +121,43 @@ pub(super) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
 /// Runs a saved container's processes again, with new streams.
 pub(super) async fn restore(
     runc: &Runc,
+    container: &str,
     bundle: &Path,
     image: &Path,
     io: &io::Request,
     owner: Owner,
+    shared: &Shared,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(bundle, "console", Writer::Process, owner)?;
+    let streams_for = io::For {
+        id: container,
+        namespace: &shared.namespace,
+        console: (bundle, "console"),
+        writer: Writer::Process,
+        owner,
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = io.prepare(streams_for).await?;
     let started = runc.restore(image, streams).await?;
     attach(prepared, started).await
 }
 
 pub(super) async fn start_exec(
     runc: &Runc,
+    exec: &str,
     files: &ExecFiles,
     io: &io::Request,
     owner: Owner,
+    shared: &Shared,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim, owner)?;
+    let streams_for = io::For {
+        id: exec,
+        namespace: &shared.namespace,
+        console: (&files.bundle, &files.console),
+        writer: Writer::Shim,
+        owner,
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = io.prepare(streams_for).await?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
     attach(prepared, started).await
 }
