@@ -26,12 +26,38 @@ pub(crate) struct Pod {
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// Being made: the id is taken. Resolves, with an error, when it is made or has failed.
-    Coming(watch::Receiver<()>),
+    /// Being made: the id is taken.
+    Coming(Coming),
     /// A container, also a sandbox that runc runs.
     Container(Handle),
     /// The sandbox.
     Sandbox(Handle),
+}
+
+/// What can be known and done of a container while it is being made.
+#[derive(Debug, Clone)]
+struct Coming {
+    /// Resolves, with an error, when it is made or has failed.
+    come: watch::Receiver<()>,
+    /// True when nobody wants it any more.
+    given_up: watch::Sender<bool>,
+}
+
+/// The maker's end of a [`Coming`].
+struct Making {
+    _coming: watch::Sender<()>,
+    given_up: watch::Receiver<bool>,
+}
+
+impl Making {
+    /// Resolves when nobody wants it any more.
+    async fn given_up(&self) {
+        let mut given_up = self.given_up.clone();
+        if given_up.wait_for(|given_up| *given_up).await.is_err() {
+            // The other end goes only with the member, which the maker replaces.
+            std::future::pending().await
+        }
+    }
 }
 
 impl Member {
@@ -69,8 +95,8 @@ impl Pod {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
-        let _coming = self.reserve(&id)?;
-        let made = self.make_member(create).await;
+        let making = self.reserve(&id)?;
+        let made = self.make_member(create, &making).await;
         let mut members = self.members();
         match made {
             Ok((member, pid)) => {
@@ -89,13 +115,13 @@ impl Pod {
         }
     }
 
-    async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
+    async fn make_member(&self, create: Create, making: &Making) -> Result<(Member, Pid)> {
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let (handle, pid) = holder::create(&self.shared, create).await?;
             return Ok((Member::Sandbox(handle), pid));
         }
         self.join_shared_processes(&create).await?;
-        let (handle, pid) = container::create(&self.shared, create).await?;
+        let (handle, pid) = container::create(&self.shared, create, making.given_up()).await?;
         Ok((Member::Container(handle), pid))
     }
 
@@ -129,19 +155,28 @@ impl Pod {
     }
 
     /// Takes an id, until the sender is dropped. The one of a deleted container is free.
-    fn reserve(&self, id: &str) -> Result<watch::Sender<()>> {
+    fn reserve(&self, id: &str) -> Result<Making> {
         let mut members = self.members();
         members.retain(|_, member| member.handle().is_none_or(|handle| !handle.is_gone()));
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
         let (coming, come) = watch::channel(());
-        members.insert(id.to_owned(), Member::Coming(come));
-        Ok(coming)
+        let (give_up, given_up) = watch::channel(false);
+        let member = Coming {
+            come,
+            given_up: give_up,
+        };
+        members.insert(id.to_owned(), Member::Coming(member));
+        Ok(Making {
+            _coming: coming,
+            given_up,
+        })
     }
 
-    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. One that is being made is waited
-    /// for: containerd deletes what it has given up on, and must not leave behind what comes later.
+    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. Of one that is being made the making
+    /// is ended, and that is waited for: containerd deletes what it has given up on, and must not leave behind what comes
+    /// later.
     ///
     /// # Errors
     /// As [`Pod::get`], and what the deletion says.
@@ -153,10 +188,13 @@ impl Pod {
         let pod = self.clone();
         let deleted = tokio::spawn(async move {
             let coming = match pod.members().get(&id) {
-                Some(Member::Coming(come)) => Some(come.clone()),
+                Some(Member::Coming(coming)) => Some(coming.clone()),
                 _ => None,
             };
-            if let Some(mut come) = coming {
+            if let Some(Coming { mut come, given_up }) = coming {
+                if process == ProcessId::Init {
+                    given_up.send_replace(true);
+                }
                 // Nothing is ever sent; the end of the sender is what counts.
                 let _ = come.changed().await;
             }

@@ -61,7 +61,8 @@ impl State {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),
             Call::Delete => matches!(self, Self::Created | Self::Stopped(_)),
-            Call::Pause | Call::Exec => matches!(self, Self::Running),
+            Call::Pause => matches!(self, Self::Running),
+            Call::Exec => matches!(self, Self::Created | Self::Running),
             Call::Resume => matches!(self, Self::Paused),
             Call::Update | Call::Kill => !matches!(self, Self::Stopped(_)),
         };
@@ -100,7 +101,7 @@ mod tests {
             (Call::Start, [true, false, false, false]),
             (Call::Delete, [true, false, false, true]),
             (Call::Pause, [false, true, false, false]),
-            (Call::Exec, [false, true, false, false]),
+            (Call::Exec, [true, true, false, false]),
             (Call::Resume, [false, false, true, false]),
             (Call::Update, [true, true, true, false]),
             (Call::Kill, [true, true, true, false]),

@@ -256,10 +256,14 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
-        let view = self.container(&req.id)?.view(&ProcessId::Init)?;
+        // Of a task that is not there (yet) the shim is told all the same: a containerd that comes back connects first,
+        // and deletes in order what was never made only if this succeeds.
+        let view = self
+            .container(&req.id)
+            .and_then(|container| container.view(&ProcessId::Init));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: wire_pid(view.pid),
+            task_pid: wire_pid(view.ok().and_then(|view| view.pid)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ConnectResponse::default()
         })

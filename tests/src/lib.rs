@@ -7,6 +7,7 @@
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
+//!   direct   the Task service of one shim, from many threads at once, with the code of each answer
 //!   terminal a program on a terminal of its own
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
@@ -24,6 +25,7 @@
 
 pub mod cri;
 pub mod daemon;
+pub mod direct;
 pub mod image;
 pub mod lab;
 pub mod leaks;

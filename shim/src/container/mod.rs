@@ -32,7 +32,7 @@ use self::process::Process;
 use crate::bundle::Record;
 use crate::cgroup::{Cgroup, Driver};
 use crate::convert::wire_pid;
-use crate::error::{Error, IoError, Result};
+use crate::error::{Error, IoError, Result, first_of};
 use crate::events::{Event, Events};
 use crate::exits::Exits;
 use crate::io::{self, Io, Owner, Writer};
@@ -110,11 +110,16 @@ impl Create {
     }
 }
 
-/// Makes a container and gives it to a task of its own. A failure leaves nothing behind.
+/// Makes a container and gives it to a task of its own. A failure leaves nothing behind. When `given_up` resolves before
+/// runc has made it, runc is ended: a hook that hangs must not keep containerd from deleting what it has given up.
 ///
 /// # Errors
-/// What mounting, the streams or runc say.
-pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Pid)> {
+/// What mounting, the streams or runc say; `FailedPrecondition` when it was given up.
+pub(crate) async fn create(
+    shared: &Shared,
+    create: Create,
+    given_up: impl Future<Output = ()>,
+) -> Result<(Handle, Pid)> {
     let runc = Runc::new(
         &create.id,
         &create.bundle,
@@ -122,13 +127,14 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         &create.options,
         &shared.exits,
     );
-    let made = make(shared, &create, &runc).await;
+    let made = make(shared, &create, &runc, given_up).await;
     let (started, io) = match made {
         Ok(made) => made,
         Err(error) => {
             take_down(&create.bundle, &runc).await.unwrap_or_else(|e| {
                 warn!("take down {} after a failed create: {e}", create.id);
             });
+            remove_cgroup(&create).await;
             return Err(error);
         }
     };
@@ -162,7 +168,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         update_count: 0,
         owner,
         jobs: JoinSet::new(),
-        deleted: None,
+        deleted: Vec::new(),
     };
     info!("container {}: created, pid {pid}", actor.id);
     shared.events.send(&event);
@@ -171,7 +177,12 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
     Ok((handle, pid))
 }
 
-async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started, Io)> {
+async fn make(
+    shared: &Shared,
+    create: &Create,
+    runc: &Runc,
+    given_up: impl Future<Output = ()>,
+) -> Result<(Started, Io)> {
     Record {
         bundle: create.bundle.clone(),
         runc: Some(runc.record().clone()),
@@ -186,9 +197,37 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started,
         Writer::Process,
         create.streams_owner(),
     )?;
-    let started = runc.create(streams).await?;
-    let io = prepared.attach().await?;
-    Ok((started, io))
+    tokio::select! {
+        made = async {
+            let started = runc.create(streams).await?;
+            Ok((started, prepared.attach().await?))
+        } => made,
+        () = given_up => Err(Error::FailedPrecondition(format!(
+            "container {} was deleted while it was being made",
+            create.id
+        ))),
+    }
+}
+
+/// A runc that was ended before it had noted what it made does not remove its cgroup.
+async fn remove_cgroup(create: &Create) {
+    let driver = Driver::of(create.options.systemd_cgroup);
+    let Some(path) = create.spec.cgroups_path().map(str::to_owned) else {
+        return;
+    };
+    let removed = blocking(move || {
+        let cgroup = Cgroup::at(&path, driver)?;
+        match cgroup.kill_all() {
+            Err(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        first_of(cgroup.remove())
+    });
+    removed
+        .await
+        .unwrap_or_else(|error| warn!("after a failed create: {error}"));
 }
 
 async fn mount_rootfs(create: &Create) -> Result<()> {
