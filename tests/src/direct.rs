@@ -3,8 +3,11 @@
 //! One shim is started as [`crate::raw`] does; its containers share a root filesystem and are told apart by their ids, as
 //! the containers of a pod are. Its events go to the test's real containerd.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use containerd_shim_protos::Client;
@@ -241,9 +244,28 @@ impl Connection {
 pub struct Group<'a> {
     daemon: &'a Daemon,
     first: Bundle<'a>,
+    tasks: Tasks,
+}
+
+/// The part of a [`Group`] that threads may share.
+pub struct Tasks {
+    id: String,
+    bundle: PathBuf,
+    spec: Value,
+    namespace: String,
+    cgroup_parent: String,
     started: Ran,
+    ids: Mutex<BTreeSet<String>>,
     /// A connection.
     pub shim: Connection,
+}
+
+impl Deref for Group<'_> {
+    type Target = Tasks;
+
+    fn deref(&self) -> &Tasks {
+        &self.tasks
+    }
 }
 
 impl<'a> Group<'a> {
@@ -251,29 +273,30 @@ impl<'a> Group<'a> {
     #[track_caller]
     pub fn start(daemon: &'a Daemon, id: &str) -> Self {
         let first = Bundle::new(daemon, id);
-        let spec = first.plain(&["sleep", "3600"]);
+        let mut spec = first.plain(&[]);
+        spec["root"]["path"] = json!(text(&first.path.join("rootfs")));
+        // A network namespace costs the kernel most of the time that a container takes.
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
         let first = first.spec(&spec);
         let started = first.start(b"");
         assert!(started.status.success(), "{}", started.text());
         daemon.look();
-        let shim = Connection::new(&started);
+        let tasks = Tasks {
+            id: id.to_owned(),
+            bundle: first.path.clone(),
+            spec,
+            namespace: daemon.names.name(),
+            cgroup_parent: daemon.names.cgroup_parent(),
+            shim: Connection::new(&started),
+            started,
+            ids: Mutex::default(),
+        };
         Self {
             daemon,
             first,
-            started,
-            shim,
+            tasks,
         }
-    }
-
-    /// The id that the shim was started for.
-    pub fn id(&self) -> &str {
-        &self.first.id
-    }
-
-    /// Another connection.
-    #[track_caller]
-    pub fn connect(&self) -> Connection {
-        Connection::new(&self.started)
     }
 
     /// Runs `delete` for the shim's first bundle.
@@ -282,21 +305,52 @@ impl<'a> Group<'a> {
         self.first.delete()
     }
 
+    /// Shutdown; waits until the shim is gone.
+    #[track_caller]
+    pub fn end(self) {
+        let shim = self.daemon.shim();
+        self.shim.shutdown(&self.id);
+        eventually(Duration::from_secs(20), || {
+            if shim.alive() {
+                Err("the shim lives on after Shutdown".to_owned())
+            } else {
+                Ok(())
+            }
+        });
+    }
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        for id in self.ids.lock().unwrap().iter() {
+            self.daemon.expect_task(id);
+            if std::thread::panicking() {
+                let state = Path::new("/run/containerd/runc").join(&self.namespace);
+                let _ = fs::remove_dir_all(state.join(id));
+            }
+        }
+    }
+}
+
+impl Tasks {
+    /// Another connection.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        Connection::new(&self.started)
+    }
+
     /// A bundle for container `id` that runs `sh -c SCRIPT`, changed by `change`.
     pub fn bundle(&self, id: &str, script: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
-        self.daemon.expect_task(id);
-        let path = if id == self.id() {
-            self.first.path.clone()
+        self.ids.lock().unwrap().insert(id.to_owned());
+        let path = if id == self.id {
+            self.bundle.clone()
         } else {
-            self.first.path.join("members").join(id)
+            self.bundle.join("members").join(id)
         };
         fs::create_dir_all(&path).unwrap();
-        let mut spec = self.first.plain(&["sh", "-c", script]);
-        spec["root"]["path"] = json!(text(&self.first.path.join("rootfs")));
-        spec["linux"]["cgroupsPath"] = json!(format!("{}/{id}", self.daemon.names.cgroup_parent()));
-        // A network namespace costs the kernel most of the time that a container takes.
-        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
-        namespaces.retain(|namespace| namespace["type"] != "network");
+        let mut spec = self.spec.clone();
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        spec["linux"]["cgroupsPath"] = json!(format!("{}/{id}", self.cgroup_parent));
         change(&mut spec);
         fs::write(path.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
         path
@@ -333,8 +387,8 @@ impl<'a> Group<'a> {
 
     /// Removes the bundle of a deleted container.
     pub fn forget(&self, id: &str) {
-        if id != self.id() {
-            fs::remove_dir_all(self.first.path.join("members").join(id)).unwrap();
+        if id != self.id {
+            fs::remove_dir_all(self.bundle.join("members").join(id)).unwrap();
         }
     }
 
@@ -362,19 +416,5 @@ impl<'a> Group<'a> {
             .delete(id, "")
             .unwrap_or_else(|refusal| panic!("delete {id}: {refusal:?}"));
         self.forget(id);
-    }
-
-    /// Shutdown; waits until the shim is gone.
-    #[track_caller]
-    pub fn end(self) {
-        let shim = self.daemon.shim();
-        self.shim.shutdown(self.id());
-        eventually(Duration::from_secs(20), || {
-            if shim.alive() {
-                Err("the shim lives on after Shutdown".to_owned())
-            } else {
-                Ok(())
-            }
-        });
     }
 }

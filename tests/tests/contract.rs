@@ -243,9 +243,10 @@ on_every_containerd! {
         for round in 0..5 {
             let id = format!("c{round}");
             group.run(&id, "exec sleep 3600");
+            let shim = &group.shim;
             std::thread::scope(|scope| {
-                let waits: Vec<_> = (0..16).map(|_| scope.spawn(|| group.shim.wait(&id, ""))).collect();
-                let kills: Vec<_> = (0..16).map(|_| scope.spawn(|| group.shim.kill(&id, "", 9))).collect();
+                let waits: Vec<_> = (0..16).map(|_| scope.spawn(|| shim.wait(&id, ""))).collect();
+                let kills: Vec<_> = (0..16).map(|_| scope.spawn(|| shim.kill(&id, "", 9))).collect();
                 for kill in kills {
                     let answer = kill.join().unwrap();
                     assert!(matches!(code(&answer), Code::OK | Code::NOT_FOUND), "{answer:?}");
@@ -253,7 +254,7 @@ on_every_containerd! {
                 for wait in waits {
                     assert_eq!(wait.join().unwrap().unwrap(), 137);
                 }
-                let deletes: Vec<_> = (0..4).map(|_| scope.spawn(|| group.shim.delete(&id, ""))).collect();
+                let deletes: Vec<_> = (0..4).map(|_| scope.spawn(|| shim.delete(&id, ""))).collect();
                 let answers: Vec<_> = deletes.into_iter().map(|delete| delete.join().unwrap()).collect();
                 let (done, others): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
                 assert_eq!(done.len(), 1, "{done:?} {others:?}");
