@@ -45,7 +45,7 @@ use rustix::process::{Pid, Signal};
 pub use error::{Class, Error};
 pub use namespaces::{IdMap, Kind, Namespace, Namespaces, UserNamespace};
 pub use program::{PROGRAM, program};
-pub use sys::{die_with_parent, own_cwd};
+pub use sys::{die_with_parent, limit_open_files, own_cwd};
 pub use sysctls::check_sysctls;
 
 use holder::process::Process;

@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use log::{debug, warn};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::process::{
+    Pid, Resource, Rlimit, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getrlimit, setrlimit,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -57,7 +59,11 @@ pub(crate) type Claim = oneshot::Receiver<Exit>;
 
 /// The waiter's books. Shared; the lock is never held across an await.
 #[derive(Debug, Default)]
-pub(crate) struct Exits(Mutex<Books>);
+pub(crate) struct Exits {
+    books: Mutex<Books>,
+    /// What children get, where the shim's own limit is another one.
+    open_files: Option<Rlimit>,
+}
 
 #[derive(Debug, Default)]
 struct Books {
@@ -91,6 +97,9 @@ impl Drop for Expected {
 impl Exits {
     /// Makes this process the subreaper of its descendants and starts to wait for children.
     ///
+    /// Its own limit of open files becomes the highest that it may have: an exec with all its streams takes eleven, and
+    /// a service manager may give containerd 1024. Children get the limit that there was, which containers inherit.
+    ///
     /// # Errors
     /// `Io` when the kernel refuses the subreaper attribute or the signal handler.
     pub(crate) fn watch() -> Result<Arc<Self>> {
@@ -98,7 +107,10 @@ impl Exits {
             .map_err(IoError::at("become subreaper of", "/proc/self"))?;
         let children =
             signal(SignalKind::child()).map_err(IoError::at("handle SIGCHLD of", "/proc/self"))?;
-        let exits = Arc::new(Self::default());
+        let exits = Arc::new(Self {
+            open_files: raise_open_files(),
+            ..Self::default()
+        });
         tokio::spawn(exits.clone().wait_for_children(children));
         Ok(exits)
     }
@@ -168,6 +180,9 @@ impl Exits {
     pub(crate) fn spawn(&self, command: &mut Command) -> std::io::Result<(Pid, Claim)> {
         // Under the lock, so that the child cannot be reaped before it is claimed. The `Child` itself is not waited
         // for: that would take the exit away from the one waiter.
+        if let Some(limit) = &self.open_files {
+            pause::limit_open_files(command, limit.clone());
+        }
         let mut books = self.books();
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
@@ -177,7 +192,26 @@ impl Exits {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Raises the soft limit of open files to the hard one. The limit that there was, if it was another one.
+fn raise_open_files() -> Option<Rlimit> {
+    let before = getrlimit(Resource::Nofile);
+    if before.current == before.maximum {
+        return None;
+    }
+    let raised = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => Some(before),
+        Err(error) => {
+            warn!("raise the limit of open files: {error}");
+            None
+        }
     }
 }
 

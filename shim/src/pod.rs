@@ -1,7 +1,7 @@
 //! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
@@ -22,6 +22,8 @@ pub(crate) struct Pod {
     members: Mutex<HashMap<String, Member>>,
     /// A Shutdown was refused after the sandbox had been deleted: there will be no other one.
     orphaned: AtomicBool,
+    /// How many members have been begun.
+    made: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +78,7 @@ impl Pod {
             shared,
             members: Mutex::default(),
             orphaned: AtomicBool::new(false),
+            made: AtomicU64::new(0),
         }
     }
 
@@ -161,6 +164,7 @@ impl Pod {
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
+        self.made.fetch_add(1, Ordering::Relaxed);
         let (coming, come) = watch::channel(());
         let (give_up, given_up) = watch::channel(false);
         let member = Coming {
@@ -236,6 +240,11 @@ impl Pod {
     /// Whether the pod has come to its end without another Shutdown.
     pub(crate) fn is_over(&self) -> bool {
         self.orphaned.load(Ordering::Relaxed) && self.is_empty()
+    }
+
+    /// Of an empty pod: how many members there have been. None of one that has any.
+    pub(crate) fn unused(&self) -> Option<u64> {
+        self.is_empty().then(|| self.made.load(Ordering::Relaxed))
     }
 
     /// Whether nothing is left that a shim is needed for.

@@ -209,8 +209,11 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
     let writes = index.is_multiple_of(8);
     let streams = if writes {
         mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        // Both: the stock shim opens what has no name.
+        let path = fifo.to_str().unwrap().to_owned();
         Streams {
-            stdout: fifo.to_str().unwrap().to_owned(),
+            stdout: path.clone(),
+            stderr: path,
             ..Streams::default()
         }
     } else {
