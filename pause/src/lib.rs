@@ -45,7 +45,7 @@ use rustix::process::{Pid, Signal};
 pub use error::{Class, Error};
 pub use namespaces::{IdMap, Kind, Namespace, Namespaces, UserNamespace};
 pub use program::{PROGRAM, program};
-pub use sys::{die_with_parent, hand_over, own_cwd, signal};
+pub use sys::{die_with_parent, hand_over, limit_open_files, own_cwd, signal};
 pub use sysctls::check_sysctls;
 
 use holder::process::Process;

@@ -8,7 +8,9 @@ use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Resource, Rlimit, Signal, getpid, getppid, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::UnshareFlags;
 
 /// Moves the calling thread into a new namespace. One of the namespace flags only.
@@ -80,6 +82,14 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     };
     // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes two system calls, neither
     // allocates nor takes a lock, and its errors are plain numbers.
+    unsafe { command.pre_exec(ask) }
+}
+
+/// Gives a child this limit of open files (setrlimit(2), `RLIMIT_NOFILE`) instead of the one of this process.
+pub fn limit_open_files(command: &mut Command, limit: Rlimit) -> &mut Command {
+    let ask = move || Ok(setrlimit(Resource::Nofile, limit.clone())?);
+    // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes one system call with two numbers
+    // that are there already, neither allocates nor takes a lock, and its error is a plain number.
     unsafe { command.pre_exec(ask) }
 }
 

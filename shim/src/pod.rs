@@ -1,7 +1,7 @@
 //! The pod: what one shim serves. Which id belongs to whom, and whether anything is left.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
@@ -22,16 +22,44 @@ pub(crate) struct Pod {
     members: Mutex<HashMap<String, Member>>,
     /// A Shutdown was refused after the sandbox had been deleted: there will be no other one.
     orphaned: AtomicBool,
+    /// How many members have been begun.
+    made: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// Being made: the id is taken. Resolves, with an error, when it is made or has failed.
-    Coming(watch::Receiver<()>),
+    /// Being made: the id is taken.
+    Coming(Coming),
     /// A container, also a sandbox that runc runs.
     Container(Handle),
     /// The sandbox.
     Sandbox(Handle),
+}
+
+/// What can be known and done of a container while it is being made.
+#[derive(Debug, Clone)]
+struct Coming {
+    /// Resolves, with an error, when it is made or has failed.
+    come: watch::Receiver<()>,
+    /// True when nobody wants it any more.
+    given_up: watch::Sender<bool>,
+}
+
+/// The maker's end of a [`Coming`].
+struct Making {
+    _coming: watch::Sender<()>,
+    given_up: watch::Receiver<bool>,
+}
+
+impl Making {
+    /// Resolves when nobody wants it any more.
+    async fn given_up(&self) {
+        let mut given_up = self.given_up.clone();
+        if given_up.wait_for(|given_up| *given_up).await.is_err() {
+            // The other end goes only with the member, which the maker replaces.
+            std::future::pending().await
+        }
+    }
 }
 
 impl Member {
@@ -50,6 +78,7 @@ impl Pod {
             shared,
             members: Mutex::default(),
             orphaned: AtomicBool::new(false),
+            made: AtomicU64::new(0),
         }
     }
 
@@ -69,8 +98,8 @@ impl Pod {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
-        let _coming = self.reserve(&id)?;
-        let made = self.make_member(create).await;
+        let making = self.reserve(&id)?;
+        let made = self.make_member(create, &making).await;
         let mut members = self.members();
         match made {
             Ok((member, pid)) => {
@@ -89,14 +118,18 @@ impl Pod {
         }
     }
 
-    async fn make_member(&self, mut create: Create) -> Result<(Member, Option<Pid>)> {
+    async fn make_member(
+        &self,
+        mut create: Create,
+        making: &Making,
+    ) -> Result<(Member, Option<Pid>)> {
         create.choose_driver();
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let (handle, pid) = holder::create(&self.shared, create).await?;
             return Ok((Member::Sandbox(handle), Some(pid)));
         }
         self.join_shared_processes(&create).await?;
-        let (handle, pid) = container::create(&self.shared, create).await?;
+        let (handle, pid) = container::create(&self.shared, create, making.given_up()).await?;
         Ok((Member::Container(handle), pid))
     }
 
@@ -130,19 +163,29 @@ impl Pod {
     }
 
     /// Takes an id, until the sender is dropped. The one of a deleted container is free.
-    fn reserve(&self, id: &str) -> Result<watch::Sender<()>> {
+    fn reserve(&self, id: &str) -> Result<Making> {
         let mut members = self.members();
         members.retain(|_, member| member.handle().is_none_or(|handle| !handle.is_gone()));
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
+        self.made.fetch_add(1, Ordering::Relaxed);
         let (coming, come) = watch::channel(());
-        members.insert(id.to_owned(), Member::Coming(come));
-        Ok(coming)
+        let (give_up, given_up) = watch::channel(false);
+        let member = Coming {
+            come,
+            given_up: give_up,
+        };
+        members.insert(id.to_owned(), Member::Coming(member));
+        Ok(Making {
+            _coming: coming,
+            given_up,
+        })
     }
 
-    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. One that is being made is waited
-    /// for: containerd deletes what it has given up on, and must not leave behind what comes later.
+    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. Of one that is being made the making
+    /// is ended, and that is waited for: containerd deletes what it has given up on, and must not leave behind what comes
+    /// later.
     ///
     /// # Errors
     /// As [`Pod::get`], and what the deletion says.
@@ -154,10 +197,13 @@ impl Pod {
         let pod = self.clone();
         let deleted = tokio::spawn(async move {
             let coming = match pod.members().get(&id) {
-                Some(Member::Coming(come)) => Some(come.clone()),
+                Some(Member::Coming(coming)) => Some(coming.clone()),
                 _ => None,
             };
-            if let Some(mut come) = coming {
+            if let Some(Coming { mut come, given_up }) = coming {
+                if process == ProcessId::Init {
+                    given_up.send_replace(true);
+                }
                 // Nothing is ever sent; the end of the sender is what counts.
                 let _ = come.changed().await;
             }
@@ -199,6 +245,11 @@ impl Pod {
     /// Whether the pod has come to its end without another Shutdown.
     pub(crate) fn is_over(&self) -> bool {
         self.orphaned.load(Ordering::Relaxed) && self.is_empty()
+    }
+
+    /// Of an empty pod: how many members there have been. None of one that has any.
+    pub(crate) fn unused(&self) -> Option<u64> {
+        self.is_empty().then(|| self.made.load(Ordering::Relaxed))
     }
 
     /// Whether nothing is left that a shim is needed for.

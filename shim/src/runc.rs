@@ -5,12 +5,13 @@
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
 use crate::bundle::RuncRecord;
@@ -242,15 +243,18 @@ impl Runc {
             message,
         };
         pause::die_with_parent(&mut call.command);
-        let (_, exit) = self
+        let (pid, exit) = self
             .exits
             .spawn(&mut call.command)
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
+        // It can only be of the child: nobody else reaps it, and the waiter has not had its turn.
+        let running = Running(pidfd_open(pid, PidfdFlags::empty()).ok());
         // The command holds the parent's copies of the streams; the child has its own.
         drop(call.command);
         let exit = exit
             .await
             .map_err(|_| Error::Internal("the waiter is gone"))?;
+        drop(running);
         let said = take_log(&call.log);
         if exit.status == 0 {
             return Ok(());
@@ -288,6 +292,17 @@ pub(crate) fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<(
         Ok(())
     } else {
         Err(error(said.unwrap_or_else(|| status.to_string())))
+    }
+}
+
+/// A runc that runs. It is killed when nobody waits for it any more; one that has ended does not mind.
+struct Running(Option<OwnedFd>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.0 {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -50,6 +51,9 @@ pub(crate) struct Stop {
 impl Stop {
     /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
     fn stop(&self) {
+        if *self.ending.borrow() {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.socket) {
             warn!("remove {}: {error}", self.socket.display());
         }
@@ -57,7 +61,26 @@ impl Stop {
     }
 }
 
+/// How long a shim without a container stays for a Create or a Shutdown, which containerd sends at once.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
 impl TaskService {
+    /// Ends the server if it has nothing to serve, and is given nothing: a containerd that died between `start` and
+    /// Create, or while it deleted, does not ask for Shutdown when it is back.
+    pub(crate) fn end_if_forgotten(&self) {
+        let Some(unused) = self.pod.unused() else {
+            return;
+        };
+        let service = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FORGOTTEN).await;
+            if service.pod.unused() == Some(unused) {
+                info!("no container, and no Shutdown for {FORGOTTEN:?}: ending");
+                service.stop.stop();
+            }
+        });
+    }
+
     fn container(&self, id: &str) -> Result<Handle> {
         self.pod.get(id)
     }
@@ -121,7 +144,11 @@ impl Task for TaskService {
                 terminal: req.terminal,
             },
         };
-        let pid = self.pod.create(create).await?;
+        let pid = self
+            .pod
+            .create(create)
+            .await
+            .inspect_err(|_| self.end_if_forgotten())?;
         Ok(CreateTaskResponse {
             pid: wire_pid(pid),
             ..CreateTaskResponse::default()
@@ -146,6 +173,7 @@ impl Task for TaskService {
             info!("the last container of an ended pod is deleted, ending");
             self.stop.stop();
         }
+        self.end_if_forgotten();
         Ok(DeleteResponse {
             pid: wire_pid(deleted.pid),
             exit_status: deleted.exit.status,
@@ -255,9 +283,11 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
-        // Also before the container is there: containerd asks whether somebody answers.
-        let container = self.container(&req.id);
-        let view = container.and_then(|container| container.view(&ProcessId::Init));
+        // Of a task that is not there (yet) the shim is told all the same: a containerd that comes back connects first,
+        // and deletes in order what was never made only if this succeeds.
+        let view = self
+            .container(&req.id)
+            .and_then(|container| container.view(&ProcessId::Init));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: wire_pid(view.ok().and_then(|view| view.pid)),

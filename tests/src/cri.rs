@@ -88,6 +88,23 @@ impl Cri {
         })
     }
 
+    /// `UpdateContainerResources` of any container.
+    ///
+    /// # Errors
+    /// What CRI said, or that the connection is gone.
+    pub fn try_update(
+        &self,
+        container: &str,
+        resources: api::LinuxContainerResources,
+    ) -> Result<(), Failure> {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: container.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        call!(self, update_container_resources, request).map(|_| ())
+    }
+
     /// `Ok` when containerd answers and has its network.
     pub fn ready(&self) -> Result<(), String> {
         let status = call!(self, status, api::StatusRequest { verbose: false })
@@ -736,12 +753,10 @@ impl Container<'_> {
     /// `UpdateContainerResources`.
     #[track_caller]
     pub fn update(&self, resources: api::LinuxContainerResources) {
-        let request = api::UpdateContainerResourcesRequest {
-            container_id: self.id.clone(),
-            linux: Some(resources),
-            ..Default::default()
-        };
-        call!(self.pod.daemon.cri(), update_container_resources, request)
+        self.pod
+            .daemon
+            .cri()
+            .try_update(&self.id, resources)
             .unwrap_or_else(|failure| panic!("{failure}"));
     }
 

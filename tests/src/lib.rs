@@ -8,6 +8,7 @@
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   task     one container on such a shim, by Task calls
+//!   direct   the Task service of one shim, from many threads at once, with the code of each answer
 //!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
 //!   flood    output by the gigabyte that can be checked
@@ -28,6 +29,7 @@
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;
+pub mod direct;
 pub mod flood;
 pub mod image;
 pub mod lab;

@@ -70,8 +70,8 @@ pub(super) struct Actor {
     pub(super) jobs: JoinSet<Done>,
     /// The last output of deleted execs, on its way into files and through loggers.
     pub(super) ending: Vec<JoinHandle<()>>,
-    /// Who waits for the container to be deleted.
-    pub(super) deleted: Option<Reply<Deleted>>,
+    /// Who waits for the container to be deleted. The first is answered with its exit, the others that it is gone.
+    pub(super) deleted: Vec<Reply<Deleted>>,
 }
 
 impl Actor {
@@ -341,7 +341,7 @@ impl Actor {
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
             info!("container {id}: exited, status {}", exit.status);
             self.oom_kills = None;
-            if self.deleted.is_some() {
+            if !self.deleted.is_empty() {
                 self.take_down();
             }
         }
@@ -375,30 +375,33 @@ impl Actor {
     }
 
     fn delete(&mut self, reply: Reply<Deleted>) {
-        let busy = self.init.starting || self.deleted.is_some();
-        let checked = self.init.state().check(Call::Delete).and_then(|()| {
-            if busy {
+        if !self.deleted.is_empty() {
+            return self.deleted.push(reply);
+        }
+        let state = self.init.state();
+        let checked = state.check(Call::Delete).and_then(|()| {
+            if self.init.starting {
                 return Err(Error::FailedPrecondition(
-                    "the container is being started or deleted".into(),
+                    "the container is being started".into(),
                 ));
             }
-            Ok(self.init.state())
+            Ok(())
         });
-        match checked {
-            Err(error) => answer(reply, Err(error)),
-            Ok(State::Stopped(_)) => {
-                self.deleted = Some(reply);
+        match (checked, state) {
+            (Err(error), _) => answer(reply, Err(error)),
+            (Ok(()), State::Stopped(_)) => {
+                self.deleted.push(reply);
                 self.take_down();
             }
             // Not restored yet.
-            Ok(State::Created) if self.init.pid().is_none() => {
-                self.deleted = Some(reply);
+            (Ok(()), State::Created) if self.init.pid().is_none() => {
+                self.deleted.push(reply);
                 self.take_down();
             }
-            Ok(State::Created | State::Running | State::Paused) => {
+            (Ok(()), State::Created | State::Running | State::Paused) => {
                 // Never started: ended first, and taken down when it has.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
-                    Ok(()) | Err(Error::NotFound(_)) => self.deleted = Some(reply),
+                    Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
                     Err(error) => answer(reply, Err(error)),
                 }
             }
@@ -425,10 +428,15 @@ impl Actor {
 
     /// True when the container is gone. If something is left, the caller is told, and may try again.
     fn taken_down(&mut self, result: Result<()>) -> bool {
-        let Some(reply) = self.deleted.take() else {
+        let mut replies = std::mem::take(&mut self.deleted).into_iter();
+        let Some(reply) = replies.next() else {
             return false;
         };
         if let Err(error) = result {
+            for other in replies {
+                let left = format!("container {} is not deleted: {error}", self.id);
+                answer(other, Err(Error::FailedPrecondition(left)));
+            }
             answer(reply, Err(error));
             return false;
         }
@@ -448,6 +456,9 @@ impl Actor {
         // Gone before the answer, so that a Shutdown that follows it finds the container gone.
         self.owner.calls.close();
         answer(reply, Ok(deleted));
+        for other in replies {
+            answer(other, Err(no_process(&ProcessId::Init)));
+        }
         true
     }
 }

@@ -32,7 +32,7 @@ use self::process::Process;
 use crate::bundle::Record;
 use crate::cgroup::{Cgroup, Driver, OomKills};
 use crate::convert::wire_pid;
-use crate::error::{Error, IoError, Result};
+use crate::error::{Error, IoError, Result, first_of};
 use crate::events::{Event, Events};
 use crate::exits::Exits;
 use crate::io::{self, Io, Owner, Writer};
@@ -124,12 +124,18 @@ impl Create {
     }
 }
 
-/// Makes a container and gives it to a task of its own. A failure leaves nothing behind. One that is to be restored has no
-/// process before it is started.
+/// Makes a container and gives it to a task of its own. A failure leaves nothing behind. When `given_up` resolves before
+/// runc has made it, runc is ended: a hook that hangs must not keep containerd from deleting what it has given up. One
+/// that is to be restored has no process before it is started.
 ///
 /// # Errors
-/// What mounting, the streams or runc say; `FailedPrecondition` when there is no checkpoint where it should be.
-pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Option<Pid>)> {
+/// What mounting, the streams or runc say; `FailedPrecondition` when it was given up, and when there is no checkpoint
+/// where it should be.
+pub(crate) async fn create(
+    shared: &Shared,
+    create: Create,
+    given_up: impl Future<Output = ()>,
+) -> Result<(Handle, Option<Pid>)> {
     let runc = Runc::new(
         &create.id,
         &create.bundle,
@@ -137,13 +143,14 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, O
         &create.options,
         &shared.exits,
     );
-    let made = make(shared, &create, &runc).await;
+    let made = make(shared, &create, &runc, given_up).await;
     let made = match made {
         Ok(made) => made,
         Err(error) => {
             take_down(&create.bundle, &runc).await.unwrap_or_else(|e| {
                 warn!("take down {} after a failed create: {e}", create.id);
             });
+            remove_cgroup(&create).await;
             return Err(error);
         }
     };
@@ -182,7 +189,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, O
         owner,
         jobs: JoinSet::new(),
         ending: Vec::new(),
-        deleted: None,
+        deleted: Vec::new(),
     };
     shared.events.send(&event);
     if let Some((started, io)) = made {
@@ -195,7 +202,12 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, O
     Ok((handle, pid))
 }
 
-async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<Option<(Started, Io)>> {
+async fn make(
+    shared: &Shared,
+    create: &Create,
+    runc: &Runc,
+    given_up: impl Future<Output = ()>,
+) -> Result<Option<(Started, Io)>> {
     if let Some(image) = &create.checkpoint
         && !image.is_dir()
     {
@@ -225,10 +237,39 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<Option<(S
         exits: &shared.exits,
     };
     let (prepared, streams) = create.io.prepare(streams_for).await?;
-    let started = runc.create(streams).await?;
-    let io = prepared.attach().await?;
-    io.check()?;
-    Ok(Some((started, io)))
+    tokio::select! {
+        made = async {
+            let started = runc.create(streams).await?;
+            let io = prepared.attach().await?;
+            io.check()?;
+            Ok(Some((started, io)))
+        } => made,
+        () = given_up => Err(Error::FailedPrecondition(format!(
+            "container {} was deleted while it was being made",
+            create.id
+        ))),
+    }
+}
+
+/// A runc that was ended before it had noted what it made does not remove its cgroup.
+async fn remove_cgroup(create: &Create) {
+    let driver = Driver::of(create.options.systemd_cgroup);
+    let Some(path) = create.spec.cgroups_path().map(str::to_owned) else {
+        return;
+    };
+    let removed = blocking(move || {
+        let cgroup = Cgroup::at(&path, driver)?;
+        match cgroup.kill_all() {
+            Err(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        first_of(cgroup.remove())
+    });
+    removed
+        .await
+        .unwrap_or_else(|error| warn!("after a failed create: {error}"));
 }
 
 /// The cgroup that a process is in, while it lives.
