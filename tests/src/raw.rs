@@ -11,6 +11,7 @@ use containerd_shim_protos::api::{
     ShutdownRequest,
 };
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::{Client, ttrpc};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
@@ -189,9 +190,15 @@ impl<'a> Bundle<'a> {
 
     /// Create on the shim at this address; the pid, or what it said.
     pub fn create(&self, shim: &Shim) -> Result<u32, String> {
+        self.create_on(shim, Vec::new())
+    }
+
+    /// Create with these mounts as root filesystem.
+    pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Result<u32, String> {
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: text(&self.path),
+            rootfs,
             ..CreateTaskRequest::default()
         };
         shim.call::<CreateTaskResponse>("Create", &request)
