@@ -204,8 +204,13 @@ on_every_containerd! {
     fn a_read_only_bind(version) {
         let daemon = Daemon::start(version);
         let source = busybox(&daemon);
-        fs::create_dir_all(source.join("proc")).unwrap();
-        let task = Task::new(&daemon, &["sh", "-c", "touch /new || exit 30"]);
+        for mount_point in ["proc", "dev"] {
+            fs::create_dir_all(source.join(mount_point)).unwrap();
+        }
+        let task = Task::with(&daemon, &["sh", "-c", "touch /new || exit 30"], |spec| {
+            let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
+            spec["mounts"].as_array_mut().unwrap().push(dev);
+        });
         task.create(vec![mount("bind", &source, &["ro", "rbind"])]);
         task.start();
         assert_eq!(task.wait(), 30);
