@@ -50,9 +50,14 @@ impl Recorder {
         )
     }
 
-    /// Every call went to that root, and `create` had the flags. Nothing stays there.
+    /// Every call went to that root, and `create` had the flags of [`Self::options`]. Nothing stays there.
     #[track_caller]
     fn check(&self, namespace: &str) {
+        self.check_create(namespace, &["--no-pivot", "--no-new-keyring"]);
+    }
+
+    #[track_caller]
+    fn check_create(&self, namespace: &str, flags: &[&str]) {
         let calls = fs::read_to_string(self.path("calls")).unwrap();
         let root = format!("--root {}", text(&self.path("root").join(namespace)));
         for call in calls
@@ -65,10 +70,9 @@ impl Recorder {
             .lines()
             .find(|call| call.contains(" create "))
             .unwrap();
-        assert!(
-            create.contains("--no-pivot") && create.contains("--no-new-keyring"),
-            "{create}"
-        );
+        for flag in flags {
+            assert!(create.contains(flag), "{flag}: {create}");
+        }
         for verb in [" start ", " exec ", " delete "] {
             assert!(calls.contains(verb), "{verb}: {calls}");
         }
@@ -161,6 +165,28 @@ on_every_containerd! {
         pod_and_exec(&daemon, "");
         daemon.end();
         recorder.check("k8s.io");
+    }
+
+    fn options_of_ctr_reach_the_runtime(version) {
+        let recorder = Recorder::new();
+        let daemon = Daemon::start(version);
+        let [file, binary, root] = ["options.toml", "recorder", "root"].map(|name| text(&recorder.path(name)));
+        // ctr takes the options one by one for the stock shim's type only; for others it passes on the path of a file.
+        let (flags, expected): (&[&str], &[&str]) = match ShimUnderTest::get() {
+            ShimUnderTest::Pause => {
+                fs::write(&file, recorder.options()).unwrap();
+                (&["--detach", "--runtime-config-path", &file], &["--no-pivot", "--no-new-keyring"])
+            }
+            ShimUnderTest::Runc => (&["--detach", "--runc-binary", &binary, "--runc-root", &root], &[]),
+        };
+        let run = daemon.ctr_run(flags, "alone", &["sleep", "3600"]).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        daemon.look();
+        let fifos = text(&daemon.directory().join("fifo"));
+        daemon.ctr(&["tasks", "exec", "--fifo-dir", &fifos, "--exec-id", "e", "alone", "true"]);
+        let namespace = daemon.names.name();
+        daemon.end();
+        recorder.check_create(&namespace, expected);
     }
 
     fn a_newer_runc(version) {
