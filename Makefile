@@ -32,7 +32,7 @@ demo:
 
 test:
 	.ci/setup test
-	tests/lab/prepare
+	tests/lab/prepare runtimes
 	$(MAKE) build
 	cargo nextest run --workspace --locked
 

@@ -119,6 +119,18 @@ impl Cri {
         so(not_ready.is_empty(), || format!("{not_ready:?}"))
     }
 
+    /// What CRI tells kubelet of a runtime handler: does it offer user namespaces?
+    #[track_caller]
+    pub fn offers_user_namespaces(&self, handler: &str) -> bool {
+        let status = call!(self, status, api::StatusRequest { verbose: false })
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        let mut handlers = status.runtime_handlers.into_iter();
+        handlers
+            .find(|one| one.name == handler)
+            .and_then(|one| one.features)
+            .is_some_and(|features| features.user_namespaces)
+    }
+
     /// Whether CRI knows the image.
     pub fn has_image(&self, name: &str) -> bool {
         let mut client = ImageServiceClient::new(self.channel.clone());
@@ -272,6 +284,22 @@ impl PodSpec {
     #[must_use]
     pub fn host_ipc(mut self) -> Self {
         self.namespaces().ipc = NamespaceMode::Node.into();
+        self
+    }
+
+    /// `hostUsers: false`: root in the pod is user `host` of the node, and so on for 65536 ids.
+    #[must_use]
+    pub fn user_namespace(mut self, host: u32) -> Self {
+        let map = vec![api::IdMapping {
+            host_id: host,
+            container_id: 0,
+            length: 65536,
+        }];
+        self.namespaces().userns_options = Some(api::UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: map.clone(),
+            gids: map,
+        });
         self
     }
 

@@ -145,8 +145,20 @@ pub fn path(first: &Path) -> OsString {
 
 /// Runs `tests/lab/prepare`, which is done at once when the lab is there.
 pub fn prepare() {
+    run_prepare(&[]);
+}
+
+/// An OCI runtime that is newer than the machine's: the path of `runc` (1.3, which can do user namespaces with containerd
+/// 2.x) or of `crun`.
+pub fn newer_runtime(name: &str) -> PathBuf {
+    run_prepare(&["runtimes"]);
+    lab().join("runtimes").join(name)
+}
+
+fn run_prepare(what: &[&str]) {
     let script = repository().join("tests/lab/prepare");
     let output = Command::new(&script)
+        .args(what)
         .env("LAB_DIR", lab())
         .output()
         .unwrap();

@@ -13,6 +13,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::{Client, ttrpc};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
@@ -253,14 +254,24 @@ impl<'a> Bundle<'a> {
 
     /// Create on the shim at this address; the pid, or what it said.
     pub fn create(&self, shim: &Shim) -> Result<u32, String> {
-        self.create_with(shim, &Streams::default())
+        self.create_of(shim, &Streams::default(), Vec::new())
     }
 
     /// As [`Self::create`], with these streams.
     pub fn create_with(&self, shim: &Shim, streams: &Streams) -> Result<u32, String> {
+        self.create_of(shim, streams, Vec::new())
+    }
+
+    /// As [`Self::create`], with these mounts as root filesystem.
+    pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Result<u32, String> {
+        self.create_of(shim, &Streams::default(), rootfs)
+    }
+
+    fn create_of(&self, shim: &Shim, streams: &Streams, rootfs: Vec<Mount>) -> Result<u32, String> {
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: text(&self.path),
+            rootfs,
             stdin: streams.stdin.clone(),
             stdout: streams.stdout.clone(),
             stderr: streams.stderr.clone(),
