@@ -149,6 +149,9 @@ pub fn path(first: &Path) -> OsString {
 
 /// Runs `tests/lab/prepare`, which is done at once when the lab is there.
 pub fn prepare() {
+    if crate::vm::inside() {
+        return;
+    }
     let script = repository().join("tests/lab/prepare");
     let output = Command::new(&script)
         .env("LAB_DIR", lab())

@@ -12,6 +12,7 @@
 set -euo pipefail
 
 vm=$lab/vm
+[[ $(id -u) == 0 ]] || fail "making the VM needs root" "sudo -E tests/lab/prepare vm"
 
 # closure DIRECTORY PACKAGE…: the packages and all that they depend on, unpacked, from bookworm alone.
 closure() {
@@ -49,7 +50,9 @@ if [[ ! -x $vm/qemu/usr/bin/qemu-system-x86_64 ]]; then
     mv "$vm/qemu.tmp" "$vm/qemu"
 fi
 
-if [[ ! -s $vm/root.ext4 ]]; then
+# Made anew when this file says something else.
+recipe=$(sha256sum <"${BASH_SOURCE[0]}")
+if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; then
     say "the root file system of the VM (once)"
     root=$vm/root
     closure "$root" linux-image-cloud-amd64 base-files base-passwd bash coreutils dash libc-bin util-linux mount \
@@ -76,13 +79,14 @@ if [[ ! -s $vm/root.ext4 ]]; then
     printf 'vm\n' >"$root/etc/hostname"
     printf '127.0.0.1 localhost vm\n' >"$root/etc/hosts"
     mkdir -p "$root/lab"
+    ln -s /run "$root/var/run"
     # systemd-udevd stays off: one disk and one network card, whose names are known.
     for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udev-settle.service \
         systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-timesyncd.service systemd-random-seed.service \
         systemd-journal-flush.service systemd-update-utmp.service systemd-logind.service getty@.service \
         serial-getty@.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
         e2scrub_reap.service fstrim.timer systemd-firstboot.service systemd-pstore.service ldconfig.service \
-        systemd-network-generator.service systemd-binfmt.service; do
+        systemd-network-generator.service systemd-binfmt.service systemd-update-utmp-runlevel.service; do
         ln -sf /dev/null "$root/etc/systemd/system/$unit"
     done
     ln -sf /usr/lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
@@ -139,4 +143,5 @@ UNIT
     PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -d "$root" "$vm/root.ext4.tmp" 4G
     rm -rf "$root" "$initrd"
     mv "$vm/root.ext4.tmp" "$vm/root.ext4"
+    printf '%s\n' "$recipe" >"$vm/recipe"
 fi
