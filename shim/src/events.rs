@@ -36,6 +36,8 @@ pub(crate) enum Event {
     ExecAdded(task::TaskExecAdded),
     /// An exec runs.
     ExecStarted(task::TaskExecStarted),
+    /// The kernel has killed a process of it for lack of memory.
+    Oom(task::TaskOOM),
     /// All processes are frozen.
     Paused(task::TaskPaused),
     /// They run again.
@@ -53,6 +55,14 @@ impl Event {
             container_id: container.to_owned(),
             pid: wire_pid(Some(pid)),
             ..task::TaskStart::default()
+        })
+    }
+
+    /// The kernel has killed a process of `container` for lack of memory.
+    pub(crate) fn oom(container: &str) -> Self {
+        Self::Oom(task::TaskOOM {
+            container_id: container.to_owned(),
+            ..task::TaskOOM::default()
         })
     }
 
@@ -96,6 +106,10 @@ impl Event {
             Self::ExecStarted(e) => (
                 topics::TASK_EXEC_STARTED_EVENT_TOPIC,
                 any("containerd.events.TaskExecStarted", e),
+            ),
+            Self::Oom(e) => (
+                topics::TASK_OOM_EVENT_TOPIC,
+                any("containerd.events.TaskOOM", e),
             ),
             Self::Paused(e) => (
                 topics::TASK_PAUSED_EVENT_TOPIC,

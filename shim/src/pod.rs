@@ -89,7 +89,8 @@ impl Pod {
         }
     }
 
-    async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
+    async fn make_member(&self, mut create: Create) -> Result<(Member, Pid)> {
+        create.choose_driver();
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let (handle, pid) = holder::create(&self.shared, create).await?;
             return Ok((Member::Sandbox(handle), pid));

@@ -31,7 +31,8 @@ pub struct Handler {
     pub runtime_type: String,
     /// `runtime_path`, where it is wanted.
     pub runtime_path: Option<PathBuf>,
-    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names.
+    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names. `$CGROUP_PARENT` becomes
+    /// the slot's.
     pub options: String,
 }
 
@@ -71,6 +72,8 @@ pub struct Options {
     pub debug: bool,
     /// Whose cgroups the pods are in. [`Self::systemd`] also tells the runtime.
     pub driver: Driver,
+    /// More environment variables for containerd.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             cri: String::new(),
             debug: true,
             driver: Driver::Cgroupfs,
+            environment: Vec::new(),
         }
     }
 }
@@ -122,6 +126,7 @@ pub struct Daemon {
     pub version: Version,
     /// The names of its slot.
     pub names: Names,
+    environment: Vec<(String, String)>,
     guard: RefCell<Guard>,
     process: RefCell<Option<Child>>,
     seen: RefCell<Seen>,
@@ -178,6 +183,7 @@ impl Daemon {
         let daemon = Self {
             version,
             cri: Cri::new(&leaks::grpc_address(&names)),
+            environment: options.environment.clone(),
             guard: RefCell::new(guard),
             process: RefCell::new(None),
             seen: RefCell::new(Seen::default()),
@@ -226,6 +232,7 @@ impl Daemon {
             .arg(directory.join("config.toml"))
             .env("PATH", lab::path(&directory.join("bin")))
             .env(MARK, &directory)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -682,16 +689,19 @@ fn config(version: Version, names: &Names, options: &Options) -> String {
             table += &format!("runtime_path = '{}'\n", text(path));
         }
         if !handler.options.is_empty() {
+            let lines = handler
+                .options
+                .replace("$CGROUP_PARENT", &names.cgroup_parent());
             let inline =
                 if version == Version::V1_6 && handler.runtime_type != "io.containerd.runc.v2" {
                     let path = names.directory().join(format!("{}.toml", handler.name));
                     fs::File::create(&path)
                         .unwrap()
-                        .write_all(handler.options.as_bytes())
+                        .write_all(lines.as_bytes())
                         .unwrap();
                     format!("ConfigPath = '{}'", text(&path))
                 } else {
-                    handler.options.clone()
+                    lines
                 };
             table += &format!("[{section}.options]\n{inline}\n");
         }

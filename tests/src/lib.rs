@@ -7,6 +7,8 @@
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
+//!   task     one container on such a shim, by Task calls
+//!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
@@ -23,6 +25,7 @@
     reason = "a test harness reports by failing"
 )]
 
+pub mod cgroups;
 pub mod cri;
 pub mod daemon;
 pub mod image;
@@ -32,6 +35,7 @@ pub mod proc;
 pub mod raw;
 pub mod slot;
 pub mod takedown;
+pub mod task;
 pub mod terminal;
 pub mod until;
 pub mod vm;

@@ -29,6 +29,7 @@ pub struct Bundle<'a> {
     pub id: String,
     /// The bundle's folder.
     pub path: PathBuf,
+    shim: ShimUnderTest,
     _log: File,
 }
 
@@ -93,8 +94,16 @@ impl<'a> Bundle<'a> {
             daemon,
             id: id.to_owned(),
             path,
+            shim: ShimUnderTest::get(),
             _log: log,
         }
+    }
+
+    /// Driven by this shim and not by the one under test: to compare the two.
+    #[must_use]
+    pub fn by(mut self, shim: ShimUnderTest) -> Self {
+        self.shim = shim;
+        self
     }
 
     /// Writes `config.json`.
@@ -145,7 +154,7 @@ impl<'a> Bundle<'a> {
     fn command(&self, subcommand: &str) -> Command {
         let address = grpc_address(&self.daemon.names);
         let namespace = self.daemon.names.name();
-        let mut command = Command::new(ShimUnderTest::get().binary(self.daemon.version));
+        let mut command = Command::new(self.shim.binary(self.daemon.version));
         command
             .args([
                 "-namespace",

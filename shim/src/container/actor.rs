@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::process::{Exec, ExecFiles, Process, answer, start_exec, tell_exit};
 use super::{Shared, take_down};
 use crate::bundle;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, OomKills};
 use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::Event;
@@ -48,6 +48,8 @@ pub(super) struct Actor {
     pub(super) shared: Shared,
     pub(super) runc: Runc,
     pub(super) cgroup: Option<Cgroup>,
+    /// Until the end of the init is told. None where the kernel counts no memory.
+    pub(super) oom_kills: Option<OomKills>,
     pub(super) init: Process,
     pub(super) execs: HashMap<String, Exec>,
     /// How many execs there have been.
@@ -73,6 +75,8 @@ impl Actor {
                     Some(command) => self.command(command),
                     None => return,
                 },
+                // Told after the start.
+                () = oom_kill(&mut self.oom_kills), if !self.init.starting => self.tell_oom(),
             }
         }
     }
@@ -266,6 +270,14 @@ impl Actor {
 
     /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
     fn tell_exits(&mut self) {
+        let ended = |exec: &Exec| exec.process.ended.is_some();
+        if !self.init.starting
+            && (self.init.ended.is_some() || self.execs.values().any(ended))
+            && self.oom_kills.as_mut().is_some_and(OomKills::look)
+        {
+            // It may be what ended the process, and is told before its exit.
+            self.tell_oom();
+        }
         let (id, events) = (&self.id, &self.shared.events);
         for (exec, Exec { process, .. }) in &mut self.execs {
             if !process.starting {
@@ -278,10 +290,16 @@ impl Actor {
         }
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
             info!("container {id}: exited, status {}", exit.status);
+            self.oom_kills = None;
             if self.deleted.is_some() {
                 self.take_down();
             }
         }
+    }
+
+    fn tell_oom(&self) {
+        info!("container {}: out of memory, a process was killed", self.id);
+        self.shared.events.send(&Event::oom(&self.id));
     }
 
     fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
@@ -364,6 +382,14 @@ impl Actor {
         self.owner.calls.close();
         answer(reply, Ok(deleted));
         true
+    }
+}
+
+/// Resolves when a process was killed for lack of memory; never, where that is not watched.
+async fn oom_kill(kills: &mut Option<OomKills>) {
+    match kills {
+        Some(kills) => kills.next().await,
+        None => std::future::pending().await,
     }
 }
 

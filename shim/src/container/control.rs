@@ -222,19 +222,14 @@ impl Actor {
         });
     }
 
+    /// The last counters of a container that has ended are there for as long as its cgroup is.
     pub(super) fn stats(&mut self, reply: Reply<Any>) {
-        let ended = self.init.state().exit().is_some();
-        let cgroup = if ended {
-            Err(Error::NotFound(format!("{} has ended", self.id)))
-        } else {
-            self.cgroup().cloned()
+        let cgroup = match self.cgroup().cloned() {
+            Ok(cgroup) => cgroup,
+            Err(error) => return answer(reply, Err(error)),
         };
         self.jobs.spawn(async move {
-            let stats = match cgroup {
-                Ok(cgroup) => blocking(move || Ok(cgroup.stats()?)).await,
-                Err(error) => Err(error),
-            };
-            answer(reply, stats);
+            answer(reply, blocking(move || cgroup.stats().map_err(gone)).await);
             Done::Answered
         });
     }
@@ -246,14 +241,16 @@ impl Actor {
     }
 }
 
+/// The error for a cgroup that may have gone with its last process.
+fn gone(error: IoError) -> Error {
+    if error.source.kind() == ErrorKind::NotFound {
+        Error::NotFound(format!("all processes have finished: {error}"))
+    } else {
+        error.into()
+    }
+}
+
 fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
-    let gone = |error: IoError| {
-        if error.source.kind() == ErrorKind::NotFound {
-            Error::NotFound("all processes have finished".into())
-        } else {
-            error.into()
-        }
-    };
     if signal == Signal::KILL {
         return cgroup.kill_all().map_err(gone);
     }

@@ -74,6 +74,12 @@ pub(crate) struct Create {
 }
 
 impl Create {
+    /// Leaves the cgroups to systemd where that is who their path is written for.
+    pub(crate) fn choose_driver(&mut self) {
+        let driver = Driver::choose(self.options.systemd_cgroup, self.spec.cgroups_path());
+        self.options.systemd_cgroup = driver == Driver::Systemd;
+    }
+
     fn streams_owner(&self) -> Owner {
         Owner {
             uid: self.options.io_uid,
@@ -136,6 +142,13 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         .cgroup(started.pid)
         .inspect_err(|e| warn!("container {}: {e}", create.id))
         .ok();
+    // Its init stands in its cgroup and runs nothing of the user's yet: no kill can be missed.
+    let oom_kills = cgroup.as_ref().and_then(|cgroup| {
+        cgroup
+            .watch_oom_kills()
+            .inspect_err(|e| warn!("container {}: {e}", create.id))
+            .ok()
+    });
     let (handle, owner) = Handle::new(&create.bundle);
     let streams_owner = create.streams_owner();
     let pid = started.pid;
@@ -156,6 +169,7 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         shared: shared.clone(),
         runc,
         cgroup,
+        oom_kills,
         init: Process::new(view),
         execs: HashMap::new(),
         exec_count: 0,

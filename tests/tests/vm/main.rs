@@ -12,6 +12,10 @@
 mod machine;
 mod systemd;
 
+#[path = "../oom.rs"]
+mod oom;
+#[path = "../resources.rs"]
+mod resources;
 #[path = "../s11_ctr.rs"]
 mod s11_ctr;
 #[path = "../s5_shared_processes.rs"]
@@ -20,3 +24,5 @@ mod s5_shared_processes;
 mod s8_kills;
 #[path = "../s9_tasks.rs"]
 mod s9_tasks;
+#[path = "../stats.rs"]
+mod stats;
