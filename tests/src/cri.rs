@@ -342,7 +342,7 @@ impl PodSpec {
     /// Runs it.
     pub fn try_run(mut self, daemon: &Daemon) -> Result<Pod<'_>, Failure> {
         let name = self.config.metadata.as_ref().unwrap().name.clone();
-        self.linux().cgroup_parent = daemon.names.cgroup_parent();
+        self.linux().cgroup_parent = daemon.cgroup_parent();
         let logs = daemon.directory().join("logs").join(&name);
         std::fs::create_dir_all(&logs).unwrap();
         self.config.log_directory = crate::slot::text(&logs);
@@ -596,6 +596,14 @@ impl<'a> ContainerSpec<'a> {
             .as_mut()
             .unwrap()
             .memory_limit_in_bytes = bytes;
+        self
+    }
+
+    /// How likely it is killed when memory runs out, as kubelet sets it.
+    #[must_use]
+    pub fn oom_score_adj(mut self, score: i64) -> Self {
+        let linux = self.config.linux.as_mut().unwrap();
+        linux.resources.as_mut().unwrap().oom_score_adj = score;
         self
     }
 

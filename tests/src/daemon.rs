@@ -36,6 +36,25 @@ pub struct Handler {
     pub options: String,
 }
 
+/// Who makes the cgroups of the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// runc.
+    Cgroupfs,
+    /// systemd, asked by runc.
+    Systemd,
+}
+
+impl Driver {
+    /// The runtime option that chooses it.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "",
+            Self::Systemd => "SystemdCgroup = true",
+        }
+    }
+}
+
 /// What a test may want different.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -51,6 +70,8 @@ pub struct Options {
     pub cri: String,
     /// `debug` level in containerd and shim.
     pub debug: bool,
+    /// Whose cgroups the pods are in. [`Self::systemd`] also tells the runtime.
+    pub driver: Driver,
     /// More environment variables for containerd.
     pub environment: Vec<(String, String)>,
 }
@@ -67,6 +88,7 @@ impl Default for Options {
             nginx: false,
             cri: String::new(),
             debug: true,
+            driver: Driver::Cgroupfs,
             environment: Vec::new(),
         }
     }
@@ -78,6 +100,14 @@ impl Options {
         Self {
             nginx: true,
             ..Self::default()
+        }
+    }
+
+    /// With systemd's cgroup driver, as kubelet's `cgroupDriver: systemd` wants it.
+    pub fn systemd() -> Self {
+        Self {
+            driver: Driver::Systemd,
+            ..Self::runtime(Driver::Systemd.option())
         }
     }
 
@@ -101,6 +131,7 @@ pub struct Daemon {
     process: RefCell<Option<Child>>,
     seen: RefCell<Seen>,
     cri: Cri,
+    driver: Driver,
     ended: Cell<bool>,
     _slot: Slot,
 }
@@ -156,6 +187,7 @@ impl Daemon {
             guard: RefCell::new(guard),
             process: RefCell::new(None),
             seen: RefCell::new(Seen::default()),
+            driver: options.driver,
             ended: Cell::new(false),
             _slot: slot,
             names,
@@ -225,6 +257,14 @@ impl Daemon {
             || panic!("containerd is down"),
             |child| child.id().cast_signed(),
         )
+    }
+
+    /// The cgroup parent that pods are made with, in the form that the cgroup driver wants.
+    pub fn cgroup_parent(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => self.names.cgroup_parent(),
+            Driver::Systemd => self.names.slice(),
+        }
     }
 
     /// The CRI client.
@@ -680,7 +720,7 @@ address = '{address}'
 path = '{directory}/opt'
 {images}
 [plugins.'{cri}']
-restrict_oom_score_adj = true
+restrict_oom_score_adj = {restricted}
 netns_mounts_under_state_dir = true
 {sandbox_image}{more}
 [plugins.'{cri}'.cni]
@@ -691,6 +731,8 @@ default_runtime_name = '{HANDLER}'
 {table}
 ",
         address = leaks::grpc_address(names),
+        // A machine whose root may not lower an oom_score_adj cannot start a CRI pod otherwise.
+        restricted = !proc::may_lower_oom_scores(),
         more = options.cri,
     )
 }

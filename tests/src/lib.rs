@@ -15,6 +15,7 @@
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
+//!   vm       hands a test over to a virtual machine with cgroup v2 and systemd
 //! ```
 //!
 //! A test: start a [`daemon::Daemon`], do things, call [`daemon::Daemon::end`], which fails if anything is left.
@@ -41,6 +42,7 @@ pub mod takedown;
 pub mod task;
 pub mod terminal;
 pub mod until;
+pub mod vm;
 
 pub use cri::{Container, ContainerSpec, Pod, PodSpec};
 pub use daemon::{Daemon, Options};
@@ -61,17 +63,17 @@ macro_rules! on_every_containerd {
 
             #[test]
             fn v1_6() {
-                body($crate::Version::V1_6);
+                $crate::vm::here_or_there(module_path!(), "v1_6", || body($crate::Version::V1_6));
             }
 
             #[test]
             fn v1_7() {
-                body($crate::Version::V1_7);
+                $crate::vm::here_or_there(module_path!(), "v1_7", || body($crate::Version::V1_7));
             }
 
             #[test]
             fn v2_1() {
-                body($crate::Version::V2_1);
+                $crate::vm::here_or_there(module_path!(), "v2_1", || body($crate::Version::V2_1));
             }
         }
     )*};

@@ -71,6 +71,17 @@ pub fn take_down(names: &Names) -> Vec<String> {
             .status();
     }
 
+    // A slice that systemd has made for the test's pods stays until it is told: only it may remove its cgroup.
+    if cgroup_parents(names)
+        .iter()
+        .any(|group| group.ends_with(names.slice()))
+    {
+        let _ = Command::new("systemctl")
+            .args(["stop", &names.slice()])
+            .stderr(Stdio::null())
+            .status();
+    }
+
     let removed = within(Duration::from_secs(3), || {
         for group in cgroups(names).iter().rev().chain(&cgroup_parents(names)) {
             let _ = fs::remove_dir(group);
