@@ -442,13 +442,6 @@ mod tests {
         assert_eq!(take_log(&log).as_deref(), Some("cannot open `/x`"));
     }
 
-    #[test]
-    fn both_runtimes_are_understood_when_a_process_is_gone() {
-        assert!(says_gone("unable to signal init: process already finished"));
-        assert!(says_gone("kill container: No such process"));
-        assert!(!says_gone("permission denied"));
-    }
-
     #[tokio::test]
     async fn a_runc_that_is_not_there_is_named_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
