@@ -91,32 +91,63 @@ impl Checked {
         Ok(())
     }
 
-    /// Takes all of a log that CRI wrote (`TIME STREAM P|F TEXT`), with stdout only.
+    /// Takes all of a log that CRI wrote, with stdout only.
     ///
     /// # Errors
     /// As [`Self::take`], and what reading says.
     pub fn take_cri_log(&mut self, log: impl BufRead) -> Result<(), String> {
-        let mut whole = Vec::new();
-        for record in log.split(b'\n') {
-            let record = record.map_err(|error| error.to_string())?;
-            let mut words = record.splitn(4, |byte| *byte == b' ').skip(1);
-            let (stream, tag, text) = (words.next(), words.next(), words.next());
-            if stream != Some(b"stdout") {
-                return Err(format!(
-                    "not of stdout: {:?}",
-                    String::from_utf8_lossy(&record)
-                ));
+        cri_lines(log, |line| self.take(line))
+    }
+}
+
+/// What is missing in a log that CRI wrote: the numbers of the lines, and how many records are no line.
+///
+/// # Errors
+/// What reading says.
+pub fn missing(log: impl BufRead, lines: u64) -> Result<(Vec<u64>, u64), String> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut broken = 0;
+    cri_lines(log, |found| {
+        let number = std::str::from_utf8(found.get(..12).unwrap_or_default());
+        match number.ok().and_then(|number| number.parse().ok()) {
+            Some(number) if found == line(number) => {
+                seen.insert(number);
             }
-            whole.extend_from_slice(text.unwrap_or_default());
-            if tag == Some(b"F") {
-                self.take(&whole)?;
-                whole.clear();
-            }
+            _ => broken += 1,
         }
-        if whole.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{} bytes without an end of line", whole.len()))
+        Ok(())
+    })?;
+    Ok((
+        (0..lines).filter(|line| !seen.contains(line)).collect(),
+        broken,
+    ))
+}
+
+/// Puts the lines of a log that CRI wrote (`TIME STREAM P|F TEXT`) together.
+fn cri_lines(
+    log: impl BufRead,
+    mut take: impl FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut whole = Vec::new();
+    for record in log.split(b'\n') {
+        let record = record.map_err(|error| error.to_string())?;
+        let mut words = record.splitn(4, |byte| *byte == b' ').skip(1);
+        let (stream, tag, text) = (words.next(), words.next(), words.next());
+        if stream != Some(b"stdout") {
+            return Err(format!(
+                "not of stdout: {:?}",
+                String::from_utf8_lossy(&record)
+            ));
         }
+        whole.extend_from_slice(text.unwrap_or_default());
+        if tag == Some(b"F") {
+            take(&whole)?;
+            whole.clear();
+        }
+    }
+    if whole.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} bytes without an end of line", whole.len()))
     }
 }

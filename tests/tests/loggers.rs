@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use shim_tests::proc::Process;
+use rustix::process::Signal;
+use shim_tests::proc::{Process, kill};
 use shim_tests::raw::{Bundle, Shim, Streams};
 use shim_tests::until::so;
 use shim_tests::{Daemon, eventually, lab, on_every_containerd, ours_only};
@@ -269,6 +270,17 @@ on_every_containerd! {
         succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
         logger.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn a_killed_shim_takes_its_logger_along(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "stubborn", "stubborn");
+        succeeded(&run(&daemon, &["--detach"], &logger.uri("binary"), "c", "echo out; exec sleep 3600"));
+        logger.expect("out\n", "");
+        daemon.look();
+        kill(daemon.shim().pid, Signal::KILL);
+        daemon.nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 

@@ -315,3 +315,41 @@ fn checked(read: std::io::Result<&[u8]>) -> Option<&[u8]> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Writes through a pipe that is copied into `path`, and waits until all of it is copied.
+    async fn copy_all(path: &Path, file: &Arc<File>, text: &str) {
+        let (copied, writer) = Copied::into_file(path, file).unwrap();
+        let mut writer = pipe::Sender::from_owned_fd(writer).unwrap();
+        writer.write_all(text.as_bytes()).await.unwrap();
+        drop(writer);
+        let end = copied.close().end().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), end)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn output_is_added_to_a_file_in_a_folder_that_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/log");
+        for text in ["one\n", "two\n"] {
+            copy_all(&path, &open_file(&path).unwrap(), text).await;
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_stop_a_process() {
+        let path = Path::new("/dev/full");
+        let much = "x".repeat(1 << 20);
+        copy_all(path, &open_there(path).unwrap(), &much).await;
+    }
+}

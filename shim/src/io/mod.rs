@@ -4,9 +4,9 @@
 //!  without a terminal                               with a terminal
 //!  containerd ──FIFO──▶ shim ──pipe──▶ process      containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
 //!  containerd ◀──FIFO── process (an init)           containerd ◀──FIFO── shim ◀──     ║
-//!  containerd ◀──FIFO── shim ◀──pipe── an exec      logger ◀──pipe── shim ◀──         ║
-//!  logger ◀──pipe── process
-//!  file ◀── shim ◀──pipe── process
+//!  containerd ◀──FIFO── shim ◀──pipe── an exec          logger ◀──pipe── shim ◀──     ║
+//!      logger ◀──pipe── process
+//!        file ◀──────── shim ◀──pipe── process
 //! ```
 //!
 //! What is copied is copied with back-pressure: nobody is read faster than the other side takes it. A logger and a file

@@ -75,8 +75,8 @@ impl Console {
         let stdin = uri::input(&request.stdin)?;
         let output = match uri::parse(&request.stdout)? {
             Target::Null => Destination::Nowhere,
-            Target::Path(path) => Destination::Fifo(path),
-            Target::File(_) => {
+            Target::Path(path) if fifo::is_fifo(&path)? => Destination::Fifo(path),
+            Target::Path(_) | Target::File(_) => {
                 return Err(Error::InvalidArgument(format!(
                     "stdout {}: a terminal's output goes to a FIFO or a logger, not to a file",
                     request.stdout

@@ -172,10 +172,10 @@ mod tests {
     use super::*;
 
     fn program(name: &str) -> Program {
-        match parse(name).unwrap() {
-            Target::Program(program) => program,
-            other => panic!("{name}: {other:?}"),
-        }
+        let Target::Program(program) = parse(name).unwrap() else {
+            panic!("{name} is no program");
+        };
+        program
     }
 
     #[test]
