@@ -73,13 +73,23 @@ macro_rules! on_every_containerd {
     )*};
 }
 
+/// Ends a test early when what it tests cannot be had here. The test and the reason are written to
+/// `target/lab/left-out.txt`, so that a run says what it did not check.
+#[macro_export]
+macro_rules! left_out {
+    ($reason:expr) => {{
+        $crate::lab::left_out(module_path!(), $reason);
+        return;
+    }};
+}
+
 /// Ends a test early under `SHIM_UNDER_TEST=runc`, when what it tests exists only in our shim. The test and the reason
-/// are written to `target/lab/ours-only.txt`, so that a run on the stock shim says what it did not check.
+/// are written to `target/lab/left-out.txt`, as by [`left_out`].
 #[macro_export]
 macro_rules! ours_only {
     ($reason:expr) => {
-        if $crate::lab::not_for_the_stock_shim(module_path!(), $reason) {
-            return;
+        if $crate::ShimUnderTest::get() == $crate::ShimUnderTest::Runc {
+            $crate::left_out!(concat!("not on the stock shim: ", $reason));
         }
     };
 }
