@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::Status;
@@ -21,7 +22,7 @@ use shim_tests::raw::Bundle;
 use shim_tests::task::Task;
 use shim_tests::until::so;
 use shim_tests::{
-    Daemon, Options, PodSpec, ShimUnderTest, eventually, on_every_containerd, ours_only,
+    Daemon, Options, PodSpec, ShimUnderTest, eventually, left_out, on_every_containerd, ours_only,
 };
 
 const MIB: i64 = 1024 * 1024;
@@ -109,7 +110,10 @@ on_every_containerd! {
         task.pause().unwrap();
         update(json!({"pids": {"limit": 78}}));
         assert_eq!(get("pids.max", "pids.max"), "78");
+        // runc holds a container still while it changes some limits: it must not be let go by that.
         assert_eq!(task.state("").unwrap(), Status::PAUSED);
+        let frozen = get("freezer.state", "cgroup.freeze");
+        assert!(["FROZEN", "1"].contains(&&*frozen), "{frozen}");
         task.resume().unwrap();
         task.end();
         daemon.end();
@@ -286,6 +290,36 @@ on_every_containerd! {
         for path in made {
             fs::remove_dir(path).unwrap();
         }
+        daemon.end();
+    }
+
+    fn a_path_for_systemd_is_left_to_systemd(version) {
+        ours_only!("the stock shim makes a cgroup of that name, unless SystemdCgroup is set");
+        if !Path::new("/run/systemd/system").is_dir() {
+            left_out!("systemd does not run this machine");
+        }
+        let daemon = Daemon::start(version);
+        let bundle = Bundle::new(&daemon, "unit");
+        let mut spec = bundle.plain(&["sh", "-c", "sleep 3600 & wait"]);
+        let name = daemon.names.name();
+        spec["linux"]["cgroupsPath"] = json!(format!("system.slice:{name}:unit"));
+        spec["linux"]["resources"] = json!({"pids": {"limit": 50}});
+        let task = Task::run(bundle.spec(&spec), b"");
+        let directory = cgroups::directory(task.pid, "pids").unwrap();
+        assert!(directory.ends_with(format!("system.slice/{name}-unit.scope")), "{}", directory.display());
+        assert_eq!(parameter(task.pid, "pids.max", "pids.max"), "50");
+        task.update(&json!({"pids": {"limit": 60}})).unwrap();
+        assert_eq!(parameter(task.pid, "pids.max", "pids.max"), "60");
+        assert!(!task.stats().unwrap().value.is_empty());
+        eventually(Duration::from_secs(5), || {
+            let listed = task.pids().unwrap().len();
+            so(listed == 2, || format!("{listed} processes"))
+        });
+        task.pause().unwrap();
+        assert_eq!(task.state("").unwrap(), Status::PAUSED);
+        task.resume().unwrap();
+        task.end();
+        eventually(Duration::from_secs(10), || so(!directory.exists(), || format!("{} stays", directory.display())));
         daemon.end();
     }
 
