@@ -108,6 +108,7 @@ fn end(bundle: Bundle<'_>, shim: &Shim) {
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
     bundle.shut_down(shim);
+    drop(bundle);
 }
 
 /// The end of a test with FIFOs: they are the client's to remove.
@@ -289,7 +290,7 @@ on_every_containerd! {
             ("a terminal with a logger", Streams::terminal(&logger)),
             ("a file", Streams::both(&format!("file://{}", text(&daemon.directory().join("file.log"))))),
             ("a FIFO for stderr that is not there", Streams { stderr: absent.clone(), ..fifos.clone() }),
-            ("a FIFO for stdin that is not there", Streams { stdin: absent.clone(), ..fifos.clone() }),
+            ("a FIFO for stdin that is not there", Streams { stdin: absent.clone(), ..fifos }),
             ("a terminal without its FIFO", Streams::terminal(&absent)),
             ("a logger that is not there", Streams::both("binary:///nowhere/logger")),
         ];
