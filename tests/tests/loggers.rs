@@ -128,6 +128,7 @@ fn end(bundle: Bundle<'_>, shim: &Shim) {
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
     bundle.shut_down(shim);
+    drop(bundle);
 }
 
 on_every_containerd! {

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
-use shim_tests::proc::{Process, kill, private_kb};
+use shim_tests::proc::{Process, kill};
 use shim_tests::raw::{Bundle, Shim, Streams};
 use shim_tests::until::so;
 use shim_tests::{
@@ -108,6 +108,7 @@ fn end(bundle: Bundle<'_>, shim: &Shim) {
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
     bundle.shut_down(shim);
+    drop(bundle);
 }
 
 /// The end of a test with FIFOs: they are the client's to remove.
@@ -127,6 +128,17 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect();
     found.sort();
     found
+}
+
+/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
+/// that run it come and go.
+fn anonymous_kb(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap()
 }
 
 /// User and system time of a process, not of its children.
@@ -161,12 +173,12 @@ on_every_containerd! {
         // Nobody reads: the container stands still, with a full pipe.
         let seq = || shim_tests::proc::children(pid).into_iter().find(|child| child.name == "seq");
         let (before, child) = eventually(Duration::from_secs(10), || match seq() {
-            Some(child) if child.state == 'S' => Ok((private_kb(pid), child)),
+            Some(child) if child.state == 'S' => Ok((anonymous_kb(pid), child)),
             other => Err(format!("{other:?}")),
         });
         let found = at_its_end(read_all(reader), Duration::from_secs(40));
         assert!(found == numbers(1_000_000), "{} bytes", found.len());
-        let after = private_kb(pid);
+        let after = anonymous_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
         assert!(!child.alive() || Process::of(child.pid).is_some_and(|process| process.state == 'Z'));
         end(bundle, &shim);
@@ -177,7 +189,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let (bundle, shim) = start(&daemon, "slow", &["sleep", "3600"], &Streams::default());
         let pid = shim.pid("slow");
-        let before = private_kb(pid);
+        let before = anonymous_kb(pid);
         let (out, err) = (fifo(&daemon, "out"), fifo(&daemon, "err"));
         let readers = [reader(&out), reader(&err)];
         let streams = Streams { stdout: text(&out), stderr: text(&err), ..Streams::default() };
@@ -192,7 +204,7 @@ on_every_containerd! {
             let found = at_its_end(reader, Duration::from_secs(40));
             assert!(found == numbers(300_000), "{} bytes", found.len());
         }
-        let after = private_kb(pid);
+        let after = anonymous_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
         assert_eq!(shim.wait("slow", "e"), Ok(0));
         shim.delete("slow", "e").unwrap();
@@ -289,7 +301,7 @@ on_every_containerd! {
             ("a terminal with a logger", Streams::terminal(&logger)),
             ("a file", Streams::both(&format!("file://{}", text(&daemon.directory().join("file.log"))))),
             ("a FIFO for stderr that is not there", Streams { stderr: absent.clone(), ..fifos.clone() }),
-            ("a FIFO for stdin that is not there", Streams { stdin: absent.clone(), ..fifos.clone() }),
+            ("a FIFO for stdin that is not there", Streams { stdin: absent.clone(), ..fifos }),
             ("a terminal without its FIFO", Streams::terminal(&absent)),
             ("a logger that is not there", Streams::both("binary:///nowhere/logger")),
         ];
@@ -406,7 +418,7 @@ on_every_containerd! {
         eprintln!("containerd {}, {mib} MiB through a FIFO each, side by side:", version.line());
         for flood in &floods {
             eprintln!(
-                "  {:26} {:6.2} s of CPU time, private memory {} kB before, {} kB at most, log {}",
+                "  {:26} {:6.2} s of CPU time, own memory {} kB before, {} kB at most, log {}",
                 flood.shim.name(), flood.cpu.as_secs_f64(), flood.memory_before, flood.memory_most.get(),
                 flood.verdict.as_ref().map_or_else(Clone::clone, |()| "byte-exact".to_owned()),
             );
@@ -466,7 +478,7 @@ impl<'a> Flood<'a> {
                 .is_some_and(|it| it.ends_with(which.binary_name()))
         };
         let shim = daemon.processes().into_iter().find(named).unwrap();
-        let memory_before = private_kb(shim.pid);
+        let memory_before = anonymous_kb(shim.pid);
         container.try_start().unwrap();
         Self {
             folder,
@@ -480,7 +492,7 @@ impl<'a> Flood<'a> {
     }
 
     fn look(&self) {
-        let now = private_kb(self.shim.0.pid);
+        let now = anonymous_kb(self.shim.0.pid);
         self.memory_most.set(self.memory_most.get().max(now));
     }
 
