@@ -54,6 +54,9 @@ pub fn take_down(names: &Names) -> Vec<String> {
     });
     left.extend(gone.err());
 
+    // What runc knows of the containers of a test that failed: the next test in the slot may use their ids again.
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
+
     for point in mounts(names).iter().rev() {
         let _ = unmount(point, UnmountFlags::DETACH);
     }
