@@ -187,7 +187,12 @@ fn mount_one(mount: &Mount, rootfs: &Path, done: &mut Vec<PathBuf>) -> Result<()
     let user = owners.user_namespace().map_err(refuse)?;
 
     match (flags.remount, user) {
-        (Remount::Yes, _) => {
+        (Remount::Yes, Some(_)) => {
+            return Err(refuse(unsupported(
+                "uidmap= and gidmap= cannot be given to what is mounted already".to_owned(),
+            )));
+        }
+        (Remount::Yes, None) => {
             rustix::mount::mount_remount(
                 &call_path,
                 flags.set,

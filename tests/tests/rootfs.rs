@@ -141,7 +141,7 @@ impl<'a> Task<'a> {
     fn delete(self) {
         let id = self.id();
         let request = DeleteRequest {
-            id: id.clone(),
+            id,
             ..DeleteRequest::default()
         };
         self.shim

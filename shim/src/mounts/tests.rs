@@ -465,6 +465,11 @@ fn owners_that_cannot_be_given_are_refused_and_nothing_stays() {
         assert_eq!(refused.source.kind(), io::ErrorKind::InvalidInput);
         assert!(refused.to_string().contains("map="), "{refused}");
     }
+    // A map need not have root in it; whoever is not in it is nobody.
+    let some = mount("tmpfs", Path::new("x"), &["uidmap=7:5:1", "gidmap=8:6:1"]);
+    let mounted = mount_all(&[some], &rootfs).unwrap();
+    assert_eq!(owner(&rootfs), (65534, 65534));
+    assert!(mounted.unmount().is_empty());
     // The kernel maps no owners there.
     let proc = mount("bind", Path::new("/proc"), &[MAPPED[0], MAPPED[1], "rbind"]);
     let refused = mount_all(&[proc, tmpfs()], &rootfs).unwrap_err();
