@@ -99,11 +99,14 @@ Description=What runs the tests in this machine
 StartLimitIntervalSec=0
 
 [Service]
-ExecStartPre=/usr/bin/mount /dev/vdb /lab
-ExecStartPre=/usr/sbin/ip link set lo up
-ExecStartPre=/usr/sbin/ip address add 10.0.2.15/24 dev eth0
-ExecStartPre=/usr/sbin/ip link set eth0 up
+ExecStartPre=-/usr/bin/mount /dev/vdb /lab
+ExecStartPre=-/usr/sbin/ip link set lo up
+ExecStartPre=-/usr/sbin/ip address add 10.0.2.15/24 dev eth0
+ExecStartPre=-/usr/sbin/ip link set eth0 up
 ExecStart=/lab/vm agent
+Restart=always
+RestartSec=1
+TimeoutStartSec=infinity
 OOMPolicy=continue
 OOMScoreAdjust=0
 LimitNOFILE=1048576

@@ -155,14 +155,13 @@ fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
     let entries = fs::read_dir(lab()).map_err(|error| format!("{}: {error}", lab().display()))?;
     // What the archive's packages and this machine's tests have left in the lab is of no use there.
     let useless = ["apt", "debs", "failed", "vm", "images"];
-    let mut parts: Vec<_> = entries
+    let parts: Vec<_> = entries
         .flatten()
         .filter(|entry| {
             entry.path().is_dir() && !useless.iter().any(|name| entry.file_name() == *name)
         })
         .map(|entry| entry.path())
         .collect();
-    parts.push(std::env::current_exe().map_err(|error| error.to_string())?);
     // Links into this machine (runc, the CNI plugins) become what they lead to.
     command(
         Command::new("cp")
@@ -170,6 +169,8 @@ fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
             .args(parts)
             .arg(&stage),
     )?;
+    let ourselves = std::env::current_exe().map_err(|error| error.to_string())?;
+    command(Command::new("cp").arg(ourselves).arg(stage.join("vm")))?;
     command(
         Command::new("mke2fs")
             .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
@@ -238,7 +239,8 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
     command.arg("-initrd").arg(parts.join("initrd"));
     command.args([
         "-append",
-        "console=ttyS0 quiet net.ifnames=0 panic=-1 mitigations=off systemd.show_status=false",
+        "console=ttyS0 quiet net.ifnames=0 panic=-1 mitigations=off no_timer_check systemd.show_status=true \
+         systemd.default_timeout_start_sec=600",
     ]);
     // What the VM writes to its root goes to a file without a name; the lab's disk has been made for this VM alone.
     command.args([
