@@ -94,6 +94,15 @@ impl TaskService {
     }
 }
 
+/// Does `work` to its end, also when the connection that it was asked over is closed, which drops the call.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(|_| Error::Internal("a call was cancelled"))?
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
@@ -144,11 +153,15 @@ impl Task for TaskService {
                 terminal: req.terminal,
             },
         };
-        let pid = self
-            .pod
-            .create(create)
-            .await
-            .inspect_err(|_| self.end_if_forgotten())?;
+        let service = self.clone();
+        let pid = to_the_end(async move {
+            let made = service.pod.create(create).await;
+            if made.is_err() {
+                service.end_if_forgotten();
+            }
+            made
+        })
+        .await?;
         Ok(CreateTaskResponse {
             pid: wire_pid(pid),
             ..CreateTaskResponse::default()
@@ -168,12 +181,17 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Rpc<DeleteResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let deleted = self.pod.delete(req.id, process).await?;
-        if self.pod.is_over() {
-            info!("the last container of an ended pod is deleted, ending");
-            self.stop.stop();
-        }
-        self.end_if_forgotten();
+        let service = self.clone();
+        let deleted = to_the_end(async move {
+            let deleted = service.pod.delete(req.id, process).await;
+            if service.pod.is_over() {
+                info!("the last container of an ended pod is deleted, ending");
+                service.stop.stop();
+            }
+            service.end_if_forgotten();
+            deleted
+        })
+        .await?;
         Ok(DeleteResponse {
             pid: wire_pid(deleted.pid),
             exit_status: deleted.exit.status,

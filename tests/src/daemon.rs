@@ -1,6 +1,7 @@
 //! One containerd, private to a test.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -601,6 +602,17 @@ impl Events {
                 }
             })
             .collect()
+    }
+
+    /// All task events, by container, with their bodies.
+    pub fn by_container(&self) -> BTreeMap<String, Vec<Event>> {
+        let mut all = BTreeMap::<String, Vec<Event>>::new();
+        for event in self.seen.lock().unwrap().iter() {
+            if let Some(id) = event.body["container_id"].as_str() {
+                all.entry(id.to_owned()).or_default().push(event.clone());
+            }
+        }
+        all
     }
 
     /// All of one container, with their bodies.

@@ -6,6 +6,8 @@
     reason = "a test reports by failing"
 )]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
@@ -16,10 +18,10 @@ use containerd_shim_protos::ttrpc::Code;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use shim_tests::daemon::Events;
-use shim_tests::direct::{Answer, Group, Streams, code};
+use shim_tests::direct::{Answer, Group, Streams, Tasks, code};
 use shim_tests::lab::ShimUnderTest;
 use shim_tests::until::so;
-use shim_tests::{Daemon, eventually, on_every_containerd};
+use shim_tests::{Daemon, eventually, on_every_containerd, ours_only};
 
 /// Our code, and the one that the stock shim gives.
 fn either(ours: Code, stock: Code) -> Code {
@@ -317,21 +319,107 @@ on_every_containerd! {
         daemon.end();
     }
 
-    fn the_shims_own_limit_of_open_files_is_not_the_containers(version) {
+    fn the_shims_own_limit_of_open_files_is_not_runcs(version) {
         let highest = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(1000), maximum: highest }).unwrap();
         let daemon = Daemon::start(version);
+        // Not the container's: the runc of some distributions raises its own, and hands that on.
+        let said = daemon.directory().join("limits");
+        let runc = daemon.directory().join("bin/runc");
+        let script = format!(
+            "#!/bin/sh\nulimit -Sn >> {}\nexec {} \"$@\"\n",
+            said.display(),
+            shim_tests::lab::lab().join("host/runc").display(),
+        );
+        fs::write(&runc, script).unwrap();
+        fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
         let group = Group::start(&daemon, "limits");
-        let soft = |pid: u32| -> Option<u64> {
-            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-            let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
-            line.split_whitespace().nth(3).unwrap().parse().ok()
-        };
-        let init = group.run("c", "exec sleep 3600");
-        group.shim.exec("c", "e", "exec sleep 3600", &Streams::default()).unwrap();
-        let exec = group.shim.start("c", "e").unwrap();
-        assert_eq!((soft(init), soft(exec)), (Some(1000), Some(1000)));
-        assert_eq!(soft(daemon.shim().pid.cast_unsigned()), highest);
+        group.run("c", "exec sleep 3600");
+        let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.shim().pid)).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(line.split_whitespace().nth(3).unwrap().parse().ok(), highest, "{line}");
+        group.remove("c");
+        group.end();
+        let said = fs::read_to_string(said).unwrap();
+        assert!(said.lines().count() >= 3 && said.lines().all(|limit| limit == "1000"), "{said}");
+        daemon.end();
+    }
+
+    fn state_answers_while_runc_hangs(version) {
+        let daemon = Daemon::start(version);
+        let gate = daemon.directory().join("gate");
+        let runc = daemon.directory().join("bin/runc");
+        let script = format!(
+            "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.05; done\nexec {} \"$@\"\n",
+            gate.display(),
+            shim_tests::lab::lab().join("host/runc").display(),
+        );
+        fs::write(&runc, script).unwrap();
+        fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
+        let group = Group::start(&daemon, "hangs");
+        let shim = &group.shim;
+        group.run("steady", "exec sleep 3600");
+        group.create("c", "exec sleep 3600").unwrap();
+        shim.exec("steady", "e", "exit 4", &Streams::default()).unwrap();
+        fs::write(&gate, "").unwrap();
+        let tasks: &Tasks = &group;
+        std::thread::scope(|scope| {
+            // A start, an exec's start and a create, all with a runc that hangs.
+            let start = scope.spawn(|| tasks.shim.start("c", ""));
+            let exec = scope.spawn(|| tasks.shim.start("steady", "e"));
+            let create = scope.spawn(|| tasks.create("d", "true"));
+            let mut took = Vec::new();
+            for turn in 0..100 {
+                let (id, exec) = [("c", ""), ("steady", ""), ("steady", "e")][turn % 3];
+                let begin = std::time::Instant::now();
+                let answer = tasks.shim.state(id, exec);
+                took.push(begin.elapsed());
+                assert!(answer.is_ok(), "{answer:?}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Nor do a kill and a Wait of another process wait for it.
+            tasks.shim.pids("steady").unwrap();
+            assert!(!start.is_finished() && !exec.is_finished() && !create.is_finished(), "nothing was held up");
+            took.sort_unstable();
+            // A machine that is busy with other things may be slow now and then, but not always.
+            assert!(took[50] < Duration::from_millis(100), "{took:?}");
+            fs::remove_file(&gate).unwrap();
+            start.join().unwrap().unwrap();
+            exec.join().unwrap().unwrap();
+            create.join().unwrap().unwrap();
+        });
+        assert_eq!(shim.wait("steady", "e").unwrap(), 4);
+        shim.delete("d", "").unwrap();
+        group.forget("d");
+        group.remove("c");
+        group.remove("steady");
+        group.end();
+        daemon.end();
+    }
+
+    fn a_delete_ends_a_create_that_hangs(version) {
+        ours_only!("the stock shim knows nothing of a container before runc has made it");
+        let daemon = Daemon::start(version);
+        let gate = daemon.directory().join("gate");
+        fs::write(&gate, "").unwrap();
+        let group = Group::start(&daemon, "hook");
+        // A hook hangs: runc has made the container, its cgroup and its process.
+        let hook = format!("touch {0}.seen; while [ -e {0} ]; do sleep 0.05; done", gate.display());
+        let bundle = group.bundle("c", "true", |spec| {
+            spec["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+        });
+        let tasks: &Tasks = &group;
+        let seen = daemon.directory().join("gate.seen");
+        std::thread::scope(|scope| {
+            let create = scope.spawn(|| tasks.create_from("c", &bundle));
+            eventually(Duration::from_secs(20), || so(seen.exists(), || "no hook".to_owned()));
+            assert_code(&tasks.shim.delete("c", ""), Code::NOT_FOUND);
+            assert_code(&create.join().unwrap(), Code::FAILED_PRECONDITION);
+        });
+        fs::remove_file(&gate).unwrap();
+        // The id is free, and nothing of the first is in the way.
+        group.run("c", "exit 6");
+        assert_eq!(group.shim.wait("c", "").unwrap(), 6);
         group.remove("c");
         group.end();
         daemon.end();

@@ -148,16 +148,20 @@ fn works(daemon: &Daemon, id: &str, exec: &str) {
 #[track_caller]
 fn runs_again(daemon: &Daemon, id: &str) {
     let fifos = daemon.directory().join("fifo");
-    // What the killed client's containerd knows of the old one goes first, if it knows anything.
-    daemon.try_ctr(&["tasks", "delete", "--force", id]);
-    daemon.ctr(&[
-        "tasks",
-        "start",
-        "--detach",
-        "--fifo-dir",
-        fifos.to_str().unwrap(),
-        id,
-    ]);
+    // What the killed client's containerd knows of the old one goes first, if it knows anything. 1.6 knows nothing of a
+    // task before its Create has ended, and then has it.
+    eventually(Duration::from_secs(20), || {
+        daemon.try_ctr(&["tasks", "delete", "--force", id]);
+        let again = daemon.try_ctr(&[
+            "tasks",
+            "start",
+            "--detach",
+            "--fifo-dir",
+            fifos.to_str().unwrap(),
+            id,
+        ]);
+        so(again.status.success(), || format!("{again:?}"))
+    });
     wait_for(daemon, id, "RUNNING");
     ends(daemon, id);
 }

@@ -11,6 +11,7 @@
 )]
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Mutex;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use shim_tests::daemon::Events;
+use shim_tests::daemon::{Event, Events};
 use shim_tests::direct::{Group, Streams, Tasks, code};
 use shim_tests::proc::{children, private_kb};
 use shim_tests::until::so;
@@ -207,18 +208,24 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
     // Some of them write.
     let fifo = fifos.join(format!("out{index}"));
     let writes = index.is_multiple_of(8);
-    let streams = if writes {
-        mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-        // Both: the stock shim opens what has no name.
-        let path = fifo.to_str().unwrap().to_owned();
-        Streams {
-            stdout: path.clone(),
-            stderr: path,
-            ..Streams::default()
+    // The stock shim opens both, and waits for a reader of each.
+    let errors = fifos.join(format!("err{index}"));
+    let mut reads_errors = None;
+    let mut streams = Streams::default();
+    if writes {
+        for path in [&fifo, &errors] {
+            mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         }
-    } else {
-        Streams::default()
-    };
+        streams.stdout = fifo.to_str().unwrap().to_owned();
+        streams.stderr = errors.to_str().unwrap().to_owned();
+        reads_errors = Some(
+            File::options()
+                .read(true)
+                .write(true)
+                .open(&errors)
+                .unwrap(),
+        );
+    }
     let script = if writes {
         format!("echo {index}; {}", fate.script(exit))
     } else {
@@ -232,7 +239,7 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
         let read = writes.then(|| {
             scope.spawn(|| {
                 let mut output = String::new();
-                std::fs::File::open(&fifo)
+                File::open(&fifo)
                     .unwrap()
                     .read_to_string(&mut output)
                     .unwrap();
@@ -266,29 +273,32 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
         "exec {index}: Delete"
     );
     living.remove("base", &id);
+    drop(reads_errors);
     if writes {
         std::fs::remove_file(&fifo).unwrap();
+        std::fs::remove_file(&errors).unwrap();
     }
 }
 
 /// The events of a container: in order, once, with one exit code.
-fn check_container_events(events: &Events, index: usize) {
+fn check_container_events(events: &[Event], index: usize) {
     let id = format!("c{index}");
-    let expected = ["create", "start", "exit", "delete"];
-    eventually(Duration::from_secs(60), || {
-        let seen = events.of(&id);
-        so(seen.len() >= expected.len(), || format!("{id}: {seen:?}"))
-    });
-    assert_eq!(events.of(&id), expected, "{id}");
-    let codes: Vec<u64> = events
-        .bodies(&id)
-        .iter()
-        .filter(|event| matches!(event.topic.as_str(), "/tasks/exit" | "/tasks/delete"))
-        // protobuf's JSON leaves a zero out.
-        .map(|event| event.body["exit_status"].as_u64().unwrap_or(0))
-        .collect();
-    assert_eq!(codes[0], codes[1], "{id}: exit and delete");
-    Fate::of(index).check(&id, u32::try_from(codes[0]).unwrap(), (index % 120) as u32);
+    let topics: Vec<&str> = events.iter().map(|event| event.topic.as_str()).collect();
+    assert_eq!(
+        topics,
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exit",
+            "/tasks/delete"
+        ],
+        "{id}"
+    );
+    // JSON leaves a zero out.
+    let code = |event: &Event| event.body["exit_status"].as_u64().unwrap_or(0);
+    assert_eq!(code(&events[2]), code(&events[3]), "{id}: exit and delete");
+    let seen = u32::try_from(code(&events[2])).unwrap();
+    Fate::of(index).check(&id, seen, (index % 120) as u32);
 }
 
 /// The events of all execs: of each lane, one exec after the other.
@@ -370,8 +380,13 @@ on_every_containerd! {
         assert!(zombies.is_empty(), "{zombies:?}");
         assert!(grown <= memory + MEMORY_SLACK, "{memory} kB private memory, then {grown} kB");
         check_exec_events(&events, execs);
+        let of_containers = eventually(Duration::from_secs(60), || {
+            let seen = events.by_container();
+            let deleted = |index| seen.get(&format!("c{index}")).is_some_and(|events: &Vec<Event>| events.len() >= 4);
+            so((0..containers).all(deleted), || "events are missing".to_owned()).map(|()| seen)
+        });
         for index in 0..containers {
-            check_container_events(&events, index);
+            check_container_events(&of_containers[&format!("c{index}")], index);
         }
         group.remove("base");
         group.end();
