@@ -47,6 +47,8 @@ test-vm: vm
 vm:
 	.ci/setup test
 	$(SUDO) tests/lab/prepare runtimes vm
+	# Without it, the tests of checkpoints are left out, and say so.
+	-tests/lab/prepare criu
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 

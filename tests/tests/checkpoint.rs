@@ -39,29 +39,22 @@ fn ours() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
-/// A criu that works here: what `CRIU` names, the installed one, or the newest that `lab/prepare` can get. An error says
+/// A criu that works here: what `CRIU` names, the installed one, or the one that `lab/prepare criu` gets. An error says
 /// why there is none.
 fn criu() -> Result<PathBuf, String> {
     if let Some(given) = std::env::var_os("CRIU") {
         return works(PathBuf::from(given));
     }
-    let path = lab::path(Path::new("/nonexistent"));
-    let installed = std::env::split_paths(&path)
+    let path = lab::path(&lab::lab().join("criu"));
+    let mut found = std::env::split_paths(&path)
         .map(|folder| folder.join("criu"))
-        .find(|criu| criu.is_file());
-    if let Some(Ok(criu)) = installed.map(works) {
-        return Ok(criu);
-    }
-    let output = Command::new(lab::repository().join("tests/lab/prepare"))
-        .arg("criu")
-        .env("LAB_DIR", lab::lab())
-        .output()
-        .map_err(|error| format!("tests/lab/prepare: {error}"))?;
-    if output.status.success() {
-        works(lab::lab().join("criu/criu"))
-    } else {
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(why.trim().replace('\n', "; "))
+        .filter(|criu| criu.is_file())
+        .map(works);
+    let advice = "`tests/lab/prepare criu` gets the newest, for most kernels";
+    match (found.next(), found.next()) {
+        (Some(Ok(criu)), _) | (_, Some(Ok(criu))) => Ok(criu),
+        (Some(Err(why)), _) => Err(format!("{why}: {advice}")),
+        (None, _) => Err(format!("criu is not installed: {advice}")),
     }
 }
 
