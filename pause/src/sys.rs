@@ -87,7 +87,7 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
 
 /// Gives a child this limit of open files (setrlimit(2), `RLIMIT_NOFILE`) instead of the one of this process.
 pub fn limit_open_files(command: &mut Command, limit: Rlimit) -> &mut Command {
-    let ask = move || Ok(setrlimit(Resource::Nofile, limit.clone())?);
+    let ask = move || Ok(setrlimit(Resource::Nofile, limit)?);
     // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes one system call with two numbers
     // that are there already, neither allocates nor takes a lock, and its error is a plain number.
     unsafe { command.pre_exec(ask) }
