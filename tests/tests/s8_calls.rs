@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use shim_tests::cri::Cri;
 use shim_tests::leaks::grpc_address;
+use shim_tests::proc::children;
 use shim_tests::until::so;
 use shim_tests::{Daemon, PodSpec, eventually, lab, on_every_containerd};
 
@@ -197,7 +198,12 @@ on_every_containerd! {
         client.wait().unwrap();
         hold.release("create");
         let made = daemon.directory().join("state/io.containerd.runtime.v2.task").join(daemon.names.name()).join("c/init.pid");
-        eventually(Duration::from_secs(20), || so(made.exists(), || "runc makes nothing".to_owned()));
+        // The wrapper and runc have the same name, and the container's init another one.
+        let shim = daemon.shim().pid;
+        eventually(Duration::from_secs(20), || {
+            let runs = children(shim).iter().any(|child| child.name == "runc");
+            so(made.exists() && !runs, || "runc has not made the container".to_owned())
+        });
         daemon.start_again();
         wait_for(&daemon, "c", "CREATED");
         // Create again: there is one.
@@ -413,7 +419,7 @@ on_every_containerd! {
         let inside: Vec<_> = codes
             .iter()
             .map(|(name, end, code)| {
-                let script = format!("{wait}; echo last words; {end}");
+                let script = format!("{wait}; {end}");
                 let container = pod.container(name).mount(go.to_str().unwrap(), "/go").shell(&script).start();
                 (container, *code)
             })
@@ -458,12 +464,6 @@ on_every_containerd! {
         let table: Vec<String> = seen.iter().map(|(name, seen, code)| format!("{name}: {seen} (is {code})")).collect();
         eprintln!("{}", table.join(", "));
         assert!(seen.iter().all(|(_, seen, code)| seen == code), "{}", table.join(", "));
-        for (container, _) in &inside {
-            eventually(Duration::from_secs(10), || {
-                let lines = container.log_lines("stdout");
-                so(lines == ["last words"], || format!("log {lines:?}"))
-            });
-        }
         for id in ["d0", "d9"] {
             daemon.try_ctr(&["containers", "delete", id]);
         }
