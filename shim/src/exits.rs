@@ -181,7 +181,7 @@ impl Exits {
         // Under the lock, so that the child cannot be reaped before it is claimed. The `Child` itself is not waited
         // for: that would take the exit away from the one waiter.
         if let Some(limit) = &self.open_files {
-            pause::limit_open_files(command, limit.clone());
+            pause::limit_open_files(command, *limit);
         }
         let mut books = self.books();
         let child = command.spawn()?;

@@ -57,7 +57,7 @@ impl Making {
         let mut given_up = self.given_up.clone();
         if given_up.wait_for(|given_up| *given_up).await.is_err() {
             // The other end goes only with the member, which the maker replaces.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
