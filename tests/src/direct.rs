@@ -106,9 +106,10 @@ impl Connection {
             ..ttrpc::Request::default()
         };
         let refused = |error: &ttrpc::Error| Refusal {
-            code: match error {
-                ttrpc::Error::RpcStatus(status) => Some(status.code()),
-                _ => None,
+            code: if let ttrpc::Error::RpcStatus(status) = error {
+                Some(status.code())
+            } else {
+                None
             },
             message: error.to_string(),
         };
