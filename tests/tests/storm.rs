@@ -7,6 +7,9 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
     reason = "a test reports by failing, and this one by its measurements, too"
 )]
 
