@@ -59,7 +59,6 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
         systemd systemd-sysv dbus kmod udev procps iproute2 iptables findutils grep sed mawk login criu libseccomp2 \
         dpkg apt
     kernel=$(basename "$root"/lib/modules/*)
-    modules=$root/lib/modules/$kernel
     mv "$root/boot/vmlinuz-$kernel" "$vm/vmlinuz"
 
     # What base-passwd, dbus, libc-bin, kmod and iptables do when they are installed.
