@@ -59,7 +59,6 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
         systemd systemd-sysv dbus kmod udev procps iproute2 iptables findutils grep sed mawk login criu libseccomp2 \
         dpkg apt
     kernel=$(basename "$root"/lib/modules/*)
-    modules=$root/lib/modules/$kernel
     mv "$root/boot/vmlinuz-$kernel" "$vm/vmlinuz"
 
     # What base-passwd, dbus, libc-bin, kmod and iptables do when they are installed.
@@ -78,6 +77,7 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
     : >"$root/etc/machine-id"
     printf 'vm\n' >"$root/etc/hostname"
     printf '127.0.0.1 localhost vm\n' >"$root/etc/hosts"
+    printf 'nameserver 192.0.2.53\n' >"$root/etc/resolv.conf"
     mkdir -p "$root/lab"
     ln -s /run "$root/var/run"
     # systemd-udevd stays off: one disk and one network card, whose names are known.
