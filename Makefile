@@ -1,5 +1,6 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
+# make test-vm  only those that run in a VM with cgroup v2 and systemd; TESTS=… takes others of its tests
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and its options file unless there is one
@@ -15,10 +16,11 @@ SYSCONF  ?= /etc
 
 # Namespaces, mounts and cgroups need root. cargo builds as the user and runs the tests and the demo through this.
 ifneq ($(shell id -u),0)
+SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo test lint pause-image install clean
+.PHONY: build demo test test-vm lint pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -32,11 +34,25 @@ demo:
 	cargo build --locked -p shim-tests --bins
 	cargo run --quiet --locked -p shim-tests --bin demo
 
-test:
+test: vm
+	$(VM) run cargo nextest run --workspace --locked --profile all
+
+# What a test of the binary `vm` needs: the VM starts, and is there for as long as the command runs.
+VM    := $(TARGET)/$(HOST)/debug/vm
+TESTS ?=
+
+test-vm: vm
+	$(VM) run cargo nextest run -p shim-tests --locked --test vm \
+	  $(if $(TESTS),--ignore-default-filter -E '$(TESTS)',--profile all)
+
+.PHONY: vm
+vm:
 	.ci/setup test
-	tests/lab/prepare
+	$(SUDO) tests/lab/prepare runtimes vm
+	# Without it, the tests of checkpoints are left out, and say so.
+	-tests/lab/prepare criu
 	$(MAKE) build
-	cargo nextest run --workspace --locked
+	cargo build --locked -p shim-tests --bins
 
 lint:
 	.ci/setup lint

@@ -37,7 +37,7 @@ mod sysctls;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal};
@@ -45,7 +45,7 @@ use rustix::process::{Pid, Signal};
 pub use error::{Class, Error};
 pub use namespaces::{IdMap, Kind, Namespace, Namespaces, UserNamespace};
 pub use program::{PROGRAM, program};
-pub use sys::{die_with_parent, own_cwd};
+pub use sys::{die_with_parent, hand_over, limit_open_files, map_owners, own_cwd, signal};
 pub use sysctls::check_sysctls;
 
 use holder::process::Process;
@@ -263,6 +263,16 @@ impl Drop for Sandbox {
             let _ = process.signal(Signal::KILL);
         }
     }
+}
+
+/// Makes a user namespace with these maps and nobody in it, for [`map_owners`]. Blocks for about a millisecond; the
+/// process that it takes is gone when this returns.
+///
+/// # Errors
+/// What starting the program says, and `IdMap` for maps that the kernel refuses.
+pub fn user_namespace(uid_map: Vec<IdMap>, gid_map: Vec<IdMap>) -> Result<OwnedFd, Error> {
+    let program = program().map_err(Error::program("copy it into memory"))?;
+    holder::process::user_namespace(&program, &UserNamespace::New { uid_map, gid_map })
 }
 
 /// The first kind that no thread can hold.

@@ -56,10 +56,12 @@ impl Args {
             debug: false,
             bundle: PathBuf::new(),
         };
-        let (mut version, mut info, mut publish_binary) = (false, false, String::new());
+        let (mut version, mut long_version, mut info) = (false, false, false);
+        let mut publish_binary = String::new();
         let rest: Vec<String> = {
             let mut flags = FlagSet::new();
             flags.add_flag("v", &mut version);
+            flags.add_flag("version", &mut long_version);
             flags.add_flag("info", &mut info);
             flags.add_flag("debug", &mut args.debug);
             flags.add_flag("namespace", &mut args.namespace);
@@ -74,7 +76,7 @@ impl Args {
                 .map_err(|error: FlagError| Error::InvalidArgument(error.to_string()))?
         };
         args.action = match rest.first().map(String::as_str) {
-            _ if version => Action::Version,
+            _ if version || long_version => Action::Version,
             _ if info => Action::Info,
             None => Action::Serve,
             Some("start") => Action::Start,
@@ -152,6 +154,7 @@ mod tests {
         assert_eq!((args.namespace.as_str(), args.id.as_str()), ("k8s.io", "a"));
         assert!(args.debug);
         assert_eq!(parse("-v").unwrap().action, Action::Version);
+        assert_eq!(parse("--version").unwrap().action, Action::Version);
         assert_eq!(parse("-info").unwrap().action, Action::Info);
     }
 

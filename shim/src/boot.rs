@@ -28,6 +28,8 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use sha2::{Digest, Sha256};
 
 use crate::cgroup::{Cgroup, Driver};
@@ -180,6 +182,7 @@ impl Start {
     }
 
     fn launch(&self, socket: &Path, listener: UnixListener, options: &Options) -> Result<()> {
+        isolate_cores()?;
         let server = self.spawn(socket, listener)?;
         let placed = self.place(&server, options);
         if placed.is_err() {
@@ -309,6 +312,30 @@ fn end(mut server: Child) {
     // It may have ended by itself.
     let _ = server.kill();
     let _ = server.wait();
+}
+
+/// With `SCHED_CORE` in containerd's environment the server, and so the whole pod, gets a core-scheduling domain: the
+/// hardware threads of a core never run it together with somebody else (Documentation/admin-guide/hw-vuln/
+/// core-scheduling.rst). Children inherit it.
+fn isolate_cores() -> Result<()> {
+    if std::env::var_os("SCHED_CORE").is_none_or(|value| value.is_empty()) {
+        return Ok(());
+    }
+    let this = rustix::process::getpid();
+    match create_core_scheduling_cookie(this, CoreSchedulingScope::ThreadGroup) {
+        Ok(()) => Ok(()),
+        Err(Errno::NODEV) => {
+            log::info!("SCHED_CORE: no core of this node has two hardware threads, nothing to isolate");
+            Ok(())
+        }
+        // Somebody counts on the isolation: a pod without it must not run.
+        Err(error) => Err(IoError::at(
+            "make a core-scheduling domain, as SCHED_CORE in containerd's environment asks for (a kernel with \
+             CONFIG_SCHED_CORE has it; without the variable there is none), in",
+            "/proc/self",
+        )(error)
+        .into()),
+    }
 }
 
 /// One more than containerd's: when memory runs out, a shim goes before containerd does.

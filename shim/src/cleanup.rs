@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::bundle::{self, Record};
 use crate::cgroup::{Cgroup, Driver};
-use crate::convert::timestamp;
+use crate::convert::{timestamp, wire_pid};
 use crate::error::{IoError, Result, first_of};
 use crate::mounts;
 use crate::runc;
@@ -41,6 +41,7 @@ pub(crate) fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
         take_down_pod(id, bundle, shim)?;
     }
     let response = DeleteResponse {
+        pid: wire_pid(runc::init_pid(bundle)),
         exit_status: 137,
         exited_at: timestamp(SystemTime::now()).into(),
         ..DeleteResponse::default()

@@ -49,9 +49,6 @@ pub(crate) enum Error {
     /// The request, the bundle or an option cannot be understood.
     #[error("{0}")]
     InvalidArgument(String),
-    /// Nothing that this shim, this runc or this kernel can do.
-    #[error("{0}")]
-    Unimplemented(String),
     /// An operation on the kernel or the file system failed.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -84,7 +81,6 @@ impl Error {
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Self::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
             Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
-            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Sandbox(error) => match error.class() {
                 pause::Class::InvalidInput => Code::INVALID_ARGUMENT,
                 pause::Class::NotFound => Code::NOT_FOUND,
@@ -132,7 +128,6 @@ mod tests {
             (Error::AlreadyExists(text()), Code::ALREADY_EXISTS),
             (Error::FailedPrecondition(text()), Code::FAILED_PRECONDITION),
             (Error::InvalidArgument(text()), Code::INVALID_ARGUMENT),
-            (Error::Unimplemented(text()), Code::UNIMPLEMENTED),
             (Error::Io(io()), Code::UNKNOWN),
             (Error::Internal("x"), Code::INTERNAL),
             (

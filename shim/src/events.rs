@@ -36,10 +36,14 @@ pub(crate) enum Event {
     ExecAdded(task::TaskExecAdded),
     /// An exec runs.
     ExecStarted(task::TaskExecStarted),
+    /// The kernel has killed a process of it for lack of memory.
+    Oom(task::TaskOOM),
     /// All processes are frozen.
     Paused(task::TaskPaused),
     /// They run again.
     Resumed(task::TaskResumed),
+    /// The container was saved.
+    Checkpointed(task::TaskCheckpointed),
     /// A process ended.
     Exit(task::TaskExit),
     /// Nothing is left of the container.
@@ -53,6 +57,14 @@ impl Event {
             container_id: container.to_owned(),
             pid: wire_pid(Some(pid)),
             ..task::TaskStart::default()
+        })
+    }
+
+    /// The kernel has killed a process of `container` for lack of memory.
+    pub(crate) fn oom(container: &str) -> Self {
+        Self::Oom(task::TaskOOM {
+            container_id: container.to_owned(),
+            ..task::TaskOOM::default()
         })
     }
 
@@ -97,6 +109,10 @@ impl Event {
                 topics::TASK_EXEC_STARTED_EVENT_TOPIC,
                 any("containerd.events.TaskExecStarted", e),
             ),
+            Self::Oom(e) => (
+                topics::TASK_OOM_EVENT_TOPIC,
+                any("containerd.events.TaskOOM", e),
+            ),
             Self::Paused(e) => (
                 topics::TASK_PAUSED_EVENT_TOPIC,
                 any("containerd.events.TaskPaused", e),
@@ -104,6 +120,10 @@ impl Event {
             Self::Resumed(e) => (
                 topics::TASK_RESUMED_EVENT_TOPIC,
                 any("containerd.events.TaskResumed", e),
+            ),
+            Self::Checkpointed(e) => (
+                topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+                any("containerd.events.TaskCheckpointed", e),
             ),
             Self::Exit(e) => (
                 topics::TASK_EXIT_EVENT_TOPIC,

@@ -94,6 +94,15 @@ impl Plan {
 /// # Errors
 /// `Sandbox` with the operation that failed, `Io` for its cgroup and its files.
 pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
+    if let Origin::Task { create } = &plan.origin
+        && let Some(image) = &create.checkpoint
+    {
+        return Err(Error::FailedPrecondition(format!(
+            "create {} from checkpoint {}: a sandbox runs no program",
+            create.id,
+            image.display()
+        )));
+    }
     Record {
         bundle: plan.bundle.clone(),
         runc: None,
@@ -147,7 +156,7 @@ pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     };
     info!("sandbox {}: namespaces made, held by {pid}", actor.id);
     if let Origin::Task { create } = &actor.origin {
-        actor.shared.events.send(&create.event(pid));
+        actor.shared.events.send(&create.event(Some(pid)));
     }
     tokio::spawn(actor.run());
     Ok(Made {
@@ -258,6 +267,7 @@ impl Actor {
             | Command::Pause(reply)
             | Command::Resume(reply)
             | Command::Update(_, reply)
+            | Command::Checkpoint(_, reply)
             | Command::Resize(_, _, reply)
             | Command::CloseIo(_, reply) => {
                 let _ = reply.send(Err(Error::FailedPrecondition(format!(

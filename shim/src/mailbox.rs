@@ -16,6 +16,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::criu::Checkpoint;
 use crate::error::{Error, Result};
 use crate::exits::Exit;
 use crate::io;
@@ -99,6 +100,8 @@ pub(crate) enum Command {
     Resume(Reply<()>),
     /// Change limits: OCI resources as JSON.
     Update(Vec<u8>, Reply<()>),
+    /// Save the container.
+    Checkpoint(Checkpoint, Reply<()>),
     /// Set the size of a terminal.
     Resize(ProcessId, io::Size, Reply<()>),
     /// Close the input.

@@ -16,6 +16,7 @@ mod cgroup;
 mod cleanup;
 mod container;
 mod convert;
+mod criu;
 mod error;
 mod events;
 mod exits;

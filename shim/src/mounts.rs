@@ -4,6 +4,7 @@
 //!   Mount { kind, source, options }      option ──► flag        MS_RDONLY, MS_BIND, …       1st mount(2)
 //!                                               ──► propagation MS_PRIVATE, MS_SLAVE, …     a mount(2) of its own
 //!                                               ──► data        lowerdir=…, size=…          1st mount(2)
+//!                                               ──► owners      uidmap=…, gidmap=…          see owners.rs
 //!   a bind mount's flags                                                                    a remount
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! Everything here blocks; call it where blocking is allowed.
 
 mod options;
+mod owners;
 mod table;
 
 use std::ffi::CString;
@@ -22,7 +24,10 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use self::options::{Options, PER_MOUNT, Remount, bind_flags, present_flags, shorten};
+use self::options::{
+    Options, PER_MOUNT, Remount, below_parent, bind_flags, present_flags, shorten,
+};
+use self::owners::{Depth, Layers, Mapped};
 pub(crate) use self::table::{MountedAt, mount_table};
 use crate::error::IoError;
 
@@ -72,9 +77,9 @@ impl Mounted {
 /// again; a failure of that is logged, and the first error is returned.
 ///
 /// # Errors
-/// What mount(2) says; `InvalidInput` for data longer than the kernel takes; `Unsupported` for the options `loop`,
-/// `uidmap=` and `gidmap=` and for filesystems that need a helper program; `ENOSYS` for a mount with a `target` on
-/// Linux before 5.6.
+/// What mount(2) says; `InvalidInput` for data longer than the kernel takes; `Unsupported` for the option `loop`, for
+/// filesystems that need a helper program, and where the kernel cannot map owners (`uidmap=`, `gidmap=`); `ENOSYS` for a
+/// mount with a `target` on Linux before 5.6.
 pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<Mounted, IoError> {
     // Absolute, because an overlay with many layers is mounted from another working directory.
     let rootfs =
@@ -174,10 +179,20 @@ fn mount_one(mount: &Mount, rootfs: &Path, done: &mut Vec<PathBuf>) -> Result<()
             mount.kind
         ))));
     }
-    let Options { flags, data } = Options::parse(&mount.options).map_err(refuse)?;
+    let Options {
+        flags,
+        owners,
+        data,
+    } = Options::parse(&mount.options).map_err(refuse)?;
+    let user = owners.user_namespace().map_err(refuse)?;
 
-    match flags.remount {
-        Remount::Yes => {
+    match (flags.remount, user) {
+        (Remount::Yes, Some(_)) => {
+            return Err(refuse(unsupported(
+                "uidmap= and gidmap= cannot be given to what is mounted already".to_owned(),
+            )));
+        }
+        (Remount::Yes, None) => {
             rustix::mount::mount_remount(
                 &call_path,
                 flags.set,
@@ -185,10 +200,54 @@ fn mount_one(mount: &Mount, rootfs: &Path, done: &mut Vec<PathBuf>) -> Result<()
             )
             .map_err(|error| failed("remount", &target.path)(error.into()))?;
         }
-        Remount::No => {
+        (Remount::No, None) => {
             let (directory, data) = shorten(&mount.kind, data);
             let data = c_string(&data.join(",")).map_err(refuse)?;
             mount_from(directory, mount, &call_path, flags.set, data).map_err(refuse)?;
+            done.push(target.path.clone());
+        }
+        (Remount::No, Some(user)) if mount.kind == "overlay" => {
+            let (parent, data) = below_parent(&data).ok_or_else(|| {
+                refuse(unsupported(
+                    "uidmap= and gidmap= need layers with a directory in common".to_owned(),
+                ))
+            })?;
+            let data = c_string(&data.join(",")).map_err(refuse)?;
+            let map = failed(
+                "map the owners (uidmap=, gidmap=) of the layers in",
+                &parent,
+            );
+            let layers = Layers::mount(&parent, rootfs, &user).map_err(map)?;
+            let directory = Some(layers.directory.clone());
+            let mounted = mount_from(directory, mount, &call_path, flags.set, data);
+            if mounted.is_ok() {
+                done.push(target.path.clone());
+            }
+            let unmounted = layers.unmount().map_err(map);
+            mounted.map_err(failed(
+                "mount an overlay on layers with mapped owners (Linux 5.19) at",
+                &target.path,
+            ))?;
+            unmounted?;
+        }
+        (Remount::No, Some(user)) => {
+            let map = failed("map the owners (uidmap=, gidmap=) of", &target.path);
+            let depth = if flags.set.contains(MountFlags::REC) {
+                Depth::All
+            } else {
+                Depth::One
+            };
+            let mapped = if flags.set.contains(MountFlags::BIND) {
+                Mapped::clone_of(Path::new(&mount.source), depth, &user).map_err(map)?
+            } else {
+                let data = c_string(&data.join(",")).map_err(refuse)?;
+                mount_from(None, mount, &call_path, flags.set, data).map_err(refuse)?;
+                // Only what is attached nowhere can be mapped.
+                let mapped = Mapped::clone_of(&target.path, depth, &user).map_err(map);
+                unmount_once(&target.path)?;
+                mapped?
+            };
+            mapped.attach(&call_path).map_err(refuse)?;
             done.push(target.path.clone());
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  nothing ─────────────────────────────▶ /etc/containerd-shim-pause-v2/config.toml, else defaults
-//!  containerd.runc.v1.Options ──────────▶ taken field by field   (ctr, Docker, io.containerd.runc.v2 + runtime_path)
+//!  containerd.runc.v1.Options ──────────▶ taken field by field   (ctr, Docker, io.containerd.runc.v2 + runtime_path);
+//!                                         `holder`, which has no field there, from that same file
 //!  runtimeoptions.v1.Options ──┬ body ──▶ TOML text              (CRI of containerd ≥ 1.7)
 //!                              └ path ──▶ a TOML file            (CRI of containerd 1.6)
 //! ```
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoError, Result};
 
-/// Read when containerd passes no options at all.
+/// Read when containerd passes no options at all, and for `holder` when it passes options that cannot say it.
 pub(crate) const DEFAULT_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// The file in a bundle that [`Options::keep`] writes.
@@ -128,20 +129,25 @@ impl Options {
     /// `InvalidArgument` for a message of another type, for bytes that do not decode, for TOML that does not parse and
     /// for an option that there is not; `Io` for a file that is named and cannot be read.
     pub(crate) fn from_any(any: Option<&Any>) -> Result<Self> {
+        Self::read(any, Path::new(DEFAULT_FILE))
+    }
+
+    fn read(any: Option<&Any>, default_file: &Path) -> Result<Self> {
         let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
-            return Self::from_default_file(Path::new(DEFAULT_FILE));
+            return Self::from_default_file(default_file);
         };
         // A type URL may have a prefix up to its last slash.
         match any.type_url.rsplit('/').next().unwrap_or_default() {
             "containerd.runc.v1.Options" => {
                 let options = oci::Options::parse_from_bytes(&any.value)
                     .map_err(|e| undecodable(&any.type_url, &e))?;
-                Ok(Self::from_runc(options))
+                let Self { holder, .. } = Self::from_default_file(default_file)?;
+                Ok(Self::from_runc(options, holder))
             }
             "runtimeoptions.v1.Options" => {
                 let options = RuntimeOptions::decode(any.value.as_slice())
                     .map_err(|e| undecodable(&any.type_url, &e))?;
-                Self::from_runtime_options(&options)
+                Self::from_runtime_options(&options, default_file)
             }
             _ => Err(Error::InvalidArgument(format!(
                 "runtime options: {:?} is neither containerd.runc.v1.Options nor runtimeoptions.v1.Options",
@@ -187,7 +193,7 @@ impl Options {
         }
     }
 
-    fn from_runtime_options(options: &RuntimeOptions) -> Result<Self> {
+    fn from_runtime_options(options: &RuntimeOptions, default_file: &Path) -> Result<Self> {
         if !options.config_body.is_empty() {
             let text = std::str::from_utf8(&options.config_body)
                 .map_err(|e| undecodable("runtimeoptions.v1.Options.config_body", &e))?;
@@ -198,7 +204,7 @@ impl Options {
                 .map_err(IoError::at("read runtime options (ConfigPath)", path))?;
             Self::from_toml(&text, &options.config_path)
         } else {
-            Self::from_default_file(Path::new(DEFAULT_FILE))
+            Self::from_default_file(default_file)
         }
     }
 
@@ -208,7 +214,7 @@ impl Options {
         })
     }
 
-    fn from_runc(options: oci::Options) -> Self {
+    fn from_runc(options: oci::Options, holder: Holder) -> Self {
         Self {
             binary_name: path_or(options.binary_name, RUNC),
             root: path_or(options.root, RUNC_ROOT),
@@ -220,7 +226,7 @@ impl Options {
             io_gid: options.io_gid,
             criu_image_path: path(options.criu_image_path),
             criu_work_path: path(options.criu_work_path),
-            holder: Holder::Auto,
+            holder,
         }
     }
 }
@@ -270,6 +276,23 @@ mod tests {
         assert_eq!(options.shim_cgroup.as_deref(), Some(Path::new("/shims")));
         assert_eq!(options.root, Path::new(RUNC_ROOT));
         assert!(options.systemd_cgroup);
+    }
+
+    #[test]
+    fn options_of_runc_leave_the_holder_to_the_fixed_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "holder = 'process'\nSystemdCgroup = true\n").unwrap();
+        let any = any("containerd.runc.v1.Options", Vec::new());
+        let options = Options::read(Some(&any), &file).unwrap();
+        let expected = Options {
+            holder: Holder::Process,
+            ..Options::default()
+        };
+        assert_eq!(options, expected, "nothing else comes from the file");
+        std::fs::write(&file, "holdre = 'process'").unwrap();
+        let error = Options::read(Some(&any), &file).unwrap_err().to_string();
+        assert!(error.contains("config.toml"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -38,12 +38,14 @@ pub(crate) struct Pod {
     members: Mutex<HashMap<String, Member>>,
     /// A Shutdown was refused after the sandbox had been deleted: there will be no other one.
     orphaned: AtomicBool,
+    /// How many members have been begun.
+    made: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// Being made: the id is taken. Resolves, with an error, when it is made or has failed.
-    Coming(watch::Receiver<()>),
+    /// Being made: the id is taken.
+    Coming(Coming),
     /// A container, also a sandbox that runc runs.
     Container(Handle),
     /// The sandbox, and what the Sandbox API tells of it if it was made through that.
@@ -85,6 +87,41 @@ pub(crate) struct CreateSandbox {
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
+/// What is to be made, and by which of the two services.
+#[derive(Debug)]
+enum Wanted {
+    /// A container, or the sandbox in podsandbox mode.
+    Task(Create),
+    /// The sandbox, through the Sandbox API.
+    Sandbox(CreateSandbox),
+}
+
+/// What can be known and done of a container while it is being made.
+#[derive(Debug, Clone)]
+struct Coming {
+    /// Resolves, with an error, when it is made or has failed.
+    come: watch::Receiver<()>,
+    /// True when nobody wants it any more.
+    given_up: watch::Sender<bool>,
+}
+
+/// The maker's end of a [`Coming`].
+struct Making {
+    _coming: watch::Sender<()>,
+    given_up: watch::Receiver<bool>,
+}
+
+impl Making {
+    /// Resolves when nobody wants it any more.
+    async fn given_up(&self) {
+        let mut given_up = self.given_up.clone();
+        if given_up.wait_for(|given_up| *given_up).await.is_err() {
+            // The other end goes only with the member, which the maker replaces.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Member {
     fn handle(&self) -> Option<&Handle> {
         match self {
@@ -101,17 +138,18 @@ impl Pod {
             shared,
             members: Mutex::default(),
             orphaned: AtomicBool::new(false),
+            made: AtomicU64::new(0),
         }
     }
 
-    /// Makes a container or the sandbox, as its spec says. Goes on when the caller gives up.
+    /// Makes a container or the sandbox, as its spec says; its pid, if it has one yet. Goes on when the caller gives up.
     ///
     /// # Errors
     /// `AlreadyExists` when the id is taken, and what the making says.
-    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Pid> {
+    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Option<Pid>> {
         let pod = self.clone();
         let id = create.id.clone();
-        tokio::spawn(async move { pod.make(&id, pod.make_member(create)).await })
+        tokio::spawn(async move { pod.make(&id, Wanted::Task(create)).await })
             .await
             .map_err(|_| Error::Internal("a create was cancelled"))?
     }
@@ -120,24 +158,28 @@ impl Pod {
     ///
     /// # Errors
     /// As [`Pod::create`].
-    pub(crate) async fn create_sandbox(self: &Arc<Self>, create: CreateSandbox) -> Result<Pid> {
+    pub(crate) async fn create_sandbox(self: &Arc<Self>, create: CreateSandbox) -> Result<()> {
         let pod = self.clone();
         let id = create.id.clone();
-        tokio::spawn(async move { pod.make(&id, pod.make_sandbox(create)).await })
-            .await
-            .map_err(|_| Error::Internal("a create was cancelled"))?
+        let made = tokio::spawn(async move { pod.make(&id, Wanted::Sandbox(create)).await });
+        made.await
+            .map_err(|_| Error::Internal("a create was cancelled"))??;
+        Ok(())
     }
 
     async fn make(
         &self,
         id: &str,
-        member: impl Future<Output = Result<(Member, Pid)>>,
-    ) -> Result<Pid> {
+        wanted: Wanted,
+    ) -> Result<Option<Pid>> {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
-        let _coming = self.reserve(id)?;
-        let made = member.await;
+        let making = self.reserve(id)?;
+        let made = match wanted {
+            Wanted::Task(create) => self.make_member(create, &making).await,
+            Wanted::Sandbox(create) => self.make_sandbox(create).await,
+        };
         let mut members = self.members();
         match made {
             Ok((member, pid)) => {
@@ -156,10 +198,15 @@ impl Pod {
         }
     }
 
-    async fn make_member(&self, create: Create) -> Result<(Member, Pid)> {
+    async fn make_member(
+        &self,
+        mut create: Create,
+        making: &Making,
+    ) -> Result<(Member, Option<Pid>)> {
+        create.choose_driver();
         if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
             let made = holder::create(&self.shared, Plan::of_task(create)).await?;
-            return Ok((Member::Sandbox(made.handle, None), made.pid));
+            return Ok((Member::Sandbox(made.handle, None), Some(made.pid)));
         }
         if let Some(files) = self.files() {
             if let Some(label) = create.spec.mount_label() {
@@ -168,11 +215,11 @@ impl Pod {
             spec::add_binds(&create.bundle, &files.binds())?;
         }
         self.join_shared_processes(&create).await?;
-        let (handle, pid) = container::create(&self.shared, create).await?;
+        let (handle, pid) = container::create(&self.shared, create, making.given_up()).await?;
         Ok((Member::Container(handle), pid))
     }
 
-    async fn make_sandbox(&self, create: CreateSandbox) -> Result<(Member, Pid)> {
+    async fn make_sandbox(&self, create: CreateSandbox) -> Result<(Member, Option<Pid>)> {
         let CreateSandbox {
             id,
             bundle,
@@ -211,7 +258,7 @@ impl Pod {
             files,
         };
         let member = Member::Sandbox(made.handle, Some(Arc::new(described)));
-        Ok((member, made.pid))
+        Ok((member, Some(made.pid)))
     }
 
     /// What the Sandbox API tells of a sandbox.
@@ -297,19 +344,29 @@ impl Pod {
     }
 
     /// Takes an id, until the sender is dropped. The one of a deleted container is free.
-    fn reserve(&self, id: &str) -> Result<watch::Sender<()>> {
+    fn reserve(&self, id: &str) -> Result<Making> {
         let mut members = self.members();
         members.retain(|_, member| member.handle().is_none_or(|handle| !handle.is_gone()));
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
+        self.made.fetch_add(1, Ordering::Relaxed);
         let (coming, come) = watch::channel(());
-        members.insert(id.to_owned(), Member::Coming(come));
-        Ok(coming)
+        let (give_up, given_up) = watch::channel(false);
+        let member = Coming {
+            come,
+            given_up: give_up,
+        };
+        members.insert(id.to_owned(), Member::Coming(member));
+        Ok(Making {
+            _coming: coming,
+            given_up,
+        })
     }
 
-    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. One that is being made is waited
-    /// for: containerd deletes what it has given up on, and must not leave behind what comes later.
+    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. Of one that is being made the making
+    /// is ended, and that is waited for: containerd deletes what it has given up on, and must not leave behind what comes
+    /// later.
     ///
     /// # Errors
     /// As [`Pod::get`], and what the deletion says.
@@ -321,10 +378,13 @@ impl Pod {
         let pod = self.clone();
         let deleted = tokio::spawn(async move {
             let coming = match pod.members().get(&id) {
-                Some(Member::Coming(come)) => Some(come.clone()),
+                Some(Member::Coming(coming)) => Some(coming.clone()),
                 _ => None,
             };
-            if let Some(mut come) = coming {
+            if let Some(Coming { mut come, given_up }) = coming {
+                if process == ProcessId::Init {
+                    given_up.send_replace(true);
+                }
                 // Nothing is ever sent; the end of the sender is what counts.
                 let _ = come.changed().await;
             }
@@ -366,6 +426,11 @@ impl Pod {
     /// Whether the pod has come to its end without another Shutdown.
     pub(crate) fn is_over(&self) -> bool {
         self.orphaned.load(Ordering::Relaxed) && self.is_empty()
+    }
+
+    /// Of an empty pod: how many members there have been. None of one that has any.
+    pub(crate) fn unused(&self) -> Option<u64> {
+        self.is_empty().then(|| self.made.load(Ordering::Relaxed))
     }
 
     /// Whether nothing is left that a shim is needed for.

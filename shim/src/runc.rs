@@ -5,18 +5,23 @@
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
 use crate::bundle::RuncRecord;
+use crate::criu::{self, Checkpoint, Work};
 use crate::error::{Error, IoError, Result};
 use crate::exits::{Claim, Exits};
 use crate::options::Options;
+
+/// The file in the bundle that runc writes the init's pid into.
+const INIT_PID: &str = "init.pid";
 
 /// How to call runc for one container.
 #[derive(Debug, Clone)]
@@ -26,6 +31,7 @@ pub(crate) struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
+    criu_work_path: Option<PathBuf>,
     exits: Arc<Exits>,
 }
 
@@ -66,6 +72,7 @@ impl Runc {
             },
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            criu_work_path: options.criu_work_path.clone(),
             exits: exits.clone(),
         }
     }
@@ -80,7 +87,7 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn create(&self, streams: Streams) -> Result<Started> {
-        let pid_file = self.bundle.join("init.pid");
+        let pid_file = self.bundle.join(INIT_PID);
         let mut call = self.call("create");
         call.command
             .arg("--bundle")
@@ -128,22 +135,6 @@ impl Runc {
         self.run_and_claim(call, pid_file).await
     }
 
-    /// `runc kill`: for signals that have a number and no name (real-time signals).
-    ///
-    /// # Errors
-    /// `NotFound` when the process has ended; `Runc` with runc's own words.
-    pub(crate) async fn kill(&self, signal: u32) -> Result<()> {
-        let mut call = self.call("kill");
-        call.command.arg(&self.id).arg(signal.to_string());
-        match self.run(call).await {
-            // The only place where runc's words are looked at: it has no code for this.
-            Err(Error::Runc { message, .. }) if GONE.iter().any(|gone| message.contains(gone)) => {
-                Err(Error::NotFound("process already finished".into()))
-            }
-            result => result,
-        }
-    }
-
     /// `runc update` with the OCI resources in `resources`, a JSON file.
     ///
     /// # Errors
@@ -154,6 +145,60 @@ impl Runc {
             &[OsStr::new("--resources"), resources.as_os_str()],
         )
         .await
+    }
+
+    /// `runc checkpoint`: saves the container with criu. `stdout` and `stderr` are its streams as containerd named them.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when criu is not there, or does not work with this kernel; `Runc` with runc's and criu's own
+    /// words; `Io` for criu's files.
+    pub(crate) async fn checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        stdout: &str,
+        stderr: &str,
+    ) -> Result<()> {
+        let streams = criu::Streams::find(stdout, stderr);
+        let wanted = checkpoint.work().or(self.criu_work_path.as_deref());
+        let work = Work::new(&self.bundle, wanted, &streams.when_saved())?;
+        let mut call = self.call("checkpoint");
+        call.command.args(checkpoint.flags());
+        call.criu(&work);
+        call.command.arg(&self.id);
+        match self.run(call).await {
+            Ok(()) => streams.save(&checkpoint.image),
+            Err(error) => Err(work.explain(error, "dump.log", &self.exits).await),
+        }
+    }
+
+    /// `runc restore` of what [`Runc::checkpoint`] saved into `image`: the container runs again.
+    ///
+    /// # Errors
+    /// As [`Runc::checkpoint`].
+    pub(crate) async fn restore(&self, image: &Path, streams: Streams) -> Result<Started> {
+        let pid_file = self.bundle.join(INIT_PID);
+        let saved = criu::Streams::load(image)?;
+        let wanted = self.criu_work_path.as_deref();
+        let work = Work::new(&self.bundle, wanted, &saved.when_restored())?;
+        let mut call = self.call("restore");
+        call.command
+            .arg("--image-path")
+            .arg(image)
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .args(["--detach", "--no-subreaper"]);
+        if self.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        call.criu(&work);
+        call.streams(streams);
+        call.command.arg(&self.id);
+        match self.run_and_claim(call, &pid_file).await {
+            Ok(started) => Ok(started),
+            Err(error) => Err(work.explain(error, "restore.log", &self.exits).await),
+        }
     }
 
     /// `runc delete --force`: removes runc's state and the cgroup, and kills what is left in it. A container that runc
@@ -198,15 +243,18 @@ impl Runc {
             message,
         };
         pause::die_with_parent(&mut call.command);
-        let (_, exit) = self
+        let (pid, exit) = self
             .exits
             .spawn(&mut call.command)
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
+        // It can only be of the child: nobody else reaps it, and the waiter has not had its turn.
+        let running = Running(pidfd_open(pid, PidfdFlags::empty()).ok());
         // The command holds the parent's copies of the streams; the child has its own.
         drop(call.command);
         let exit = exit
             .await
             .map_err(|_| Error::Internal("the waiter is gone"))?;
+        drop(running);
         let said = take_log(&call.log);
         if exit.status == 0 {
             return Ok(());
@@ -215,6 +263,12 @@ impl Runc {
             format!("exit status {} and nothing in its log", exit.status)
         })))
     }
+}
+
+/// The pid of the init, as runc has written it into `bundle`; none when it has not.
+pub(crate) fn init_pid(bundle: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(bundle.join(INIT_PID)).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
 }
 
 /// `runc delete --force` outside of a server, where nobody else waits for children.
@@ -241,13 +295,16 @@ pub(crate) fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<(
     }
 }
 
-/// How runc says that a process is not there any more.
-const GONE: [&str; 4] = [
-    "process already finished",
-    "container not running",
-    "no such process",
-    "does not exist",
-];
+/// A runc that runs. It is killed when nobody waits for it any more; one that has ended does not mind.
+struct Running(Option<OwnedFd>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.0 {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
 
 /// One run of runc: its command line and its log.
 struct Call {
@@ -263,6 +320,8 @@ impl Call {
         let log = bundle.join(format!("runc-{name}-{number}.json"));
         let mut command = Command::new(&record.binary);
         command
+            // systemd's, when containerd is a service. runc would take it for the container's, and mount it there.
+            .env_remove("NOTIFY_SOCKET")
             .arg("--root")
             .arg(&record.root)
             .arg("--log")
@@ -277,6 +336,13 @@ impl Call {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         Self { name, command, log }
+    }
+
+    fn criu(&mut self, work: &Work) {
+        self.command
+            .arg("--work-path")
+            .arg(work.folder())
+            .env(criu::CONFIG_VARIABLE, work.config());
     }
 
     fn streams(&mut self, streams: Streams) {
@@ -316,11 +382,29 @@ fn take_log(log: &Path) -> Option<String> {
     let text = std::fs::read_to_string(log).ok()?;
     // It stays only if the bundle is being removed at the same time, and then goes with it.
     let _ = std::fs::remove_file(log);
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
+    entries(&text)
+        .into_iter()
         .filter(|line| line.level == "error" || line.level == "fatal")
         .map(|line| line.msg.trim().to_owned())
         .next_back()
+}
+
+/// The entries of a log: runc writes each into a line, newer cruns over several. What is no entry is left out.
+fn entries(text: &str) -> Vec<LogLine> {
+    let mut entries = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let mut stream = serde_json::Deserializer::from_str(rest).into_iter();
+        let next = match stream.next() {
+            Some(Ok(entry)) => {
+                entries.push(entry);
+                rest.get(stream.byte_offset()..)
+            }
+            _ => rest.split_once('\n').map(|(_, after)| after),
+        };
+        rest = next.unwrap_or_default().trim_start();
+    }
+    entries
 }
 
 #[cfg(test)]
@@ -343,6 +427,19 @@ mod tests {
         assert_eq!(take_log(&log).as_deref(), Some("exec: no such file"));
         assert!(!log.exists());
         assert_eq!(take_log(&log), None);
+    }
+
+    #[test]
+    fn an_error_may_be_spread_over_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        std::fs::write(
+            &log,
+            "{\"level\":\"error\",\"msg\":\"first\"}\n{ broken\n{\n  \"msg\": \"cannot open `\\/x`\",\n  \
+             \"level\": \"error\",\n  \"time\": \"t\"\n}\n{\"level\":\"warning\",\"msg\":\"w\"}",
+        )
+        .unwrap();
+        assert_eq!(take_log(&log).as_deref(), Some("cannot open `/x`"));
     }
 
     #[tokio::test]

@@ -86,7 +86,7 @@ async fn run(settings: Settings) -> Result<()> {
     }));
     let service = TaskService { pod, stop };
     let v3 = create_task(Arc::new(service.clone()));
-    let mut v2 = create_task(Arc::new(service));
+    let mut v2 = create_task(Arc::new(service.clone()));
     let v2 = v2
         .remove(TASK_V3)
         .map(|service| [(TASK_V2.to_owned(), service)].into())
@@ -102,6 +102,7 @@ async fn run(settings: Settings) -> Result<()> {
         .map_err(|e| IoError::at("serve at", &settings.socket)(std::io::Error::other(e)))?;
     tokio::spawn(ignore_terminations()?);
     info!("serving at {}", settings.socket.display());
+    service.end_if_forgotten();
     // The sender is in the service, which lives as long as the server.
     let _ = ended.wait_for(|ended| *ended).await;
     // The answer to Shutdown goes out before the connections close.

@@ -40,6 +40,8 @@ pub(crate) enum Call {
     Exec,
     /// Task.Update
     Update,
+    /// Task.Checkpoint
+    Checkpoint,
     /// Task.Kill
     Kill,
 }
@@ -61,7 +63,9 @@ impl State {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),
             Call::Delete => matches!(self, Self::Created | Self::Stopped(_)),
-            Call::Pause | Call::Exec => matches!(self, Self::Running),
+            Call::Pause => matches!(self, Self::Running),
+            Call::Exec => matches!(self, Self::Created | Self::Running),
+            Call::Checkpoint => matches!(self, Self::Running | Self::Paused),
             Call::Resume => matches!(self, Self::Paused),
             Call::Update | Call::Kill => !matches!(self, Self::Stopped(_)),
         };
@@ -100,7 +104,8 @@ mod tests {
             (Call::Start, [true, false, false, false]),
             (Call::Delete, [true, false, false, true]),
             (Call::Pause, [false, true, false, false]),
-            (Call::Exec, [false, true, false, false]),
+            (Call::Exec, [true, true, false, false]),
+            (Call::Checkpoint, [false, true, true, false]),
             (Call::Resume, [false, false, true, false]),
             (Call::Update, [true, true, true, false]),
             (Call::Kill, [true, true, true, false]),
@@ -121,6 +126,7 @@ mod tests {
             Call::Resume,
             Call::Exec,
             Call::Update,
+            Call::Checkpoint,
         ] {
             assert!(matches!(
                 dead.check(call),

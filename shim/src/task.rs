@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::container::Create;
 use crate::convert::{any, timestamp, wire_pid};
+use crate::criu::Checkpoint;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::mailbox::{Command, Handle, Listed, ProcessId, Target};
@@ -49,6 +51,9 @@ pub(crate) struct Stop {
 impl Stop {
     /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
     pub(crate) fn stop(&self) {
+        if *self.ending.borrow() {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.socket) {
             warn!("remove {}: {error}", self.socket.display());
         }
@@ -56,7 +61,26 @@ impl Stop {
     }
 }
 
+/// How long a shim without a container stays for a Create or a Shutdown, which containerd sends at once.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
 impl TaskService {
+    /// Ends the server if it has nothing to serve, and is given nothing: a containerd that died between `start` and
+    /// Create, or while it deleted, does not ask for Shutdown when it is back.
+    pub(crate) fn end_if_forgotten(&self) {
+        let Some(unused) = self.pod.unused() else {
+            return;
+        };
+        let service = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FORGOTTEN).await;
+            if service.pod.unused() == Some(unused) {
+                info!("no container, and no Shutdown for {FORGOTTEN:?}: ending");
+                service.stop.stop();
+            }
+        });
+    }
+
     fn container(&self, id: &str) -> Result<Handle> {
         self.pod.get(id)
     }
@@ -70,11 +94,25 @@ impl TaskService {
     }
 }
 
+/// Does `work` to its end, also when the connection that it was asked over is closed, which drops the call.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(|_| Error::Internal("a call was cancelled"))?
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
         let container = self.container(&req.id)?;
-        let view = container.view(&ProcessId::from_wire(&req.exec_id))?;
+        let mut view = container.view(&ProcessId::from_wire(&req.exec_id))?;
+        // The whole container is frozen, or nothing of it.
+        if view.state == State::Running && container.view(&ProcessId::Init)?.state == State::Paused
+        {
+            view.state = State::Paused;
+        }
         let exit = view.state.exit();
         let status = match view.state {
             State::Created => Status::CREATED,
@@ -99,14 +137,6 @@ impl Task for TaskService {
     }
 
     async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> Rpc<CreateTaskResponse> {
-        if !req.checkpoint.is_empty() {
-            // Not UNIMPLEMENTED: containerd 2.x takes that from Create for an old protocol, and tries again.
-            return Err(Error::InvalidArgument(format!(
-                "create {} from checkpoint {}: this shim does not restore checkpoints",
-                req.id, req.checkpoint
-            ))
-            .into());
-        }
         let bundle = PathBuf::from(&req.bundle);
         let create = Create {
             spec: Spec::load(&bundle)?,
@@ -114,6 +144,8 @@ impl Task for TaskService {
             id: req.id,
             bundle,
             rootfs: req.rootfs,
+            // criu finds the checkpoint that this one builds on (`parent_checkpoint`) by a link beside its images.
+            checkpoint: (!req.checkpoint.is_empty()).then(|| req.checkpoint.into()),
             io: io::Request {
                 stdin: req.stdin,
                 stdout: req.stdout,
@@ -121,9 +153,17 @@ impl Task for TaskService {
                 terminal: req.terminal,
             },
         };
-        let pid = self.pod.create(create).await?;
+        let service = self.clone();
+        let pid = to_the_end(async move {
+            let made = service.pod.create(create).await;
+            if made.is_err() {
+                service.end_if_forgotten();
+            }
+            made
+        })
+        .await?;
         Ok(CreateTaskResponse {
-            pid: wire_pid(Some(pid)),
+            pid: wire_pid(pid),
             ..CreateTaskResponse::default()
         })
     }
@@ -141,11 +181,17 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Rpc<DeleteResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let deleted = self.pod.delete(req.id, process).await?;
-        if self.pod.is_over() {
-            info!("the last container of an ended pod is deleted, ending");
-            self.stop.stop();
-        }
+        let service = self.clone();
+        let deleted = to_the_end(async move {
+            let deleted = service.pod.delete(req.id, process).await;
+            if service.pod.is_over() {
+                info!("the last container of an ended pod is deleted, ending");
+                service.stop.stop();
+            }
+            service.end_if_forgotten();
+            deleted
+        })
+        .await?;
         Ok(DeleteResponse {
             pid: wire_pid(deleted.pid),
             exit_status: deleted.exit.status,
@@ -173,11 +219,10 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
-        Err(Error::Unimplemented(format!(
-            "checkpoint {}: this shim does not make checkpoints",
-            req.id
-        ))
-        .into())
+        let checkpoint = Checkpoint::new(&req.path, req.options.as_ref())?;
+        self.ask(&req.id, |reply| Command::Checkpoint(checkpoint, reply))
+            .await?;
+        Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> Rpc<Empty> {
@@ -256,10 +301,14 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
-        let view = self.container(&req.id)?.view(&ProcessId::Init)?;
+        // Of a task that is not there (yet) the shim is told all the same: a containerd that comes back connects first,
+        // and deletes in order what was never made only if this succeeds.
+        let view = self
+            .container(&req.id)
+            .and_then(|container| container.view(&ProcessId::Init));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: wire_pid(view.pid),
+            task_pid: wire_pid(view.ok().and_then(|view| view.pid)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ConnectResponse::default()
         })

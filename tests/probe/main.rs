@@ -13,6 +13,7 @@
 mod attack;
 mod fetch;
 mod ipc;
+mod logger;
 mod orphans;
 mod winsize;
 
@@ -28,6 +29,8 @@ const USAGE: &str = "probe COMMAND
   attack PID               read and write PID as far as the kernel allows; print what worked
   pids                     print `PID NAME` of everything that /proc shows
   fetch HOST               GET / by HTTP from port 80; HOST is an address or a name in /etc/hosts
+  flood MIB FOLDER         write so much to stdout, with a pause in the middle (see shim_tests::flood)
+  logger FOLDER            be a logger as binary:// has it; FOLDER/mode says of what kind
   spray N                  write N numbered lines to stdout and to stderr
   winsize                  print the terminal's rows and columns at each SIGWINCH; end at end of input";
 
@@ -56,6 +59,12 @@ fn main() {
             }
             Ok(String::new())
         }
+        ["flood", mib, folder] => shim_tests::flood::write(
+            mib.parse().expect("a number of MiB"),
+            std::path::Path::new(folder),
+        )
+        .map(|()| String::new()),
+        ["logger", folder] => logger::run(folder),
         ["fetch", host] => fetch::fetch(host),
         ["winsize"] => winsize::print(),
         _ => {

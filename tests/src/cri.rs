@@ -88,6 +88,23 @@ impl Cri {
         })
     }
 
+    /// `UpdateContainerResources` of any container.
+    ///
+    /// # Errors
+    /// What CRI said, or that the connection is gone.
+    pub fn try_update(
+        &self,
+        container: &str,
+        resources: api::LinuxContainerResources,
+    ) -> Result<(), Failure> {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: container.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        call!(self, update_container_resources, request).map(|_| ())
+    }
+
     /// `Ok` when containerd answers and has its network.
     pub fn ready(&self) -> Result<(), String> {
         let status = call!(self, status, api::StatusRequest { verbose: false })
@@ -100,6 +117,18 @@ impl Cri {
             .filter(|condition| !condition.status)
             .collect();
         so(not_ready.is_empty(), || format!("{not_ready:?}"))
+    }
+
+    /// What CRI tells kubelet of a runtime handler: does it offer user namespaces?
+    #[track_caller]
+    pub fn offers_user_namespaces(&self, handler: &str) -> bool {
+        let status = call!(self, status, api::StatusRequest { verbose: false })
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        let mut handlers = status.runtime_handlers.into_iter();
+        handlers
+            .find(|one| one.name == handler)
+            .and_then(|one| one.features)
+            .is_some_and(|features| features.user_namespaces)
     }
 
     /// Whether CRI knows the image.
@@ -258,6 +287,22 @@ impl PodSpec {
         self
     }
 
+    /// `hostUsers: false`: root in the pod is user `host` of the node, and so on for 65536 ids.
+    #[must_use]
+    pub fn user_namespace(mut self, host: u32) -> Self {
+        let map = vec![api::IdMapping {
+            host_id: host,
+            container_id: 0,
+            length: 65536,
+        }];
+        self.namespaces().userns_options = Some(api::UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: map.clone(),
+            gids: map,
+        });
+        self
+    }
+
     /// A sysctl.
     #[must_use]
     pub fn sysctl(mut self, key: &str, value: &str) -> Self {
@@ -297,7 +342,7 @@ impl PodSpec {
     /// Runs it.
     pub fn try_run(mut self, daemon: &Daemon) -> Result<Pod<'_>, Failure> {
         let name = self.config.metadata.as_ref().unwrap().name.clone();
-        self.linux().cgroup_parent = daemon.names.cgroup_parent();
+        self.linux().cgroup_parent = daemon.cgroup_parent();
         let logs = daemon.directory().join("logs").join(&name);
         std::fs::create_dir_all(&logs).unwrap();
         self.config.log_directory = crate::slot::text(&logs);
@@ -554,6 +599,14 @@ impl<'a> ContainerSpec<'a> {
         self
     }
 
+    /// How likely it is killed when memory runs out, as kubelet sets it.
+    #[must_use]
+    pub fn oom_score_adj(mut self, score: i64) -> Self {
+        let linux = self.config.linux.as_mut().unwrap();
+        linux.resources.as_mut().unwrap().oom_score_adj = score;
+        self
+    }
+
     /// `CreateContainer`.
     pub fn try_create(self) -> Result<Container<'a>, Failure> {
         let daemon = self.pod.daemon;
@@ -736,12 +789,10 @@ impl Container<'_> {
     /// `UpdateContainerResources`.
     #[track_caller]
     pub fn update(&self, resources: api::LinuxContainerResources) {
-        let request = api::UpdateContainerResourcesRequest {
-            container_id: self.id.clone(),
-            linux: Some(resources),
-            ..Default::default()
-        };
-        call!(self.pod.daemon.cri(), update_container_resources, request)
+        self.pod
+            .daemon
+            .cri()
+            .try_update(&self.id, resources)
             .unwrap_or_else(|failure| panic!("{failure}"));
     }
 

@@ -1,6 +1,7 @@
 //! One containerd, private to a test.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -31,8 +32,28 @@ pub struct Handler {
     pub runtime_type: String,
     /// `runtime_path`, where it is wanted.
     pub runtime_path: Option<PathBuf>,
-    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names.
+    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names. `$CGROUP_PARENT` becomes
+    /// the slot's.
     pub options: String,
+}
+
+/// Who makes the cgroups of the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// runc.
+    Cgroupfs,
+    /// systemd, asked by runc.
+    Systemd,
+}
+
+impl Driver {
+    /// The runtime option that chooses it.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "",
+            Self::Systemd => "SystemdCgroup = true",
+        }
+    }
 }
 
 /// What a test may want different.
@@ -50,6 +71,10 @@ pub struct Options {
     pub cri: String,
     /// `debug` level in containerd and shim.
     pub debug: bool,
+    /// Whose cgroups the pods are in. [`Self::systemd`] also tells the runtime.
+    pub driver: Driver,
+    /// More environment variables for containerd.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -64,6 +89,8 @@ impl Default for Options {
             nginx: false,
             cri: String::new(),
             debug: true,
+            driver: Driver::Cgroupfs,
+            environment: Vec::new(),
         }
     }
 }
@@ -74,6 +101,14 @@ impl Options {
         Self {
             nginx: true,
             ..Self::default()
+        }
+    }
+
+    /// With systemd's cgroup driver, as kubelet's `cgroupDriver: systemd` wants it.
+    pub fn systemd() -> Self {
+        Self {
+            driver: Driver::Systemd,
+            ..Self::runtime(Driver::Systemd.option())
         }
     }
 
@@ -92,10 +127,12 @@ pub struct Daemon {
     pub version: Version,
     /// The names of its slot.
     pub names: Names,
+    environment: Vec<(String, String)>,
     guard: RefCell<Guard>,
     process: RefCell<Option<Child>>,
     seen: RefCell<Seen>,
     cri: Cri,
+    driver: Driver,
     ended: Cell<bool>,
     _slot: Slot,
 }
@@ -147,9 +184,11 @@ impl Daemon {
         let daemon = Self {
             version,
             cri: Cri::new(&leaks::grpc_address(&names)),
+            environment: options.environment.clone(),
             guard: RefCell::new(guard),
             process: RefCell::new(None),
             seen: RefCell::new(Seen::default()),
+            driver: options.driver,
             ended: Cell::new(false),
             _slot: slot,
             names,
@@ -191,6 +230,7 @@ impl Daemon {
             .arg(directory.join("config.toml"))
             .env("PATH", lab::path(&directory.join("bin")))
             .env(MARK, &directory)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -215,6 +255,14 @@ impl Daemon {
             || panic!("containerd is down"),
             |child| child.id().cast_signed(),
         )
+    }
+
+    /// The cgroup parent that pods are made with, in the form that the cgroup driver wants.
+    pub fn cgroup_parent(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => self.names.cgroup_parent(),
+            Driver::Systemd => self.names.slice(),
+        }
     }
 
     /// The CRI client.
@@ -553,6 +601,17 @@ impl Events {
             .collect()
     }
 
+    /// All task events, by container, with their bodies.
+    pub fn by_container(&self) -> BTreeMap<String, Vec<Event>> {
+        let mut all = BTreeMap::<String, Vec<Event>>::new();
+        for event in self.seen.lock().unwrap().iter() {
+            if let Some(id) = event.body["container_id"].as_str() {
+                all.entry(id.to_owned()).or_default().push(event.clone());
+            }
+        }
+        all
+    }
+
     /// All of one container, with their bodies.
     pub fn bodies(&self, container: &str) -> Vec<Event> {
         let seen = self.seen.lock().unwrap();
@@ -642,16 +701,19 @@ fn config(version: Version, names: &Names, options: &Options) -> String {
             table += &format!("runtime_path = '{}'\n", text(path));
         }
         if !handler.options.is_empty() {
+            let lines = handler
+                .options
+                .replace("$CGROUP_PARENT", &names.cgroup_parent());
             let inline =
                 if version == Version::V1_6 && handler.runtime_type != "io.containerd.runc.v2" {
                     let path = names.directory().join(format!("{}.toml", handler.name));
                     fs::File::create(&path)
                         .unwrap()
-                        .write_all(handler.options.as_bytes())
+                        .write_all(lines.as_bytes())
                         .unwrap();
                     format!("ConfigPath = '{}'", text(&path))
                 } else {
-                    handler.options.clone()
+                    lines
                 };
             table += &format!("[{section}.options]\n{inline}\n");
         }
@@ -670,7 +732,7 @@ address = '{address}'
 path = '{directory}/opt'
 {images}
 [plugins.'{cri}']
-restrict_oom_score_adj = true
+restrict_oom_score_adj = {restricted}
 netns_mounts_under_state_dir = true
 {sandbox_image}{more}
 [plugins.'{cri}'.cni]
@@ -681,6 +743,8 @@ default_runtime_name = '{HANDLER}'
 {table}
 ",
         address = leaks::grpc_address(names),
+        // A machine whose root may not lower an oom_score_adj cannot start a CRI pod otherwise.
+        restricted = !proc::may_lower_oom_scores(),
         more = options.cri,
     )
 }

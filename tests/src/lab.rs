@@ -93,14 +93,11 @@ impl ShimUnderTest {
     }
 }
 
-/// See [`crate::ours_only`].
-pub fn not_for_the_stock_shim(test: &str, reason: &str) -> bool {
-    if ShimUnderTest::get() == ShimUnderTest::Pause {
-        return false;
-    }
-    eprintln!("ours only, not run on the stock shim: {test}: {reason}");
+/// Says that a test was left out, and why: on stderr, and once in `target/lab/left-out.txt`. See [`crate::left_out`].
+pub fn left_out(test: &str, reason: &str) {
+    eprintln!("left out: {test}: {reason}");
     let line = format!("{test}: {reason}\n");
-    let list = lab().join("ours-only.txt");
+    let list = lab().join("left-out.txt");
     if !std::fs::read_to_string(&list)
         .unwrap_or_default()
         .contains(&line)
@@ -112,7 +109,6 @@ pub fn not_for_the_stock_shim(test: &str, reason: &str) -> bool {
             .unwrap();
         list.write_all(line.as_bytes()).unwrap();
     }
-    true
 }
 
 /// The workspace's folder.
@@ -157,8 +153,23 @@ pub fn path(first: &Path) -> OsString {
 
 /// Runs `tests/lab/prepare`, which is done at once when the lab is there.
 pub fn prepare() {
+    run_prepare(&[]);
+}
+
+/// An OCI runtime that is newer than the machine's: the path of `runc` (1.3, which can do user namespaces with containerd
+/// 2.x) or of `crun`.
+pub fn newer_runtime(name: &str) -> PathBuf {
+    run_prepare(&["runtimes"]);
+    lab().join("runtimes").join(name)
+}
+
+fn run_prepare(what: &[&str]) {
+    if crate::vm::inside() {
+        return;
+    }
     let script = repository().join("tests/lab/prepare");
     let output = Command::new(&script)
+        .args(what)
         .env("LAB_DIR", lab())
         .output()
         .unwrap();

@@ -33,10 +33,11 @@ pub struct TaskId {
 /// The processes of a slot: those that carry its mark, and everything below them.
 pub fn processes(names: &Names) -> Vec<Process> {
     let directory = text(&names.directory());
-    let (cgroup, cgroup_below) = (
+    let [cgroup, cgroup_below, slice] = [
         format!(":{}\n", names.cgroup_parent()),
         format!(":{}/", names.cgroup_parent()),
-    );
+        format!(":/{}/", names.slice()),
+    ];
     let listing = proc::all();
     let ourselves = rustix::process::getpid().as_raw_nonzero().get();
     let carries = |process: &Process| {
@@ -56,6 +57,7 @@ pub fn processes(names: &Names) -> Vec<Process> {
                 .is_ok_and(|cwd| cwd.starts_with(&directory))
             || contains(&membership, &cgroup)
             || contains(&membership, &cgroup_below)
+            || contains(&membership, &slice)
     };
     let roots: BTreeSet<i32> = listing
         .iter()
@@ -82,7 +84,7 @@ pub fn mounts(names: &Names) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The slot's cgroup parent in every hierarchy.
+/// The slot's cgroup parents in every hierarchy: that of the plain driver and that of systemd's.
 pub fn cgroup_parents(names: &Names) -> Vec<PathBuf> {
     let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found: Vec<PathBuf> = mounted
@@ -93,7 +95,7 @@ pub fn cgroup_parents(names: &Names) -> Vec<PathBuf> {
                 .starts_with("cgroup")
                 .then(|| PathBuf::from(left.split_whitespace().nth(4).unwrap_or_default()))
         })
-        .map(|hierarchy| hierarchy.join(names.name()))
+        .flat_map(|hierarchy| [names.name(), names.slice()].map(|parent| hierarchy.join(parent)))
         .filter(|parent| parent.is_dir())
         .collect();
     found.sort();
@@ -112,6 +114,16 @@ pub fn cgroups(names: &Names) -> Vec<PathBuf> {
         });
     }
     found
+}
+
+/// systemd's units of a task: a scope that has failed or been forgotten stays there when its cgroup is gone.
+fn units(task: &TaskId) -> Vec<PathBuf> {
+    let scope = format!("-{}.scope", task.id);
+    let entries = fs::read_dir("/run/systemd/transient").into_iter().flatten();
+    let files = entries.flatten().map(|entry| entry.path());
+    files
+        .filter(|file| file.to_string_lossy().ends_with(&scope))
+        .collect()
 }
 
 /// The socket that a shim of this group listens on, as containerd computes it.
@@ -298,6 +310,11 @@ impl Seen {
                 .map(|path| format!("socket or FIFO {}", path.display())),
         );
         for task in &self.tasks {
+            left.extend(
+                units(task)
+                    .iter()
+                    .map(|unit| format!("unit {}", unit.display())),
+            );
             let socket = shim_socket(&grpc_address(names), task);
             for path in [
                 socket,

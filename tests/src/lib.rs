@@ -9,10 +9,15 @@
 //!   cri      Pod and Container, as kubelet would make them
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
+//!   task     one container on such a shim, by Task calls
+//!   direct   the Task service of one shim, from many threads at once, with the code of each answer
+//!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
+//!   flood    output by the gigabyte that can be checked
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
+//!   vm       hands a test over to a virtual machine with cgroup v2 and systemd
 //! ```
 //!
 //! A test: start a [`daemon::Daemon`], do things, call [`daemon::Daemon::end`], which fails if anything is left.
@@ -24,9 +29,12 @@
     reason = "a test harness reports by failing"
 )]
 
+pub mod cgroups;
 pub mod cri;
 pub mod daemon;
+pub mod direct;
 pub mod driver;
+pub mod flood;
 pub mod image;
 pub mod lab;
 pub mod leaks;
@@ -35,8 +43,10 @@ pub mod proc;
 pub mod raw;
 pub mod slot;
 pub mod takedown;
+pub mod task;
 pub mod terminal;
 pub mod until;
+pub mod vm;
 
 pub use cri::{Container, ContainerSpec, Pod, PodSpec};
 pub use daemon::{Daemon, Options};
@@ -84,19 +94,35 @@ macro_rules! tests_of {
 #[macro_export]
 macro_rules! test_of {
     ([$($version:ident),*]) => { $($crate::test_of! { $version })* };
-    (V1_6) => { #[test] fn v1_6() { body($crate::Version::V1_6); } };
-    (V1_7) => { #[test] fn v1_7() { body($crate::Version::V1_7); } };
-    (V2_1) => { #[test] fn v2_1() { body($crate::Version::V2_1); } };
-    (V2_1SandboxApi) => { #[test] fn v2_1_sandbox_api() { body($crate::Version::V2_1SandboxApi); } };
+    (V1_6) => { $crate::test_of! { v1_6 $crate::Version::V1_6 } };
+    (V1_7) => { $crate::test_of! { v1_7 $crate::Version::V1_7 } };
+    (V2_1) => { $crate::test_of! { v2_1 $crate::Version::V2_1 } };
+    (V2_1SandboxApi) => { $crate::test_of! { v2_1_sandbox_api $crate::Version::V2_1SandboxApi } };
+    ($name:ident $version:expr) => {
+        #[test]
+        fn $name() {
+            $crate::vm::here_or_there(module_path!(), stringify!($name), || body($version));
+        }
+    };
+}
+
+/// Ends a test early when what it tests cannot be had here. The test and the reason are written to
+/// `target/lab/left-out.txt`, so that a run says what it did not check.
+#[macro_export]
+macro_rules! left_out {
+    ($reason:expr) => {{
+        $crate::lab::left_out(module_path!(), $reason);
+        return;
+    }};
 }
 
 /// Ends a test early under `SHIM_UNDER_TEST=runc`, when what it tests exists only in our shim. The test and the reason
-/// are written to `target/lab/ours-only.txt`, so that a run on the stock shim says what it did not check.
+/// are written to `target/lab/left-out.txt`, as by [`left_out`].
 #[macro_export]
 macro_rules! ours_only {
     ($reason:expr) => {
-        if $crate::lab::not_for_the_stock_shim(module_path!(), $reason) {
-            return;
+        if $crate::ShimUnderTest::get() == $crate::ShimUnderTest::Runc {
+            $crate::left_out!(concat!("not on the stock shim: ", $reason));
         }
     };
 }

@@ -140,6 +140,15 @@ pub fn threads(pid: i32) -> usize {
     Process::of(pid).map_or(0, |process| process.threads)
 }
 
+/// Whether we may make a process less likely to be killed for lack of memory: CAP_SYS_RESOURCE, number 24.
+pub fn may_lower_oom_scores() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << 24) != 0)
+}
+
 /// The names of a process's threads, for a failure text.
 pub fn thread_names(pid: i32) -> Vec<String> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {

@@ -7,10 +7,13 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
-    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest,
-    ShutdownRequest,
+    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, ShutdownRequest,
+    StartRequest, StartResponse, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::{Client, ttrpc};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
@@ -22,14 +25,50 @@ use crate::leaks::{MARK, TaskId, grpc_address, shim_socket};
 use crate::slot::text;
 use crate::until::within;
 
-/// A bundle as containerd lays it out: `config.json`, `rootfs/`, the FIFO `log`.
+/// A bundle as containerd lays it out: `config.json`, `rootfs/`, `work/`, the FIFO `log`.
 pub struct Bundle<'a> {
     daemon: &'a Daemon,
     /// The task's id.
     pub id: String,
     /// The bundle's folder.
     pub path: PathBuf,
+    shim: ShimUnderTest,
+    /// More of the environment of the shim, as that of containerd may be.
+    pub environment: Vec<(&'static str, String)>,
     _log: File,
+}
+
+/// The streams of a process, as containerd names them.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// Input.
+    pub stdin: String,
+    /// Output.
+    pub stdout: String,
+    /// Errors.
+    pub stderr: String,
+    /// A terminal.
+    pub terminal: bool,
+}
+
+impl Streams {
+    /// Both outputs under this name.
+    pub fn both(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            stderr: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// A terminal with this output.
+    pub fn terminal(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            terminal: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// What `start` or `delete` did.
@@ -67,6 +106,8 @@ impl<'a> Bundle<'a> {
         let namespace = daemon.names.name();
         let path = daemon.directory().join("raw").join(&namespace).join(id);
         fs::create_dir_all(path.join("rootfs")).unwrap();
+        // In containerd's, a link to a folder that outlives a restart of the machine.
+        fs::create_dir_all(path.join("work")).unwrap();
         image::unpack_busybox(&path.join("rootfs"));
         mknodat(
             CWD,
@@ -93,8 +134,17 @@ impl<'a> Bundle<'a> {
             daemon,
             id: id.to_owned(),
             path,
+            shim: ShimUnderTest::get(),
+            environment: Vec::new(),
             _log: log,
         }
+    }
+
+    /// Driven by this shim and not by the one under test: to compare the two.
+    #[must_use]
+    pub fn by(mut self, shim: ShimUnderTest) -> Self {
+        self.shim = shim;
+        self
     }
 
     /// Writes `config.json`.
@@ -129,6 +179,20 @@ impl<'a> Bundle<'a> {
         })
     }
 
+    /// As [`Self::plain`], with what a terminal needs, and with one if `terminal` says so.
+    pub fn with_dev(&self, command: &[&str], terminal: bool) -> Value {
+        let mut spec = self.plain(command);
+        spec["process"]["terminal"] = json!(terminal);
+        spec["mounts"].as_array_mut().unwrap().extend([
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+            json!({
+                "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666"],
+            }),
+        ]);
+        spec
+    }
+
     /// The spec of a pod's sandbox with this network namespace.
     pub fn sandbox(&self, netns: &str) -> Value {
         let mut spec = self.plain(&["/pause"]);
@@ -145,7 +209,7 @@ impl<'a> Bundle<'a> {
     fn command(&self, subcommand: &str) -> Command {
         let address = grpc_address(&self.daemon.names);
         let namespace = self.daemon.names.name();
-        let mut command = Command::new(ShimUnderTest::get().binary(self.daemon.version));
+        let mut command = Command::new(self.shim.binary(self.daemon.version));
         command
             .args([
                 "-namespace",
@@ -165,7 +229,8 @@ impl<'a> Bundle<'a> {
             .current_dir(&self.path)
             .env("PATH", lab::path(&self.daemon.directory().join("bin")))
             .env("TTRPC_ADDRESS", format!("{address}.ttrpc"))
-            .env(MARK, self.daemon.directory());
+            .env(MARK, self.daemon.directory())
+            .envs(self.environment.iter().cloned());
         if self.daemon.version != Version::V1_6 {
             command
                 .env("GRPC_ADDRESS", &address)
@@ -189,9 +254,28 @@ impl<'a> Bundle<'a> {
 
     /// Create on the shim at this address; the pid, or what it said.
     pub fn create(&self, shim: &Shim) -> Result<u32, String> {
+        self.create_of(shim, &Streams::default(), Vec::new())
+    }
+
+    /// As [`Self::create`], with these streams.
+    pub fn create_with(&self, shim: &Shim, streams: &Streams) -> Result<u32, String> {
+        self.create_of(shim, streams, Vec::new())
+    }
+
+    /// As [`Self::create`], with these mounts as root filesystem.
+    pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Result<u32, String> {
+        self.create_of(shim, &Streams::default(), rootfs)
+    }
+
+    fn create_of(&self, shim: &Shim, streams: &Streams, rootfs: Vec<Mount>) -> Result<u32, String> {
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: text(&self.path),
+            rootfs,
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
             ..CreateTaskRequest::default()
         };
         shim.call::<CreateTaskResponse>("Create", &request)
@@ -208,34 +292,27 @@ impl<'a> Bundle<'a> {
         }
         let shim = Shim::connect(&started);
         let answer = self.create(&shim);
-        let id = || self.id.clone();
         if answer.is_ok() {
-            let kill = KillRequest {
-                id: id(),
-                signal: 9,
-                ..KillRequest::default()
-            };
-            let _ = shim.call::<Empty>("Kill", &kill);
-            let _ = shim.call::<DeleteResponse>(
-                "Delete",
-                &DeleteRequest {
-                    id: id(),
-                    ..DeleteRequest::default()
-                },
-            );
+            let _ = shim.kill(&self.id, "");
+            let _ = shim.delete(&self.id, "");
         }
-        let _ = shim.call::<Empty>(
-            "Shutdown",
-            &ShutdownRequest {
-                id: id(),
-                ..ShutdownRequest::default()
-            },
-        );
-        self.delete();
+        self.shut_down(&shim);
         match answer {
             Err(message) => message,
             Ok(pid) => panic!("not refused: pid {pid}"),
         }
+    }
+}
+
+impl Bundle<'_> {
+    /// Shutdown, and `delete`, as containerd calls them when a task is gone.
+    pub fn shut_down(&self, shim: &Shim) {
+        let request = ShutdownRequest {
+            id: self.id.clone(),
+            ..ShutdownRequest::default()
+        };
+        let _ = shim.call::<Empty>("Shutdown", &request);
+        self.delete();
     }
 }
 
@@ -270,18 +347,126 @@ impl Shim {
 
     /// Calls a method; the answer, or what the shim said.
     pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Result<T, String> {
+        self.ask(method, request).map_err(|error| error.to_string())
+    }
+
+    /// Calls a method that must fail; the code that containerd branches on, and the text.
+    #[track_caller]
+    pub fn refuses(&self, method: &str, request: &impl Message) -> (ttrpc::Code, String) {
+        match self.ask::<Empty>(method, request) {
+            Ok(_) => panic!("{method} was not refused"),
+            Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
+            Err(error) => panic!("{method}: {error}"),
+        }
+    }
+
+    fn ask<T: Message>(&self, method: &str, request: &impl Message) -> ttrpc::Result<T> {
         let request = ttrpc::Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
-            timeout_nano: 10_000_000_000,
+            timeout_nano: 30_000_000_000,
             payload: request.write_to_bytes().unwrap(),
             ..ttrpc::Request::default()
         };
-        let response = self
-            .client
-            .request(request)
-            .map_err(|error| error.to_string())?;
-        T::parse_from_bytes(&response.payload).map_err(|error| error.to_string())
+        let response = self.client.request(request)?;
+        T::parse_from_bytes(&response.payload)
+            .map_err(|error| ttrpc::Error::Others(error.to_string()))
+    }
+
+    /// The shim's own pid.
+    #[track_caller]
+    pub fn pid(&self, id: &str) -> i32 {
+        let request = ConnectRequest {
+            id: id.to_owned(),
+            ..ConnectRequest::default()
+        };
+        let answer: ConnectResponse = self.call("Connect", &request).unwrap();
+        answer.shim_pid.cast_signed()
+    }
+
+    /// Start of the init (an empty `exec`) or of an exec; its pid.
+    pub fn start(&self, id: &str, exec: &str) -> Result<u32, String> {
+        let request = StartRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..StartRequest::default()
+        };
+        self.call::<StartResponse>("Start", &request)
+            .map(|answer| answer.pid)
+    }
+
+    /// Exec: adds a process, and does not start it.
+    pub fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        command: &[&str],
+        streams: &Streams,
+    ) -> Result<(), String> {
+        let process = json!({
+            "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/",
+            "env": ["PATH=/bin"], "noNewPrivileges": true, "terminal": streams.terminal,
+        });
+        let spec = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            value: process.to_string().into_bytes(),
+            ..Any::default()
+        };
+        let request = ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            spec: MessageField::some(spec),
+            ..ExecProcessRequest::default()
+        };
+        self.call::<Empty>("Exec", &request).map(drop)
+    }
+
+    /// Wait; the exit code.
+    pub fn wait(&self, id: &str, exec: &str) -> Result<u32, String> {
+        let request = WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..WaitRequest::default()
+        };
+        self.call::<WaitResponse>("Wait", &request)
+            .map(|answer| answer.exit_status)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, id: &str, exec: &str) -> Result<(), String> {
+        let request = KillRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal: 9,
+            ..KillRequest::default()
+        };
+        self.call::<Empty>("Kill", &request).map(drop)
+    }
+
+    /// Delete; the exit code.
+    pub fn delete(&self, id: &str, exec: &str) -> Result<u32, String> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..DeleteRequest::default()
+        };
+        self.call::<DeleteResponse>("Delete", &request)
+            .map(|answer| answer.exit_status)
+    }
+
+    /// CloseIO of the input.
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<(), String> {
+        let request = CloseIORequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: true,
+            ..CloseIORequest::default()
+        };
+        self.call::<Empty>("CloseIO", &request).map(drop)
     }
 }
 

@@ -50,6 +50,11 @@ impl Names {
     pub fn cgroup_parent(&self) -> String {
         format!("/{}", self.name())
     }
+
+    /// The same as a slice of systemd's, for tests of its cgroup driver.
+    pub fn slice(&self) -> String {
+        format!("{}.slice", self.name())
+    }
 }
 
 fn slots() -> PathBuf {

@@ -54,6 +54,9 @@ pub fn take_down(names: &Names) -> Vec<String> {
     });
     left.extend(gone.err());
 
+    // What runc knows of the containers of a test that failed: the next test in the slot may use their ids again.
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
+
     for point in mounts(names).iter().rev() {
         let _ = unmount(point, UnmountFlags::DETACH);
     }
@@ -67,6 +70,17 @@ pub fn take_down(names: &Names) -> Vec<String> {
         // The far end's namespace may have taken the link along in the meantime.
         let _ = Command::new("ip")
             .args(["link", "delete", &link])
+            .stderr(Stdio::null())
+            .status();
+    }
+
+    // A slice that systemd has made for the test's pods stays until it is told: only it may remove its cgroup.
+    if cgroup_parents(names)
+        .iter()
+        .any(|group| group.ends_with(names.slice()))
+    {
+        let _ = Command::new("systemctl")
+            .args(["stop", &names.slice()])
             .stderr(Stdio::null())
             .status();
     }
@@ -95,6 +109,8 @@ pub fn take_down(names: &Names) -> Vec<String> {
                 .join(&task.id),
         );
     }
+    // And of tasks whose bundle is gone: only this slot has a containerd namespace of this name.
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
     if let Err(error) = fs::remove_dir_all(names.directory())
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -29,6 +29,45 @@ fn it_prints_its_version() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
+/// As Go's flag package: one dash or two, and the long name.
+#[test]
+fn it_prints_its_version_by_any_name() {
+    let expected = shim(&["-v"]).stdout;
+    for flag in ["--v", "-version", "--version"] {
+        let output = shim(&[flag]);
+        assert_eq!(
+            (output.status.success(), &output.stdout),
+            (true, &expected),
+            "{flag}"
+        );
+    }
+}
+
+/// containerd reads both streams as one, so a message is all that may be there.
+#[test]
+fn what_it_does_not_understand_it_names() {
+    for (arguments, name) in [
+        (&["-frobnicate", "start"][..], "frobnicate"),
+        (
+            &["-namespace", "n", "-id", "a", "-address", "x", "restart"],
+            "restart",
+        ),
+        (&["-namespace", "n", "-address", "x", "start"], "-id"),
+        (&["delete"], "-id"),
+    ] {
+        let output = shim(arguments);
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{arguments:?}"
+        );
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            message.contains(name) && message.lines().count() == 1,
+            "{message}"
+        );
+    }
+}
+
 /// containerd reads a bare `RuntimeInfo`. One in an `Any` would decode, too, with another name.
 #[test]
 fn its_info_is_a_runtime_info() {

@@ -212,10 +212,9 @@ fn operators_config(version: u8) -> String {
     )
 }
 
-const FILES: [(Containerd, &str); 9] = [
+const FILES: [(Containerd, &str); 8] = [
     (V1_6, "containerd-1.toml"),
     (V1_6, "containerd-1-dropin.toml"),
-    (V1_6, "containerd-1-runtime-path.toml"),
     (V1_7, "containerd-1.toml"),
     (V1_7, "containerd-1-dropin.toml"),
     (V1_7, "containerd-1-runtime-path.toml"),

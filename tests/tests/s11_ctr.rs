@@ -250,6 +250,50 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn s11_attach_to_a_terminal(version) {
+        let daemon = Daemon::start(version);
+        let script = "read line; echo got $line; exit 6";
+        let mut run = Terminal::start(daemon.ctr_run(&["--detach", "--tty"], "t", &["sh", "-c", script]));
+        assert!(run.wait().success(), "{}", run.printed());
+        daemon.look();
+        let mut attach = daemon.ctr_command();
+        attach.args(["tasks", "attach", "t"]);
+        let mut attach = Terminal::start(attach);
+        attach.enter("hello\n");
+        attach.expect("got hello");
+        assert_eq!(attach.wait().code(), Some(6), "{}", attach.printed());
+        daemon.end();
+    }
+
+    fn s11_ps(version) {
+        let daemon = Daemon::start(version);
+        detached(&daemon, &[], "p", &["sleep", "3600"]);
+        let pid = task(&daemon, "p").unwrap().0.to_string();
+        let mut exec = exec(&daemon, &[], "named", "p", &["sh", "-c", "echo ready; exec sleep 3600"]);
+        let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
+        exec.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let list = daemon.ctr(&["tasks", "ps", "p"]);
+        let rows: Vec<&str> = list.lines().skip(1).collect();
+        assert_eq!(rows.len(), 2, "{list}");
+        let has = |word: &str| rows.iter().any(|row| row.contains(word));
+        assert!(has(&pid) && has("named"), "{list}");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "p"]);
+        exec.wait().unwrap();
+        daemon.end();
+    }
+
+    fn s11_a_pid_file_and_no_streams(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("pid");
+        let flags = ["--null-io", "--pid-file", file.to_str().unwrap()];
+        detached(&daemon, &flags, "n", &["sh", "-c", "read line; yes | head -n 100000; exit 8"]);
+        let (pid, _) = task(&daemon, "n").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap().trim(), pid.to_string());
+        wait_for(&daemon, "n", "STOPPED");
+        assert_eq!(delete(&daemon, "n"), 8);
+        daemon.end();
+    }
+
     /// containerd runs the shim's `delete` for the first one; the second must not notice.
     fn s11_containers_of_a_group_outlive_the_first(version) {
         let daemon = Daemon::start(version);

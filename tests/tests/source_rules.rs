@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 12] = [
     &["io", "cgroup", "podfiles"],
     &["runc", "mounts", "events", "podconfig"],
     &[
-        "state", "options", "spec", "bundle", "convert", "args", "logging",
+        "state", "options", "spec", "bundle", "convert", "criu", "args", "logging",
     ],
     // The one waiter: it hands out exits, and runc's calls and a container's state are made of them.
     &["exits"],

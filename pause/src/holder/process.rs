@@ -17,7 +17,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use crate::{Error, IdMap, Kind, Namespaces, UserNamespace};
+use crate::{Error, IdMap, Kind, Namespaces, UserNamespace, namespaces};
 
 /// In the order of `Step` in `init/src/hold.rs`.
 const STEPS: [&str; 15] = [
@@ -55,27 +55,7 @@ impl Process {
         namespaces: &Namespaces,
         user: Option<OwnedFd>,
     ) -> Result<Self, Error> {
-        let (ours, theirs) = UnixStream::pair().map_err(Error::program("open the lifeline"))?;
-        ours.set_read_timeout(Some(PATIENCE))
-            .map_err(Error::program("open the lifeline"))?;
-
-        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        command
-            .arg0("pause")
-            .args(["hold", &how(namespaces)])
-            .env_clear()
-            .stdin(OwnedFd::from(theirs))
-            .stdout(user.map_or_else(Stdio::null, Stdio::from))
-            .stderr(Stdio::null());
-        let child = command.spawn().map_err(Error::program("start"))?;
-        // Else the program's end of the lifeline would stay open here, and its end never be seen.
-        drop(command);
-        let child = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or(Error::ProgramEnded)?;
-
-        let child = Self::open(child)?;
+        let (child, ours) = spawn(program, &how(namespaces), user)?;
         let mut forked = None;
         match converse(ours, &child, namespaces, &mut forked) {
             Ok(()) => match forked {
@@ -129,6 +109,98 @@ impl Process {
     }
 }
 
+/// Starts the program with `how` as its orders. Returns it, and this side's end of the lifeline.
+fn spawn(
+    program: &OwnedFd,
+    how: &str,
+    user: Option<OwnedFd>,
+) -> Result<(Process, UnixStream), Error> {
+    let (ours, theirs) = UnixStream::pair().map_err(Error::program("open the lifeline"))?;
+    ours.set_read_timeout(Some(PATIENCE))
+        .map_err(Error::program("open the lifeline"))?;
+
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    command
+        .arg0("pause")
+        .args(["hold", how])
+        .env_clear()
+        .stdin(OwnedFd::from(theirs))
+        .stdout(user.map_or_else(Stdio::null, Stdio::from))
+        .stderr(Stdio::null());
+    let child = command.spawn().map_err(Error::program("start"))?;
+    // Else the program's end of the lifeline would stay open here, and its end never be seen.
+    drop(command);
+    let child = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(Error::ProgramEnded)?;
+
+    Ok((Process::open(child)?, ours))
+}
+
+/// Makes a user namespace and takes it from the process that made it, which is killed before it does anything else.
+pub(crate) fn user_namespace(program: &OwnedFd, user: &UserNamespace) -> Result<OwnedFd, Error> {
+    let (child, mut lifeline) = spawn(program, "U", None)?;
+    let made = match receive(&mut lifeline) {
+        Ok(Some(Message { letter: b'm', .. })) => write_maps(child.pid(), user)
+            .and_then(|()| namespaces::keep(Kind::User, &child.pid().to_string(), "user")),
+        Ok(Some(message)) => Err(message.failure()),
+        Ok(None) => Err(Error::ProgramEnded),
+        Err(error) => Err(error),
+    };
+    child.kill_and_reap();
+    made
+}
+
+/// What the program says.
+struct Message {
+    letter: u8,
+    step: u8,
+    number: i32,
+}
+
+impl Message {
+    /// What it means where a failure is expected.
+    fn failure(&self) -> Error {
+        if self.letter != b'e' {
+            return Error::ProgramEnded;
+        }
+        let operation = STEPS
+            .get(usize::from(self.step))
+            .copied()
+            .unwrap_or("unknown step");
+        Error::program(operation)(io::Error::from_raw_os_error(self.number))
+    }
+}
+
+/// The next message; `None` when the program has closed its end.
+fn receive(lifeline: &mut UnixStream) -> Result<Option<Message>, Error> {
+    let mut message = [0_u8; 8];
+    match lifeline.read_exact(&mut message) {
+        Ok(()) => {
+            let [letter, step, _, _, n @ ..] = message;
+            let number = i32::from_ne_bytes(n);
+            Ok(Some(Message {
+                letter,
+                step,
+                number,
+            }))
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Err(
+            Error::program("wait until it is ready")(ErrorKind::TimedOut.into()),
+        ),
+        Err(error) => Err(Error::program("read from the lifeline")(error)),
+    }
+}
+
 /// The letters of the protocol.
 fn how(namespaces: &Namespaces) -> String {
     let mut how = match namespaces.user {
@@ -158,31 +230,14 @@ fn converse(
 ) -> Result<(), Error> {
     let mut ready = false;
     loop {
-        let mut message = [0_u8; 8];
-        match lifeline.read_exact(&mut message) {
-            Ok(()) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-                ) =>
-            {
-                return if ready {
-                    Ok(())
-                } else {
-                    Err(Error::ProgramEnded)
-                };
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Err(Error::program("wait until it is ready")(
-                    ErrorKind::TimedOut.into(),
-                ));
-            }
-            Err(error) => return Err(Error::program("read from the lifeline")(error)),
-        }
-        let [letter, step, _, _, n @ ..] = message;
-        let number = i32::from_ne_bytes(n);
-        match letter {
+        let Some(message) = receive(&mut lifeline)? else {
+            return if ready {
+                Ok(())
+            } else {
+                Err(Error::ProgramEnded)
+            };
+        };
+        match message.letter {
             b'm' => {
                 write_maps(child.pid(), &namespaces.user)?;
                 lifeline
@@ -190,20 +245,11 @@ fn converse(
                     .map_err(Error::program("write to the lifeline"))?;
             }
             b'p' => {
-                let pid = Pid::from_raw(number).ok_or(Error::ProgramEnded)?;
+                let pid = Pid::from_raw(message.number).ok_or(Error::ProgramEnded)?;
                 *forked = Some(Process::open(pid)?);
             }
             b'r' => ready = true,
-            b'e' => {
-                let operation = STEPS
-                    .get(usize::from(step))
-                    .copied()
-                    .unwrap_or("unknown step");
-                return Err(Error::program(operation)(io::Error::from_raw_os_error(
-                    number,
-                )));
-            }
-            _ => return Err(Error::ProgramEnded),
+            _ => return Err(message.failure()),
         }
     }
 }

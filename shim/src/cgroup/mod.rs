@@ -14,6 +14,7 @@
 //! The kernel's side: Documentation/admin-guide/cgroup-v2.rst, …/cgroup-v1/, cgroups(7). All waits are bounded, and all
 //! functions block; call them where blocking is allowed.
 
+mod oom;
 mod parse;
 mod processes;
 mod v1;
@@ -32,11 +33,15 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+pub(crate) use self::oom::OomKills;
 use crate::error::IoError;
 use crate::mounts::mount_table;
 
 /// Where every distribution mounts them.
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// Exists if systemd is the init of this system, see `sd_booted(3)`.
+const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
 /// The list of a cgroup's processes; a pid written to it moves that process there.
 const PROCS: &str = "cgroup.procs";
@@ -81,7 +86,16 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    /// The one that the option `SystemdCgroup` chooses.
+    /// The one for a container with this `linux.cgroupsPath`: systemd, if the option `SystemdCgroup` says so, or if the
+    /// path has the form that only systemd's driver reads, on a node that systemd runs. The kubelet's driver decides on
+    /// the form. To the other driver it would name a directory `kubepods-….slice:cri-containerd:…` in the root, outside
+    /// of the pod's limits, and nobody would be told.
+    pub(crate) fn choose(systemd_cgroup: bool, cgroups_path: Option<&str>) -> Self {
+        let systemd_runs = || Path::new(SYSTEMD_RUNS).is_dir();
+        Self::of(systemd_cgroup || (cgroups_path.is_some_and(parse::is_systemds) && systemd_runs()))
+    }
+
+    /// The one that has been chosen.
     pub(crate) fn of(systemd_cgroup: bool) -> Self {
         if systemd_cgroup {
             Self::Systemd

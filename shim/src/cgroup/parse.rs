@@ -47,6 +47,11 @@ pub(super) fn cgroups_path(text: &str, driver: Driver) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Whether a cgroups path is `slice:prefix:name`, systemd's form.
+pub(super) fn is_systemds(text: &str) -> bool {
+    systemd_path(text).is_ok()
+}
+
 /// `slice:prefix:name` as systemd places it: the unit `prefix-name.scope` in the slice, and a slice `a-b.slice` in
 /// `a.slice` (systemd.slice(5)). As runc has it, no slice is `system.slice`, and a name that ends in `.slice` is the
 /// unit's whole name.
@@ -322,6 +327,27 @@ mod tests {
             "a/b.slice:c:d",
         ] {
             assert_eq!(systemd(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn systemds_form_is_told_from_a_path() {
+        for systemds in [
+            "kubepods-burstable-pod1.slice:cri-containerd:a",
+            "system.slice:docker:a",
+            ":docker:a",
+        ] {
+            assert!(is_systemds(systemds), "{systemds}");
+        }
+        for path in [
+            "",
+            "/",
+            "/kubepods/pod1/a",
+            "/default/a:b:c",
+            "default/a",
+            "/x.slice:a:b",
+        ] {
+            assert!(!is_systemds(path), "{path}");
         }
     }
 

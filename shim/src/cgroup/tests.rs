@@ -287,6 +287,17 @@ fn the_statistics_of_a_busy_process_are_not_zero() {
 }
 
 #[test]
+fn systemd_is_chosen_by_the_path_only_where_it_runs() {
+    let systemds = Some("system.slice:docker:a");
+    let expected = Driver::of(Path::new(SYSTEMD_RUNS).is_dir());
+    assert_eq!(Driver::choose(false, systemds), expected);
+    assert_eq!(Driver::choose(true, systemds), Driver::Systemd);
+    assert_eq!(Driver::choose(false, Some("/docker/a")), Driver::Cgroupfs);
+    assert_eq!(Driver::choose(false, None), Driver::Cgroupfs);
+    assert_eq!(Driver::choose(true, None), Driver::Systemd);
+}
+
+#[test]
 fn what_would_hit_the_node_or_the_shim_is_refused() {
     // Where the tests run, they are in the root or in a cgroup that has the tests in it.
     let own = Cgroup::of_pid(getpid()).unwrap();

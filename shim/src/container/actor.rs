@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use containerd_shim_protos::events::task;
 use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::process::{Exec, ExecFiles, Process, answer, start_exec, tell_exit};
-use super::{Shared, take_down};
+use super::process::{
+    Exec, ExecFiles, Process, answer, exec_process, restore, start_exec, tell_exit,
+};
+use super::{Shared, known_cgroup, take_down, watched};
 use crate::bundle;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, OomKills};
 use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
 use crate::events::Event;
@@ -29,6 +31,10 @@ pub(super) enum Done {
     InitStarted(Result<()>, Reply<Pid>),
     /// `runc exec` is over.
     ExecStarted(String, Result<(Started, Io)>, Reply<Pid>),
+    /// `runc restore` is over.
+    Restored(Result<(Started, Io)>, Reply<Pid>),
+    /// `runc checkpoint` is over.
+    Saved(PathBuf, Result<()>, Reply<()>),
     /// The container is frozen or thawed.
     Frozen(Call, Result<()>, Reply<()>),
     /// The container is taken down.
@@ -48,6 +54,12 @@ pub(super) struct Actor {
     pub(super) shared: Shared,
     pub(super) runc: Runc,
     pub(super) cgroup: Option<Cgroup>,
+    /// Until the end of the init is told. None where the kernel counts no memory.
+    pub(super) oom_kills: Option<OomKills>,
+    /// What the init is to be restored from, instead of being made by `runc create`.
+    pub(super) image: Option<PathBuf>,
+    /// A checkpoint is being made.
+    pub(super) saving: bool,
     pub(super) init: Process,
     pub(super) execs: HashMap<String, Exec>,
     /// How many execs there have been.
@@ -56,8 +68,10 @@ pub(super) struct Actor {
     pub(super) update_count: u64,
     pub(super) owner: Owner,
     pub(super) jobs: JoinSet<Done>,
-    /// Who waits for the container to be deleted.
-    pub(super) deleted: Option<Reply<Deleted>>,
+    /// The last output of deleted execs, on its way into files and through loggers.
+    pub(super) ending: Vec<JoinHandle<()>>,
+    /// Who waits for the container to be deleted. The first is answered with its exit, the others that it is gone.
+    pub(super) deleted: Vec<Reply<Deleted>>,
 }
 
 impl Actor {
@@ -73,6 +87,8 @@ impl Actor {
                     Some(command) => self.command(command),
                     None => return,
                 },
+                // Told after the start.
+                () = oom_kill(&mut self.oom_kills), if !self.init.starting => self.tell_oom(),
             }
         }
     }
@@ -87,6 +103,7 @@ impl Actor {
             Command::Pause(reply) => self.freeze(Call::Pause, reply),
             Command::Resume(reply) => self.freeze(Call::Resume, reply),
             Command::Update(resources, reply) => self.update(resources, reply),
+            Command::Checkpoint(checkpoint, reply) => self.checkpoint(checkpoint, reply),
             Command::Resize(id, size, reply) => {
                 let resized = self
                     .process(&id)
@@ -122,18 +139,22 @@ impl Actor {
                 self.tell_exits();
             }
             Done::InitStarted(result, reply) => {
-                self.init.starting = false;
-                let started = result.and_then(|()| {
-                    self.init.set_state(State::Running);
-                    self.init
-                        .pid()
-                        .ok_or(Error::Internal("an init without a pid"))
+                let pid = self.init.pid();
+                let pid = pid.ok_or(Error::Internal("an init without a pid"));
+                self.init_started(result.and(pid), reply);
+            }
+            Done::Restored(result, reply) => {
+                let restored = result.map(|(started, io)| {
+                    let pid = started.pid;
+                    self.began(&ProcessId::Init, started, io);
+                    self.cgroup = self.cgroup.take().or_else(|| known_cgroup(&self.id, pid));
+                    self.oom_kills = watched(&self.id, self.cgroup.as_ref());
+                    pid
                 });
-                if let Ok(pid) = &started {
-                    info!("container {}: started", self.id);
-                    self.shared.events.send(&Event::started(&self.id, *pid));
-                }
-                answer(reply, started);
+                self.init_started(restored, reply);
+            }
+            Done::Saved(image, result, reply) => {
+                answer(reply, self.saved(&image, result));
                 self.tell_exits();
             }
             Done::ExecStarted(id, result, reply) => {
@@ -149,6 +170,17 @@ impl Actor {
             Done::Answered => {}
         }
         false
+    }
+
+    fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {
+        self.init.starting = false;
+        if let Ok(pid) = &started {
+            self.init.set_state(State::Running);
+            info!("container {}: started", self.id);
+            self.shared.events.send(&Event::started(&self.id, *pid));
+        }
+        answer(reply, started);
+        self.tell_exits();
     }
 
     pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process> {
@@ -182,8 +214,12 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
+        let over = self.init.ended.is_some() || self.init.state().exit().is_some();
         let checked = self.process(&id).and_then(|process| {
             process.state().check(Call::Start)?;
+            if over {
+                return Err(Error::FailedPrecondition("the container has ended".into()));
+            }
             if process.starting || process.ended.is_some() {
                 return Err(Error::FailedPrecondition(
                     "the process is being started, or has ended".into(),
@@ -196,17 +232,28 @@ impl Actor {
         let runc = self.runc.clone();
         match (checked, id) {
             (Err(error), _) => answer(reply, Err(error)),
-            (Ok(_), ProcessId::Init) => {
-                self.jobs
-                    .spawn(async move { Done::InitStarted(runc.start().await, reply) });
-            }
+            (Ok(io), ProcessId::Init) => match self.image.clone() {
+                None => {
+                    self.jobs
+                        .spawn(async move { Done::InitStarted(runc.start().await, reply) });
+                }
+                Some(image) => {
+                    let (id, bundle) = (self.id.clone(), self.bundle.clone());
+                    let (owner, shared) = (self.streams_owner, self.shared.clone());
+                    self.jobs.spawn(async move {
+                        let restored =
+                            restore(&runc, &id, &bundle, &image, &io, owner, &shared).await;
+                        Done::Restored(restored, reply)
+                    });
+                }
+            },
             (Ok(io), ProcessId::Exec(exec)) => {
                 let Some(files) = self.execs.get(&exec).map(|exec| exec.files.clone()) else {
                     return answer(reply, Err(no_process(&ProcessId::Exec(exec))));
                 };
-                let owner = self.streams_owner;
+                let (owner, shared) = (self.streams_owner, self.shared.clone());
                 self.jobs.spawn(async move {
-                    let result = start_exec(&runc, &files, &io, owner).await;
+                    let result = start_exec(&runc, &exec, &files, &io, owner, &shared).await;
                     Done::ExecStarted(exec, result, reply)
                 });
             }
@@ -215,6 +262,13 @@ impl Actor {
 
     fn exec(&mut self, id: String, process: &[u8], io: io::Request) -> Result<()> {
         self.init.state().check(Call::Exec)?;
+        if self.init.pid().is_none() {
+            return Err(Error::FailedPrecondition(format!(
+                "{} has not been restored yet",
+                self.id
+            )));
+        }
+        let process = exec_process(process, io.terminal)?;
         if self.execs.contains_key(&id) {
             return Err(Error::AlreadyExists(format!("exec {id:?} already exists")));
         }
@@ -266,6 +320,14 @@ impl Actor {
 
     /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
     fn tell_exits(&mut self) {
+        let ended = |exec: &Exec| exec.process.ended.is_some();
+        if !self.init.starting
+            && (self.init.ended.is_some() || self.execs.values().any(ended))
+            && self.oom_kills.as_mut().is_some_and(OomKills::look)
+        {
+            // It may be what ended the process, and is told before its exit.
+            self.tell_oom();
+        }
         let (id, events) = (&self.id, &self.shared.events);
         for (exec, Exec { process, .. }) in &mut self.execs {
             if !process.starting {
@@ -273,15 +335,21 @@ impl Actor {
             }
         }
         let lives = |exec: &Exec| exec.process.lives();
-        if self.init.starting || self.execs.values().any(lives) {
+        if self.init.starting || self.saving || self.execs.values().any(lives) {
             return;
         }
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
             info!("container {id}: exited, status {}", exit.status);
-            if self.deleted.is_some() {
+            self.oom_kills = None;
+            if !self.deleted.is_empty() {
                 self.take_down();
             }
         }
+    }
+
+    fn tell_oom(&self) {
+        info!("container {}: out of memory, a process was killed", self.id);
+        self.shared.events.send(&Event::oom(&self.id));
     }
 
     fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
@@ -299,32 +367,41 @@ impl Actor {
         };
         if let Some(exec) = self.execs.remove(exec) {
             exec.files.remove();
-            exec.process.io.end();
+            self.ending.retain(|ending| !ending.is_finished());
+            self.ending.extend(exec.process.io.end());
         }
         self.owner.views.remove(&id);
         Ok(deleted)
     }
 
     fn delete(&mut self, reply: Reply<Deleted>) {
-        let busy = self.init.starting || self.deleted.is_some();
-        let checked = self.init.state().check(Call::Delete).and_then(|()| {
-            if busy {
+        if !self.deleted.is_empty() {
+            return self.deleted.push(reply);
+        }
+        let state = self.init.state();
+        let checked = state.check(Call::Delete).and_then(|()| {
+            if self.init.starting {
                 return Err(Error::FailedPrecondition(
-                    "the container is being started or deleted".into(),
+                    "the container is being started".into(),
                 ));
             }
-            Ok(self.init.state())
+            Ok(())
         });
-        match checked {
-            Err(error) => answer(reply, Err(error)),
-            Ok(State::Stopped(_)) => {
-                self.deleted = Some(reply);
+        match (checked, state) {
+            (Err(error), _) => answer(reply, Err(error)),
+            (Ok(()), State::Stopped(_)) => {
+                self.deleted.push(reply);
                 self.take_down();
             }
-            Ok(State::Created | State::Running | State::Paused) => {
+            // Not restored yet.
+            (Ok(()), State::Created) if self.init.pid().is_none() => {
+                self.deleted.push(reply);
+                self.take_down();
+            }
+            (Ok(()), State::Created | State::Running | State::Paused) => {
                 // Never started: ended first, and taken down when it has.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
-                    Ok(()) | Err(Error::NotFound(_)) => self.deleted = Some(reply),
+                    Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
                     Err(error) => answer(reply, Err(error)),
                 }
             }
@@ -333,20 +410,36 @@ impl Actor {
 
     fn take_down(&mut self) {
         let (bundle, runc) = (self.bundle.clone(), self.runc.clone());
-        self.jobs
-            .spawn(async move { Done::TakenDown(take_down(&bundle, &runc).await) });
+        let mut ending = std::mem::take(&mut self.ending);
+        let execs = self.execs.values_mut().map(|exec| &mut exec.process);
+        for process in execs.chain([&mut self.init]) {
+            ending.extend(std::mem::replace(&mut process.io, Io::none()).end());
+        }
+        self.jobs.spawn(async move {
+            let taken_down = take_down(&bundle, &runc).await;
+            // After the answer the shim may have to end, and files and loggers must have all by then.
+            for ending in ending {
+                // It does not panic, and is not aborted.
+                let _ = ending.await;
+            }
+            Done::TakenDown(taken_down)
+        });
     }
 
     /// True when the container is gone. If something is left, the caller is told, and may try again.
     fn taken_down(&mut self, result: Result<()>) -> bool {
-        let Some(reply) = self.deleted.take() else {
+        let mut replies = std::mem::take(&mut self.deleted).into_iter();
+        let Some(reply) = replies.next() else {
             return false;
         };
         if let Err(error) = result {
+            for other in replies {
+                let left = format!("container {} is not deleted: {error}", self.id);
+                answer(other, Err(Error::FailedPrecondition(left)));
+            }
             answer(reply, Err(error));
             return false;
         }
-        std::mem::replace(&mut self.init.io, Io::none()).end();
         let noted = bundle::set_deleted(&self.bundle)
             .and_then(|()| bundle::forget(&self.shared.first_bundle, &self.id));
         if let Err(error) = noted {
@@ -363,7 +456,18 @@ impl Actor {
         // Gone before the answer, so that a Shutdown that follows it finds the container gone.
         self.owner.calls.close();
         answer(reply, Ok(deleted));
+        for other in replies {
+            answer(other, Err(no_process(&ProcessId::Init)));
+        }
         true
+    }
+}
+
+/// Resolves when a process was killed for lack of memory; never, where that is not watched.
+async fn oom_kill(kills: &mut Option<OomKills>) {
+    match kills {
+        Some(kills) => kills.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,42 +2,38 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::path::Path;
 
 use containerd_shim_protos::events::task;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use log::warn;
+use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::actor::{Actor, Done};
 use super::blocking;
 use super::process::{Process, answer};
 use crate::cgroup::Cgroup;
+use crate::criu::Checkpoint;
 use crate::error::{Error, IoError, Result};
 use crate::events::Event;
 use crate::mailbox::{Listed, ProcessId, Reply, Target};
 use crate::state::{Call, State};
 
 impl Actor {
-    pub(super) fn kill(&mut self, id: &ProcessId, signal: u32, target: Target, reply: Reply<()>) {
-        let number = i32::try_from(signal).unwrap_or_default();
+    pub(super) fn kill(&mut self, id: &ProcessId, number: u32, target: Target, reply: Reply<()>) {
         if let Err(error) = self.living(id) {
             return answer(reply, Err(error));
         }
-        match (Signal::from_named_raw(number), target) {
-            (Some(signal), Target::All) => self.kill_all(signal, reply),
-            (Some(signal), Target::Process) => answer(reply, self.signal(id, signal)),
-            // Real-time signals have no name that our library knows.
-            (None, _) if *id == ProcessId::Init => {
-                let runc = self.runc.clone();
-                self.jobs.spawn(async move {
-                    answer(reply, runc.kill(signal).await);
-                    Done::Answered
-                });
-            }
+        match (pause::signal(number), target) {
+            // Of an exec there is only its process: the others are not its own.
+            (Some(signal), Target::All) if *id == ProcessId::Init => self.kill_all(signal, reply),
+            (Some(signal), Target::All | Target::Process) => answer(reply, self.signal(id, signal)),
+            // Sends nothing, and asks whether the process is there (kill(2)).
+            (None, _) if number == 0 => answer(reply, Ok(())),
             (None, _) => answer(
                 reply,
                 Err(Error::InvalidArgument(format!(
-                    "no signal {signal} for an exec"
+                    "there is no signal {number}"
                 ))),
             ),
         }
@@ -62,6 +58,8 @@ impl Actor {
                 return Err(IoError::at("open a pidfd for", format!("{id:?}"))(*error).into());
             }
             (None, Some(_)) => return Err(finished()),
+            // Not restored yet.
+            (None, None) if *id == ProcessId::Init => return Err(finished()),
             (None, None) => {
                 return Err(Error::FailedPrecondition(
                     "the process has not been started".into(),
@@ -127,6 +125,7 @@ impl Actor {
             .init
             .state()
             .check(call)
+            .and_then(|()| self.not_while_saving())
             .and_then(|()| self.cgroup().cloned());
         let cgroup = match checked {
             Ok(cgroup) => cgroup,
@@ -170,8 +169,56 @@ impl Actor {
         Ok(())
     }
 
+    /// Saves the container. Its exit, if it is to end with that, waits until this is over.
+    pub(super) fn checkpoint(&mut self, checkpoint: Checkpoint, reply: Reply<()>) {
+        let checked = self
+            .init
+            .state()
+            .check(Call::Checkpoint)
+            .and_then(|()| self.not_while_saving());
+        if let Err(error) = checked {
+            return answer(reply, Err(error));
+        }
+        self.saving = true;
+        let runc = self.runc.clone();
+        let io = self.init.view.borrow().io.clone();
+        self.jobs.spawn(async move {
+            let saved = runc.checkpoint(&checkpoint, &io.stdout, &io.stderr).await;
+            Done::Saved(checkpoint.image, saved, reply)
+        });
+    }
+
+    pub(super) fn saved(&mut self, image: &Path, result: Result<()>) -> Result<()> {
+        self.saving = false;
+        result?;
+        info!("container {}: saved into {}", self.id, image.display());
+        self.shared
+            .events
+            .send(&Event::Checkpointed(task::TaskCheckpointed {
+                container_id: self.id.clone(),
+                checkpoint: image.display().to_string(),
+                ..task::TaskCheckpointed::default()
+            }));
+        Ok(())
+    }
+
+    /// criu freezes and thaws the container's processes itself.
+    fn not_while_saving(&self) -> Result<()> {
+        if self.saving {
+            return Err(Error::FailedPrecondition(format!(
+                "{} is being checkpointed",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
-        if let Err(error) = self.init.state().check(Call::Update) {
+        let checked = self.init.state().check(Call::Update).and_then(|()| {
+            serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&resources)
+                .map_err(|e| Error::InvalidArgument(format!("update {}: resources: {e}", self.id)))
+        });
+        if let Err(error) = checked {
             return answer(reply, Err(error));
         }
         self.update_count += 1;
@@ -222,19 +269,14 @@ impl Actor {
         });
     }
 
+    /// The last counters of a container that has ended are there for as long as its cgroup is.
     pub(super) fn stats(&mut self, reply: Reply<Any>) {
-        let ended = self.init.state().exit().is_some();
-        let cgroup = if ended {
-            Err(Error::NotFound(format!("{} has ended", self.id)))
-        } else {
-            self.cgroup().cloned()
+        let cgroup = match self.cgroup().cloned() {
+            Ok(cgroup) => cgroup,
+            Err(error) => return answer(reply, Err(error)),
         };
         self.jobs.spawn(async move {
-            let stats = match cgroup {
-                Ok(cgroup) => blocking(move || Ok(cgroup.stats()?)).await,
-                Err(error) => Err(error),
-            };
-            answer(reply, stats);
+            answer(reply, blocking(move || cgroup.stats().map_err(gone)).await);
             Done::Answered
         });
     }
@@ -246,14 +288,16 @@ impl Actor {
     }
 }
 
+/// The error for a cgroup that may have gone with its last process.
+fn gone(error: IoError) -> Error {
+    if error.source.kind() == ErrorKind::NotFound {
+        Error::NotFound(format!("all processes have finished: {error}"))
+    } else {
+        error.into()
+    }
+}
+
 fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
-    let gone = |error: IoError| {
-        if error.source.kind() == ErrorKind::NotFound {
-            Error::NotFound("all processes have finished".into())
-        } else {
-            error.into()
-        }
-    };
     if signal == Signal::KILL {
         return cgroup.kill_all().map_err(gone);
     }

@@ -30,9 +30,9 @@ use tokio::task::JoinSet;
 use self::actor::Actor;
 use self::process::Process;
 use crate::bundle::Record;
-use crate::cgroup::{Cgroup, Driver};
+use crate::cgroup::{Cgroup, Driver, OomKills};
 use crate::convert::wire_pid;
-use crate::error::{Error, IoError, Result};
+use crate::error::{Error, IoError, Result, first_of};
 use crate::events::{Event, Events};
 use crate::exits::Exits;
 use crate::io::{self, Io, Owner, Writer};
@@ -65,6 +65,8 @@ pub(crate) struct Create {
     pub(crate) bundle: PathBuf,
     /// What its root filesystem is mounted from.
     pub(crate) rootfs: Vec<WireMount>,
+    /// What it is to be restored from, when it starts.
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Its streams.
     pub(crate) io: io::Request,
     /// Its spec.
@@ -74,6 +76,12 @@ pub(crate) struct Create {
 }
 
 impl Create {
+    /// Leaves the cgroups to systemd where that is who their path is written for.
+    pub(crate) fn choose_driver(&mut self) {
+        let driver = Driver::choose(self.options.systemd_cgroup, self.spec.cgroups_path());
+        self.options.systemd_cgroup = driver == Driver::Systemd;
+    }
+
     fn streams_owner(&self) -> Owner {
         Owner {
             uid: self.options.io_uid,
@@ -81,18 +89,19 @@ impl Create {
         }
     }
 
-    /// Its cgroup. Where only runc or systemd knows the path, it is asked of the process, which must still be there.
-    fn cgroup(&self, init: Pid) -> Result<Cgroup, IoError> {
-        match self.spec.cgroups_path() {
-            Some(path) if path.starts_with('/') && !self.options.systemd_cgroup => {
-                Cgroup::at(path, Driver::Cgroupfs)
-            }
-            _ => Cgroup::of_pid(init),
+    /// Its cgroup, where the spec names it. Elsewhere only runc or systemd knows the path, and it is asked of the process.
+    fn cgroup(&self) -> Option<Cgroup> {
+        let path = self.spec.cgroups_path()?;
+        if !path.starts_with('/') || self.options.systemd_cgroup {
+            return None;
         }
+        Cgroup::at(path, Driver::Cgroupfs)
+            .inspect_err(|e| warn!("container {}: {e}", self.id))
+            .ok()
     }
 
     /// The event that says that it is made.
-    pub(crate) fn event(&self, pid: Pid) -> Event {
+    pub(crate) fn event(&self, pid: Option<Pid>) -> Event {
         Event::Create(task::TaskCreate {
             container_id: self.id.clone(),
             bundle: self.bundle.display().to_string(),
@@ -104,17 +113,29 @@ impl Create {
                 terminal: self.io.terminal,
                 ..task::TaskIO::default()
             }),
-            pid: wire_pid(Some(pid)),
+            checkpoint: self
+                .checkpoint
+                .as_ref()
+                .map(|image| image.display().to_string())
+                .unwrap_or_default(),
+            pid: wire_pid(pid),
             ..task::TaskCreate::default()
         })
     }
 }
 
-/// Makes a container and gives it to a task of its own. A failure leaves nothing behind.
+/// Makes a container and gives it to a task of its own. A failure leaves nothing behind. When `given_up` resolves before
+/// runc has made it, runc is ended: a hook that hangs must not keep containerd from deleting what it has given up. One
+/// that is to be restored has no process before it is started.
 ///
 /// # Errors
-/// What mounting, the streams or runc say.
-pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, Pid)> {
+/// What mounting, the streams or runc say; `FailedPrecondition` when it was given up, and when there is no checkpoint
+/// where it should be.
+pub(crate) async fn create(
+    shared: &Shared,
+    create: Create,
+    given_up: impl Future<Output = ()>,
+) -> Result<(Handle, Option<Pid>)> {
     let runc = Runc::new(
         &create.id,
         &create.bundle,
@@ -122,28 +143,30 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         &create.options,
         &shared.exits,
     );
-    let made = make(shared, &create, &runc).await;
-    let (started, io) = match made {
+    let made = make(shared, &create, &runc, given_up).await;
+    let made = match made {
         Ok(made) => made,
         Err(error) => {
             take_down(&create.bundle, &runc).await.unwrap_or_else(|e| {
                 warn!("take down {} after a failed create: {e}", create.id);
             });
+            remove_cgroup(&create).await;
             return Err(error);
         }
     };
+    let pid = made.as_ref().map(|(started, _)| started.pid);
     let cgroup = create
-        .cgroup(started.pid)
-        .inspect_err(|e| warn!("container {}: {e}", create.id))
-        .ok();
+        .cgroup()
+        .or_else(|| pid.and_then(|pid| known_cgroup(&create.id, pid)));
+    // Its init stands in its cgroup and runs nothing of the user's yet: no kill can be missed.
+    let oom_kills = watched(&create.id, cgroup.as_ref().filter(|_| pid.is_some()));
     let (handle, owner) = Handle::new(&create.bundle);
     let streams_owner = create.streams_owner();
-    let pid = started.pid;
     let event = create.event(pid);
     let view = owner.views.add(
         ProcessId::Init,
         View {
-            pid: Some(pid),
+            pid,
             state: State::Created,
             io: create.io,
         },
@@ -156,22 +179,44 @@ pub(crate) async fn create(shared: &Shared, create: Create) -> Result<(Handle, P
         shared: shared.clone(),
         runc,
         cgroup,
+        oom_kills,
+        image: create.checkpoint,
+        saving: false,
         init: Process::new(view),
         execs: HashMap::new(),
         exec_count: 0,
         update_count: 0,
         owner,
         jobs: JoinSet::new(),
-        deleted: None,
+        ending: Vec::new(),
+        deleted: Vec::new(),
     };
-    info!("container {}: created, pid {pid}", actor.id);
     shared.events.send(&event);
-    actor.began(&ProcessId::Init, started, io);
+    if let Some((started, io)) = made {
+        info!("container {}: created, pid {}", actor.id, started.pid);
+        actor.began(&ProcessId::Init, started, io);
+    } else {
+        info!("container {}: created, to be restored", actor.id);
+    }
     tokio::spawn(actor.run());
     Ok((handle, pid))
 }
 
-async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started, Io)> {
+async fn make(
+    shared: &Shared,
+    create: &Create,
+    runc: &Runc,
+    given_up: impl Future<Output = ()>,
+) -> Result<Option<(Started, Io)>> {
+    if let Some(image) = &create.checkpoint
+        && !image.is_dir()
+    {
+        return Err(Error::FailedPrecondition(format!(
+            "create {} from checkpoint {}: there is no such folder",
+            create.id,
+            image.display()
+        )));
+    }
     Record {
         bundle: create.bundle.clone(),
         runc: Some(runc.record().clone()),
@@ -180,15 +225,66 @@ async fn make(shared: &Shared, create: &Create, runc: &Runc) -> Result<(Started,
     }
     .save(&shared.first_bundle, &create.id)?;
     mount_rootfs(create).await?;
-    let (prepared, streams) = create.io.prepare(
-        &create.bundle,
-        "console",
-        Writer::Process,
-        create.streams_owner(),
-    )?;
-    let started = runc.create(streams).await?;
-    let io = prepared.attach().await?;
-    Ok((started, io))
+    if create.checkpoint.is_some() {
+        return Ok(None);
+    }
+    let streams_for = io::For {
+        id: &create.id,
+        namespace: &shared.namespace,
+        console: (&create.bundle, "console"),
+        writer: Writer::Process,
+        owner: create.streams_owner(),
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = create.io.prepare(streams_for).await?;
+    tokio::select! {
+        made = async {
+            let started = runc.create(streams).await?;
+            let io = prepared.attach().await?;
+            io.check()?;
+            Ok(Some((started, io)))
+        } => made,
+        () = given_up => Err(Error::FailedPrecondition(format!(
+            "container {} was deleted while it was being made",
+            create.id
+        ))),
+    }
+}
+
+/// A runc that was ended before it had noted what it made does not remove its cgroup.
+async fn remove_cgroup(create: &Create) {
+    let driver = Driver::of(create.options.systemd_cgroup);
+    let Some(path) = create.spec.cgroups_path().map(str::to_owned) else {
+        return;
+    };
+    let removed = blocking(move || {
+        let cgroup = Cgroup::at(&path, driver)?;
+        match cgroup.kill_all() {
+            Err(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        first_of(cgroup.remove())
+    });
+    removed
+        .await
+        .unwrap_or_else(|error| warn!("after a failed create: {error}"));
+}
+
+/// The cgroup that a process is in, while it lives.
+fn known_cgroup(id: &str, pid: Pid) -> Option<Cgroup> {
+    Cgroup::of_pid(pid)
+        .inspect_err(|e| warn!("container {id}: {e}"))
+        .ok()
+}
+
+/// Its kills for lack of memory from now on. It must exist.
+fn watched(id: &str, cgroup: Option<&Cgroup>) -> Option<OomKills> {
+    cgroup?
+        .watch_oom_kills()
+        .inspect_err(|e| warn!("container {id}: {e}"))
+        .ok()
 }
 
 async fn mount_rootfs(create: &Create) -> Result<()> {

@@ -4,12 +4,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
 
-use crate::error::Result;
+use super::Shared;
+use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::exits::Exit;
-use crate::io::{self, Io, Owner, Writer};
+use crate::io::{self, Io, Owner, Prepared, Writer};
 use crate::mailbox::View;
 use crate::runc::{Runc, Started};
 use crate::state::State;
@@ -105,14 +107,63 @@ impl ExecFiles {
     }
 }
 
+/// The OCI process of an exec for runc: JSON that says what the request says about the terminal.
+///
+/// # Errors
+/// `InvalidArgument` when it is no JSON object.
+pub(super) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
+    let wrong = |e: serde_json::Error| Error::InvalidArgument(format!("process of the exec: {e}"));
+    let mut process: Map<String, Value> = serde_json::from_slice(json).map_err(wrong)?;
+    process.insert("terminal".into(), terminal.into());
+    serde_json::to_vec(&process).map_err(wrong)
+}
+
+/// Runs a saved container's processes again, with new streams.
+pub(super) async fn restore(
+    runc: &Runc,
+    container: &str,
+    bundle: &Path,
+    image: &Path,
+    io: &io::Request,
+    owner: Owner,
+    shared: &Shared,
+) -> Result<(Started, Io)> {
+    let streams_for = io::For {
+        id: container,
+        namespace: &shared.namespace,
+        console: (bundle, "console"),
+        writer: Writer::Process,
+        owner,
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = io.prepare(streams_for).await?;
+    let started = runc.restore(image, streams).await?;
+    attach(prepared, started).await
+}
+
 pub(super) async fn start_exec(
     runc: &Runc,
+    exec: &str,
     files: &ExecFiles,
     io: &io::Request,
     owner: Owner,
+    shared: &Shared,
 ) -> Result<(Started, Io)> {
-    let (prepared, streams) = io.prepare(&files.bundle, &files.console, Writer::Shim, owner)?;
+    let streams_for = io::For {
+        id: exec,
+        namespace: &shared.namespace,
+        console: (&files.bundle, &files.console),
+        writer: Writer::Shim,
+        owner,
+        exits: &shared.exits,
+    };
+    let (prepared, streams) = io.prepare(streams_for).await?;
     let started = runc.exec(&files.process, &files.pid, streams).await?;
+    attach(prepared, started).await
+}
+
+/// Lets the streams of a process that runs already flow.
+async fn attach(prepared: Prepared, started: Started) -> Result<(Started, Io)> {
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;
         Ok(io)

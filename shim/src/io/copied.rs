@@ -1,14 +1,19 @@
-//! Streams that the shim copies between a pipe and a FIFO: the input of every process, and the output of an exec.
+//! Streams that the shim copies between a pipe and a FIFO or a file: the input of every process, the output of an exec,
+//! and all output into a file.
+//!
+//! A process does not get a file of the node itself: it could read back, cut or change what stands there.
 //!
 //! An exec's process may leave others behind in the container that keep its output open. containerd then deletes the exec
 //! and waits for the end of its FIFOs, so nobody but the shim may have them open. (A container's init takes all its
 //! processes with it, and writes its FIFOs itself.)
 
-use std::fs::File;
-use std::io::ErrorKind;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 
 use log::warn;
 use rustix::pipe::PipeFlags;
@@ -17,7 +22,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::{fifo, io_error};
+use super::{Closing, fifo, io_error};
 use crate::error::Result;
 
 const BUFFER: usize = 16 * 1024;
@@ -95,25 +100,79 @@ impl Drop for Input {
     }
 }
 
-/// Output: a pipe from the process, emptied into a FIFO.
+/// Output: a pipe from the process, emptied into a FIFO or a file.
 #[derive(Debug)]
 pub(super) struct Copied {
     copying: JoinHandle<()>,
     drain: oneshot::Sender<()>,
-    held: fifo::Output,
+    /// None for a file.
+    held: Option<fifo::Output>,
+}
+
+/// Opens a file to append to; makes it, and its folder.
+pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
+    if let Some(folder) = path.parent() {
+        let mut builder = DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(io_error("make the folder", folder))?;
+    }
+    open_with(path, OpenOptions::new().create(true).mode(0o644))
+}
+
+/// Opens a file to append to, which must be there.
+pub(super) fn open_there(path: &Path) -> Result<Arc<File>> {
+    open_with(path, &mut OpenOptions::new())
+}
+
+fn open_with(path: &Path, options: &mut OpenOptions) -> Result<Arc<File>> {
+    // Not to wait at something that is no plain file.
+    let options = options.append(true).custom_flags(fifo::NONBLOCK);
+    let file = options.open(path).map_err(io_error("open stream", path))?;
+    Ok(Arc::new(file))
+}
+
+/// Where output is copied to.
+enum Sink {
+    Fifo(pipe::Sender),
+    File(Lines),
+}
+
+/// A file that output is appended to.
+struct Lines {
+    file: Arc<File>,
+    path: PathBuf,
+    /// The last write failed, and it has been said.
+    failing: bool,
 }
 
 impl Copied {
     /// A pipe for the process, copied into the FIFO at `path`.
-    pub(super) fn new(path: &Path) -> Result<(Self, OwnedFd)> {
+    pub(super) fn into_fifo(path: &Path) -> Result<(Self, OwnedFd)> {
         let held = fifo::hold(path)?;
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io_error("make a pipe for", path))?;
-        let from = pipe::Receiver::from_owned_fd(reader).map_err(io_error("poll", path))?;
         let to = held
             .try_clone()
             .and_then(pipe::Sender::from_owned_fd_unchecked)
             .map_err(io_error("poll", path))?;
+        Self::new(path, Sink::Fifo(to), Some(held))
+    }
+
+    /// A pipe for the process, copied into the open file at `path`.
+    pub(super) fn into_file(path: &Path, file: &Arc<File>) -> Result<(Self, OwnedFd)> {
+        let lines = Lines {
+            file: file.clone(),
+            path: path.to_owned(),
+            failing: false,
+        };
+        Self::new(path, Sink::File(lines), None)
+    }
+
+    fn new(path: &Path, to: Sink, held: Option<fifo::Output>) -> Result<(Self, OwnedFd)> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(io_error("make a pipe for", path))?;
+        let from = pipe::Receiver::from_owned_fd(reader).map_err(io_error("poll", path))?;
         let (drain, drained) = oneshot::channel();
         let copied = Self {
             copying: tokio::spawn(copy_until(from, to, drained)),
@@ -123,28 +182,65 @@ impl Copied {
         Ok((copied, writer))
     }
 
-    /// Copies on until the other end is closed, or [`Copied::drain`]'s sender is used; then lets go of the FIFO.
-    pub(super) fn release(self) -> (impl Future<Output = ()> + Send, oneshot::Sender<()>) {
+    /// The process has ended. Copies on until the other end is closed or the drain is asked for, then lets go.
+    pub(super) fn close(self) -> Closing {
         let Self {
             copying,
             drain,
             held,
         } = self;
-        let released = async move {
-            // It does not panic, and nobody else has a handle to abort it.
-            let _ = copying.await;
-            held.release().await;
-        };
-        (released, drain)
+        match held {
+            None => Closing::File(copying, drain),
+            Some(held) => {
+                let released = async move {
+                    // It does not panic, and nobody else has a handle to abort it.
+                    let _ = copying.await;
+                    held.release().await;
+                };
+                Closing::Fifo(tokio::spawn(released), Some(drain))
+            }
+        }
+    }
+}
+
+impl Sink {
+    /// As [`write`]. A file takes all: a full disk must not end the process.
+    async fn write(&mut self, read: std::io::Result<&[u8]>) -> bool {
+        match self {
+            Self::Fifo(fifo) => write(fifo, read).await,
+            Self::File(lines) => match checked(read) {
+                Some(bytes) => lines.append(bytes.to_vec()).await,
+                None => false,
+            },
+        }
+    }
+}
+
+impl Lines {
+    /// False when the shim is ending.
+    async fn append(&mut self, bytes: Vec<u8>) -> bool {
+        let file = self.file.clone();
+        // A disk may be slow.
+        let written = tokio::task::spawn_blocking(move || (&*file).write_all(&bytes)).await;
+        match written {
+            Ok(Ok(())) => {
+                self.failing = false;
+                true
+            }
+            Ok(Err(error)) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    let path = self.path.display();
+                    warn!("write {path}: {error}; output is lost until it can be written again");
+                }
+                true
+            }
+            Err(_) => false,
+        }
     }
 }
 
 /// As [`copy`], but after `drain` only what is there already.
-async fn copy_until(
-    mut from: pipe::Receiver,
-    mut to: pipe::Sender,
-    mut drain: oneshot::Receiver<()>,
-) {
+async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::Receiver<()>) {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = tokio::select! {
@@ -155,7 +251,7 @@ async fn copy_until(
                 Err(_) => return,
             },
         };
-        let mut writing = pin!(write(&mut to, read.map(|read| &buffer[..read])));
+        let mut writing = pin!(to.write(read.map(|read| &buffer[..read])));
         let (more, draining) = tokio::select! {
             more = &mut writing => (more, false),
             drained = &mut drain => match drained {
@@ -173,7 +269,7 @@ async fn copy_until(
         match from.try_read(&mut buffer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             read => {
-                if !write(&mut to, read.map(|read| &buffer[..read])).await {
+                if !to.write(read.map(|read| &buffer[..read])).await {
                     return;
                 }
             }
@@ -194,16 +290,8 @@ pub(super) async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender) {
 
 /// Hands on what was read. False at the end of either side.
 async fn write(to: &mut pipe::Sender, read: std::io::Result<&[u8]>) -> bool {
-    let bytes = match read {
-        Ok([]) => return false,
-        Ok(bytes) => bytes,
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-            return false;
-        }
-        Err(error) => {
-            warn!("read a stream: {error}");
-            return false;
-        }
+    let Some(bytes) = checked(read) else {
+        return false;
     };
     match to.write_all(bytes).await {
         Ok(()) => true,
@@ -212,5 +300,56 @@ async fn write(to: &mut pipe::Sender, read: std::io::Result<&[u8]>) -> bool {
             warn!("write a stream: {error}");
             false
         }
+    }
+}
+
+/// What was read; none at the end.
+fn checked(read: std::io::Result<&[u8]>) -> Option<&[u8]> {
+    match read {
+        Ok([]) => None,
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => None,
+        Err(error) => {
+            warn!("read a stream: {error}");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Writes through a pipe that is copied into `path`, and waits until all of it is copied.
+    async fn copy_all(path: &Path, file: &Arc<File>, text: &str) {
+        let (copied, writer) = Copied::into_file(path, file).unwrap();
+        let mut writer = pipe::Sender::from_owned_fd(writer).unwrap();
+        writer.write_all(text.as_bytes()).await.unwrap();
+        drop(writer);
+        let end = copied.close().end().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), end)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn output_is_added_to_a_file_in_a_folder_that_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/log");
+        for text in ["one\n", "two\n"] {
+            copy_all(&path, &open_file(&path).unwrap(), text).await;
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_stop_a_process() {
+        let path = Path::new("/dev/full");
+        let much = "x".repeat(1 << 20);
+        copy_all(path, &open_there(path).unwrap(), &much).await;
     }
 }

@@ -38,18 +38,17 @@ pub(super) struct Output {
     path: PathBuf,
 }
 
-/// Opens the FIFO at `path` as output of a process. A plain file is appended to, and there is nothing to hold.
-pub(super) fn output(path: &Path) -> Result<(Option<Output>, OwnedFd)> {
-    let kind = std::fs::metadata(path)
-        .map_err(io_error("open stream", path))?
-        .file_type();
-    if !kind.is_fifo() {
-        let file = open(path, OpenOptions::new().append(true))?;
-        return Ok((None, file.into()));
-    }
+/// Whether `path` is a FIFO. Something else must be there at least.
+pub(super) fn is_fifo(path: &Path) -> Result<bool> {
+    let found = std::fs::metadata(path).map_err(io_error("open stream", path))?;
+    Ok(found.file_type().is_fifo())
+}
+
+/// Opens the FIFO at `path` as output of a process.
+pub(super) fn output(path: &Path) -> Result<(Output, OwnedFd)> {
     let held = hold(path)?;
     let writer = open(path, OpenOptions::new().write(true))?;
-    Ok((Some(held), writer.into()))
+    Ok((held, writer.into()))
 }
 
 /// Opens the FIFO at `path` to read from, and to hold for writing: the end comes when the hold is dropped and all others
@@ -179,7 +178,7 @@ mod tests {
         let (held, stream) = output(path).unwrap();
         let mut echo = Command::new("echo");
         assert!(echo.arg("hello").stdout(stream).status().unwrap().success());
-        held.unwrap()
+        held
     }
 
     async fn read_all(path: PathBuf) -> String {
@@ -233,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_not_there_is_named() {
-        let error = output(Path::new("/nowhere/out")).unwrap_err().to_string();
+        let error = is_fifo(Path::new("/nowhere/out")).unwrap_err().to_string();
         assert!(error.contains("open stream /nowhere/out"), "{error}");
     }
 }

@@ -4,18 +4,24 @@
 //!  without a terminal                               with a terminal
 //!  containerd ──FIFO──▶ shim ──pipe──▶ process      containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
 //!  containerd ◀──FIFO── process (an init)           containerd ◀──FIFO── shim ◀──     ║
-//!  containerd ◀──FIFO── shim ◀──pipe── an exec
+//!  containerd ◀──FIFO── shim ◀──pipe── an exec          logger ◀──pipe── shim ◀──     ║
+//!      logger ◀──pipe── process
+//!        file ◀──────── shim ◀──pipe── process
 //! ```
 //!
-//! What is copied is copied with back-pressure: nobody is read faster than the other side takes it.
+//! What is copied is copied with back-pressure: nobody is read faster than the other side takes it. A logger and a file
+//! take both outputs: the name of stdout decides, that of stderr is not looked at.
 
 mod copied;
 mod fifo;
+mod logger;
 mod pty;
+mod uri;
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, Uid};
@@ -24,7 +30,11 @@ use tokio::task::JoinHandle;
 
 pub(crate) use pty::{Console, Size};
 
+use self::copied::Copied;
+use self::logger::{Logger, Source};
+use self::uri::Target;
 use crate::error::{Error, IoError, Result};
+use crate::exits::Exits;
 use crate::runc::Streams;
 
 /// What containerd asks for: the streams as it names them.
@@ -43,8 +53,8 @@ pub(crate) struct Request {
 /// The streams of a process that is about to be made.
 #[derive(Debug)]
 pub(crate) enum Prepared {
-    /// FIFOs, open; the process gets them, or pipes that are copied from and to them.
-    Fifos(Fifos),
+    /// The process gets the FIFOs themselves, or pipes.
+    Files(Files),
     /// A terminal, whose master comes through a socket.
     Console(Console),
 }
@@ -52,25 +62,46 @@ pub(crate) enum Prepared {
 /// The shim's hold on the streams of a process that is there.
 #[derive(Debug)]
 pub(crate) enum Io {
-    /// FIFOs held open.
-    Fifos(Fifos),
+    /// Without a terminal.
+    Files(Files),
     /// A terminal that is copied from and to.
     Terminal(pty::Terminal),
     /// Being let go of: the process has ended.
     Closing(Vec<Closing>),
 }
 
-/// FIFOs held open, so that containerd may come and go.
+/// What the shim holds and copies, so that containerd may come and go.
 #[derive(Debug)]
-pub(crate) struct Fifos {
+pub(crate) struct Files {
     stdin: Option<copied::Input>,
     outputs: Vec<Output>,
 }
 
 #[derive(Debug)]
 enum Output {
+    /// The process writes the FIFO itself.
     Direct(fifo::Output),
-    Copied(copied::Copied),
+    /// A pipe from the process is copied into a FIFO or a file.
+    Copied(Copied),
+    /// A program reads the pipes from the process.
+    Logger(Logger),
+}
+
+/// The process that streams are made for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct For<'a> {
+    /// The id that its logger is told: the container's, or the exec's.
+    pub(crate) id: &'a str,
+    /// containerd's namespace.
+    pub(crate) namespace: &'a str,
+    /// Where the socket for a terminal is made, and under which name.
+    pub(crate) console: (&'a Path, &'a str),
+    /// Who writes its output FIFOs.
+    pub(crate) writer: Writer,
+    /// Who gets its pipes.
+    pub(crate) owner: Owner,
+    /// The waiter, for its logger.
+    pub(crate) exits: &'a Arc<Exits>,
 }
 
 /// Who writes a process's output FIFOs.
@@ -104,9 +135,13 @@ impl Owner {
 
 /// A stream that is being let go of.
 #[derive(Debug)]
-pub(crate) struct Closing {
-    task: JoinHandle<()>,
-    drain: Option<oneshot::Sender<()>>,
+pub(crate) enum Closing {
+    /// Into a FIFO, whose reader sees to it that it comes to its end.
+    Fifo(JoinHandle<()>, Option<oneshot::Sender<()>>),
+    /// Into a file.
+    File(JoinHandle<()>, oneshot::Sender<()>),
+    /// To a logger.
+    Logger(Logger),
 }
 
 /// How long the output of a deleted process may take to be read.
@@ -114,70 +149,123 @@ const LAST_READ: Duration = Duration::from_secs(10);
 
 impl Closing {
     /// The process is deleted: what has been written so far is still delivered, and nothing else is waited for.
-    fn end(mut self) {
-        if let Some(drain) = self.drain.take() {
-            // It may have come to its end by itself.
-            let _ = drain.send(());
-        }
-        tokio::spawn(async move {
-            if tokio::time::timeout(LAST_READ, &mut self.task)
-                .await
-                .is_err()
-            {
-                self.task.abort();
+    ///
+    /// Resolves when it is, or after a while. None where a client that reads knows by itself.
+    fn end(self) -> Option<JoinHandle<()>> {
+        let finish = |mut task: JoinHandle<()>| {
+            tokio::spawn(async move {
+                if tokio::time::timeout(LAST_READ, &mut task).await.is_err() {
+                    task.abort();
+                }
+            })
+        };
+        // Whoever is told to drain may have come to its end by itself.
+        match self {
+            Self::Fifo(task, drain) => {
+                let _ = drain.map(|drain| drain.send(()));
+                finish(task);
+                None
             }
-        });
+            Self::File(task, drain) => {
+                let _ = drain.send(());
+                Some(finish(task))
+            }
+            Self::Logger(logger) => Some(logger.end()),
+        }
     }
 }
 
 impl Request {
-    /// Opens the FIFOs, or a socket for the terminal (in `dir`, under `name`).
+    /// Opens the FIFOs, or a socket for the terminal, and starts the logger.
     ///
     /// # Errors
-    /// `Io` when a FIFO cannot be opened, `Unimplemented` for a stream of another kind.
-    pub(crate) fn prepare(
-        &self,
-        dir: &Path,
-        name: &str,
-        writer: Writer,
-        owner: Owner,
-    ) -> Result<(Prepared, Streams)> {
+    /// `Io` when a stream cannot be opened or a logger not started, `FailedPrecondition` when that does not get ready,
+    /// `InvalidArgument` for a stream of another kind.
+    pub(crate) async fn prepare(&self, process: For<'_>) -> Result<(Prepared, Streams)> {
         if self.terminal {
-            let console = Console::listen(dir, name, self.clone())?;
+            let console = Console::listen(self, process).await?;
             let streams = Streams::Console(console.path());
             return Ok((Prepared::Console(console), streams));
         }
-        let mut outputs = Vec::with_capacity(2);
-        let mut output = |name: &str| -> Result<Stdio> {
-            let Some(path) = fifo_path(name)? else {
-                return Ok(Stdio::null());
-            };
-            let stream = match writer {
-                Writer::Process => {
-                    let (held, stream) = fifo::output(&path)?;
-                    outputs.extend(held.map(Output::Direct));
-                    stream
-                }
-                Writer::Shim => {
-                    let (copied, stream) = copied::Copied::new(&path)?;
-                    outputs.push(Output::Copied(copied));
-                    stream
-                }
-            };
-            owner.take(stream, &path)
-        };
-        let (stdout, stderr) = (output(&self.stdout)?, output(&self.stderr)?);
-        let (stdin, stdin_stream) = match fifo_path(&self.stdin)? {
+        let stdin = uri::input(&self.stdin)?;
+        let (outputs, stdout, stderr) = self.outputs(process).await?;
+        let (stdin, stdin_stream) = match stdin {
             None => (None, Stdio::null()),
             Some(path) => {
                 let (held, stream) = copied::Input::new(&path)?;
-                (Some(held), owner.take(stream, &path)?)
+                (Some(held), process.owner.take(stream, &path)?)
             }
         };
         Ok((
-            Prepared::Fifos(Fifos { stdin, outputs }),
+            Prepared::Files(Files { stdin, outputs }),
             Streams::Files([stdin_stream, stdout, stderr]),
         ))
+    }
+
+    async fn outputs(&self, process: For<'_>) -> Result<(Vec<Output>, Stdio, Stdio)> {
+        let owned = |stream, name: &Path| process.owner.take(stream, name);
+        match uri::parse(&self.stdout)? {
+            Target::Program(program) => {
+                let (logger, pipes) =
+                    Logger::start(&program, process.source(), process.exits).await?;
+                let stdout = owned(pipes.stdout, &program.path)?;
+                let stderr = owned(pipes.stderr, &program.path)?;
+                Ok((vec![Output::Logger(logger)], stdout, stderr))
+            }
+            Target::File(path) => {
+                let file = copied::open_file(&path)?;
+                let (stdout, stdout_stream) = Copied::into_file(&path, &file)?;
+                let (stderr, stderr_stream) = Copied::into_file(&path, &file)?;
+                Ok((
+                    vec![Output::Copied(stdout), Output::Copied(stderr)],
+                    owned(stdout_stream, &path)?,
+                    owned(stderr_stream, &path)?,
+                ))
+            }
+            stdout @ (Target::Null | Target::Path(_)) => {
+                let mut outputs = Vec::with_capacity(2);
+                let stdout = process.output(stdout, &self.stdout, &mut outputs)?;
+                let stderr = uri::parse(&self.stderr)?;
+                let stderr = process.output(stderr, &self.stderr, &mut outputs)?;
+                Ok((outputs, stdout, stderr))
+            }
+        }
+    }
+}
+
+impl<'a> For<'a> {
+    fn source(self) -> Source<'a> {
+        Source {
+            id: self.id,
+            namespace: self.namespace,
+        }
+    }
+
+    /// One output into something that is there already.
+    fn output(self, target: Target, name: &str, outputs: &mut Vec<Output>) -> Result<Stdio> {
+        let path = match target {
+            Target::Null => return Ok(Stdio::null()),
+            Target::Path(path) => path,
+            Target::File(_) | Target::Program(_) => {
+                return Err(Error::InvalidArgument(format!(
+                    "stderr {name}: a file or a logger takes both outputs, name it as stdout, too"
+                )));
+            }
+        };
+        let stream = if !fifo::is_fifo(&path)? {
+            let (copied, stream) = Copied::into_file(&path, &copied::open_there(&path)?)?;
+            outputs.push(Output::Copied(copied));
+            stream
+        } else if self.writer == Writer::Process {
+            let (held, stream) = fifo::output(&path)?;
+            outputs.push(Output::Direct(held));
+            stream
+        } else {
+            let (copied, stream) = Copied::into_fifo(&path)?;
+            outputs.push(Output::Copied(copied));
+            stream
+        };
+        self.owner.take(stream, &path)
     }
 }
 
@@ -188,7 +276,7 @@ impl Prepared {
     /// `Io` when runc sent no terminal, or a FIFO cannot be opened.
     pub(crate) async fn attach(self) -> Result<Io> {
         match self {
-            Self::Fifos(fifos) => Ok(Io::Fifos(fifos)),
+            Self::Files(files) => Ok(Io::Files(files)),
             Self::Console(console) => Ok(Io::Terminal(console.attach().await?)),
         }
     }
@@ -201,18 +289,33 @@ impl Io {
     /// `Io` when the FIFO cannot be opened.
     pub(crate) fn start(&mut self) -> Result<()> {
         match self {
-            Self::Fifos(Fifos {
+            Self::Files(Files {
                 stdin: Some(stdin), ..
             }) => stdin.start(),
-            Self::Fifos(_) | Self::Terminal(_) | Self::Closing(_) => Ok(()),
+            Self::Files(_) | Self::Terminal(_) | Self::Closing(_) => Ok(()),
+        }
+    }
+
+    /// Before a container's program starts: whoever is to take its output must still be there.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when its logger has ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Files(files) => files.outputs.iter().try_for_each(|output| match output {
+                Output::Logger(logger) => logger.check(),
+                Output::Direct(_) | Output::Copied(_) => Ok(()),
+            }),
+            Self::Terminal(terminal) => terminal.check(),
+            Self::Closing(_) => Ok(()),
         }
     }
 
     /// Ends the input: the process sees its end when containerd has closed its side, too.
     pub(crate) fn close_stdin(&mut self) {
         match self {
-            Self::Fifos(fifos) => {
-                if let Some(stdin) = &mut fifos.stdin {
+            Self::Files(files) => {
+                if let Some(stdin) = &mut files.stdin {
                     stdin.close();
                 }
             }
@@ -221,18 +324,15 @@ impl Io {
         }
     }
 
-    /// Sets the size of the terminal.
+    /// Sets the size of the terminal, if there is one.
     ///
     /// # Errors
-    /// `FailedPrecondition` when there is none, `Io` when the kernel refuses.
+    /// `Io` when the kernel refuses.
     pub(crate) fn resize(&self, size: Size) -> Result<()> {
         match self {
             Self::Terminal(terminal) => terminal.resize(size),
-            Self::Fifos(_) => Err(Error::FailedPrecondition(
-                "cannot resize: the process has no terminal".into(),
-            )),
-            // kubectl may send a last resize to a process that has just ended.
-            Self::Closing(_) => Ok(()),
+            // As the stock shim: clients resize whatever they have, and kubectl also what has just ended.
+            Self::Files(_) | Self::Closing(_) => Ok(()),
         }
     }
 
@@ -245,18 +345,21 @@ impl Io {
     /// unless a process in the background still holds the stream.
     pub(crate) fn close(&mut self) {
         let closing = match std::mem::replace(self, Self::none()) {
-            Self::Fifos(fifos) => fifos.outputs.into_iter().map(Output::close).collect(),
-            Self::Terminal(terminal) => terminal.release().into_iter().collect(),
+            Self::Files(files) => files.outputs.into_iter().map(Output::close).collect(),
+            Self::Terminal(terminal) => terminal.release(),
             Self::Closing(closing) => closing,
         };
         *self = Self::Closing(closing);
     }
 
     /// The process is deleted: readers see the end, also if a process in the background still holds a stream of an exec.
-    pub(crate) fn end(mut self) {
+    ///
+    /// What comes back resolves, within a time that is bounded, when a file has what was written, and a logger has ended.
+    pub(crate) fn end(mut self) -> Vec<JoinHandle<()>> {
         self.close();
-        if let Self::Closing(closing) = self {
-            closing.into_iter().for_each(Closing::end);
+        match self {
+            Self::Closing(closing) => closing.into_iter().filter_map(Closing::end).collect(),
+            Self::Files(_) | Self::Terminal(_) => Vec::new(),
         }
     }
 }
@@ -264,30 +367,10 @@ impl Io {
 impl Output {
     fn close(self) -> Closing {
         match self {
-            Self::Direct(held) => Closing {
-                task: tokio::spawn(held.release()),
-                drain: None,
-            },
-            Self::Copied(copied) => {
-                let (released, drain) = copied.release();
-                Closing {
-                    task: tokio::spawn(released),
-                    drain: Some(drain),
-                }
-            }
+            Self::Direct(held) => Closing::Fifo(tokio::spawn(held.release()), None),
+            Self::Copied(copied) => copied.close(),
+            Self::Logger(logger) => Closing::Logger(logger),
         }
-    }
-}
-
-/// The FIFO that a stream's name means; none for an empty name.
-fn fifo_path(name: &str) -> Result<Option<PathBuf>> {
-    match name.split_once("://") {
-        None if name.is_empty() => Ok(None),
-        None => Ok(Some(name.into())),
-        Some(("fifo", path)) => Ok(Some(path.into())),
-        Some((scheme, _)) => Err(Error::InvalidArgument(format!(
-            "stream {name}: this shim has no {scheme:?} streams, use a FIFO"
-        ))),
     }
 }
 
@@ -298,19 +381,4 @@ fn io_error<E: Into<std::io::Error>>(
 ) -> impl FnOnce(E) -> Error {
     let error = IoError::at(operation, path);
     move |e| Error::Io(error(e))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_stream_is_a_path_or_a_scheme_that_we_have() {
-        assert_eq!(fifo_path("").unwrap(), None);
-        assert_eq!(fifo_path("/run/f").unwrap(), Some("/run/f".into()));
-        assert_eq!(fifo_path("fifo:///run/f").unwrap(), Some("/run/f".into()));
-        let error = fifo_path("binary:///bin/logger").unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-    }
 }

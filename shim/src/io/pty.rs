@@ -19,8 +19,10 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use super::copied::copy;
-use super::{Closing, Request, fifo, fifo_path, io_error};
-use crate::error::Result;
+use super::logger::Logger;
+use super::uri::{self, Target};
+use super::{Closing, For, Request, fifo, io_error};
+use crate::error::{Error, Result};
 
 /// Columns and rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +40,24 @@ pub(crate) struct Console {
     dir: OwnedFd,
     name: String,
     file: PathBuf,
-    request: Request,
+    stdin: Option<PathBuf>,
+    output: Destination,
+}
+
+/// Where a terminal's output goes. It has no standard error.
+#[derive(Debug)]
+enum Destination {
+    Nowhere,
+    Fifo(PathBuf),
+    /// To a logger, through this pipe.
+    Logger(Logger, OwnedFd),
+}
+
+/// What is held while a terminal's output is copied.
+#[derive(Debug)]
+enum Held {
+    Fifo(fifo::Output),
+    Logger(Logger),
 }
 
 /// How long runc, which has ended well, may have taken to send the terminal: it is in the socket by then.
@@ -47,11 +66,29 @@ const SENT: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(2);
 
 impl Console {
-    /// Listens in `dir` under `name`.
+    /// Listens where `process` says, and starts the logger.
     ///
     /// # Errors
-    /// `Io` when the socket cannot be made.
-    pub(super) fn listen(dir: &Path, name: &str, request: Request) -> Result<Self> {
+    /// `Io` when the socket cannot be made, `InvalidArgument` for streams that a terminal cannot have, and what starting
+    /// the logger says.
+    pub(super) async fn listen(request: &Request, process: For<'_>) -> Result<Self> {
+        let stdin = uri::input(&request.stdin)?;
+        let output = match uri::parse(&request.stdout)? {
+            Target::Null => Destination::Nowhere,
+            Target::Path(path) if fifo::is_fifo(&path)? => Destination::Fifo(path),
+            Target::Path(_) | Target::File(_) => {
+                return Err(Error::InvalidArgument(format!(
+                    "stdout {}: a terminal's output goes to a FIFO or a logger, not to a file",
+                    request.stdout
+                )));
+            }
+            Target::Program(program) => {
+                let (logger, pipes) =
+                    Logger::start(&program, process.source(), process.exits).await?;
+                Destination::Logger(logger, pipes.stdout)
+            }
+        };
+        let (dir, name) = process.console;
         let file = dir.join(name);
         let fd = rustix::fs::open(
             dir,
@@ -66,7 +103,8 @@ impl Console {
             dir: fd,
             name: name.to_owned(),
             file,
-            request,
+            stdin,
+            output,
         })
     }
 
@@ -85,13 +123,14 @@ impl Console {
     ///
     /// # Errors
     /// `Io` when no terminal came, or a FIFO cannot be opened.
-    pub(super) async fn attach(self) -> Result<Terminal> {
+    pub(super) async fn attach(mut self) -> Result<Terminal> {
         let master = tokio::time::timeout(SENT, self.receive())
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))
             .and_then(|received| received)
             .map_err(io_error("receive the terminal from", &self.file))?;
-        Terminal::new(master, &self.request)
+        let output = std::mem::replace(&mut self.output, Destination::Nowhere);
+        Terminal::new(master, self.stdin.as_deref(), output)
     }
 
     async fn receive(&self) -> std::io::Result<OwnedFd> {
@@ -133,22 +172,32 @@ pub(crate) struct Terminal {
     input: Option<JoinHandle<()>>,
     /// Held until CloseIO.
     writer: Option<File>,
-    output: Option<(JoinHandle<()>, fifo::Output)>,
+    output: Option<(JoinHandle<()>, Held)>,
 }
 
 impl Terminal {
-    fn new(master: OwnedFd, request: &Request) -> Result<Self> {
+    fn new(master: OwnedFd, stdin: Option<&Path>, output: Destination) -> Result<Self> {
         let here = Path::new("/dev/ptmx");
         let flags = rustix::fs::fcntl_getfl(&master).map_err(io_error("read flags of", here))?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .map_err(io_error("set flags of", here))?;
         // All FIFOs are opened before anything is copied: a failure leaves no task behind.
-        let stdin = fifo_path(&request.stdin)?
-            .map(|path| fifo::open_input(&path))
-            .transpose()?;
-        let stdout = fifo_path(&request.stdout)?
-            .map(|path| fifo::hold(&path))
-            .transpose()?;
+        let stdin = stdin.map(fifo::open_input).transpose()?;
+        let output = match output {
+            Destination::Nowhere => None,
+            Destination::Fifo(path) => {
+                let held = fifo::hold(&path)?;
+                let to = held
+                    .try_clone()
+                    .and_then(pipe::Sender::from_owned_fd_unchecked)
+                    .map_err(io_error("poll", &path))?;
+                Some((to, Held::Fifo(held)))
+            }
+            Destination::Logger(logger, pipe) => {
+                let to = pipe::Sender::from_owned_fd(pipe).map_err(io_error("poll", here))?;
+                Some((to, Held::Logger(logger)))
+            }
+        };
         // A terminal is read and written like a pipe, and so polled like one.
         let (input, writer) = match stdin {
             None => (None, None),
@@ -160,26 +209,20 @@ impl Terminal {
                 (Some((from, to)), Some(writer))
             }
         };
-        let output = match stdout {
+        let output = match output {
             None => None,
-            Some(fifo) => {
+            Some((to, held)) => {
                 let from = master
                     .try_clone()
-                    .and_then(pipe::Receiver::from_owned_fd_unchecked);
-                let to = fifo
-                    .try_clone()
-                    .and_then(pipe::Sender::from_owned_fd_unchecked);
-                Some((
-                    from.map_err(io_error("poll", here))?,
-                    to.map_err(io_error("poll", here))?,
-                    fifo,
-                ))
+                    .and_then(pipe::Receiver::from_owned_fd_unchecked)
+                    .map_err(io_error("poll", here))?;
+                Some((from, to, held))
             }
         };
         Ok(Self {
             input: input.map(|(from, to)| tokio::spawn(copy(from, to))),
             writer,
-            output: output.map(|(from, to, fifo)| (tokio::spawn(copy(from, to)), fifo)),
+            output: output.map(|(from, to, held)| (tokio::spawn(copy(from, to)), held)),
             master,
         })
     }
@@ -205,17 +248,38 @@ impl Terminal {
         tcsetwinsize(&self.master, size).map_err(io_error("resize", Path::new("/dev/ptmx")))
     }
 
+    /// As [`super::Io::check`].
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.output {
+            Some((_, Held::Logger(logger))) => logger.check(),
+            Some((_, Held::Fifo(_))) | None => Ok(()),
+        }
+    }
+
     /// Copies what is left, then lets go.
-    pub(super) fn release(mut self) -> Option<Closing> {
+    pub(super) fn release(mut self) -> Vec<Closing> {
         self.stop_input();
-        let (mut copying, held) = self.output.take()?;
-        let task = tokio::spawn(async move {
+        let Some((mut copying, held)) = self.output.take() else {
+            return Vec::new();
+        };
+        let copied = async move {
             if tokio::time::timeout(DRAIN, &mut copying).await.is_err() {
                 copying.abort();
             }
-            held.release().await;
-        });
-        Some(Closing { task, drain: None })
+        };
+        match held {
+            Held::Fifo(held) => {
+                let task = tokio::spawn(async move {
+                    copied.await;
+                    held.release().await;
+                });
+                vec![Closing::Fifo(task, None)]
+            }
+            Held::Logger(logger) => {
+                tokio::spawn(copied);
+                vec![Closing::Logger(logger)]
+            }
+        }
     }
 }
 

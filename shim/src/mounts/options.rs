@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
+use super::owners::Owners;
 use super::{page_size, unsupported};
 
 /// A mount's options, sorted by which call takes them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) flags: Flags,
+    pub(super) owners: Owners,
     pub(super) data: Vec<String>,
 }
 
@@ -72,20 +74,16 @@ impl Options {
                 parsed.flags.propagation |= propagation;
             } else if option == "remount" {
                 parsed.flags.remount = Remount::Yes;
-            } else if option == "loop"
-                || option.starts_with("uidmap=")
-                || option.starts_with("gidmap=")
-            {
-                // Identity-mapped layers (`uidmap=`, `gidmap=`, together) would be made here, before the mount.
+            } else if option == "loop" {
                 return Err(unsupported(format!(
-                    "the mount option {option:?} is not supported yet"
+                    "the mount option {option:?} is not supported: mount a loop device that is there"
                 )));
             } else if option.starts_with("X-containerd.") {
                 let text = format!(
                     "the mount option {option:?} is for containerd itself and must not get here"
                 );
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            } else if option != "defaults" {
+            } else if !parsed.owners.take(option)? && option != "defaults" {
                 parsed.data.push(option.clone());
             }
         }
@@ -183,23 +181,29 @@ pub(super) fn present_flags(path: &Path) -> io::Result<MountFlags> {
 /// Makes an overlay's data fit into the one page that mount(2) takes, if it does not: with the layers' common parent
 /// as working directory, their paths can be short. The mount API that needs no such thing takes layers one by one only
 /// from Linux 6.5 on.
-pub(super) fn shorten(kind: &str, mut data: Vec<String>) -> (Option<PathBuf>, Vec<String>) {
+pub(super) fn shorten(kind: &str, data: Vec<String>) -> (Option<PathBuf>, Vec<String>) {
     let length = data.iter().map(|option| option.len() + 1).sum::<usize>();
-    let layers = data
-        .iter_mut()
-        .find_map(|option| Some((option.strip_prefix("lowerdir=")?.to_owned(), option)));
-    match layers {
-        Some((layers, option)) if kind == "overlay" && length > page_size() => {
-            match relative_layers(&layers) {
-                Some((parent, layers)) => {
-                    *option = format!("lowerdir={layers}");
-                    (Some(parent), data)
-                }
-                None => (None, data),
-            }
-        }
-        _ => (None, data),
+    if kind != "overlay" || length <= page_size() {
+        return (None, data);
     }
+    match below_parent(&data) {
+        Some((parent, data)) => (Some(parent), data),
+        None => (None, data),
+    }
+}
+
+/// An overlay's data with the paths of its lower layers relative to the directory that all are in, and that directory.
+/// `None` where [`relative_layers`] finds none.
+pub(super) fn below_parent(data: &[String]) -> Option<(PathBuf, Vec<String>)> {
+    let layers = data
+        .iter()
+        .find_map(|option| option.strip_prefix("lowerdir="))?;
+    let (parent, layers) = relative_layers(layers)?;
+    let relative = |option: &String| match option.strip_prefix("lowerdir=") {
+        Some(_) => format!("lowerdir={layers}"),
+        None => option.clone(),
+    };
+    Some((parent, data.iter().map(relative).collect()))
 }
 
 /// The longest directory that all layers are in, and the layers relative to it. `None` if there is none but `/`, or a

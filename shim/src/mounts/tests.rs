@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 
 use rustix::mount::MountPropagationFlags;
@@ -113,15 +114,13 @@ fn options_are_sorted_into_flags_propagation_and_data() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let scratch = Scratch::new();
-    for option in ["uidmap=0:100000:65536", "gidmap=0:100000:65536", "loop"] {
-        let error = mount_all(
-            &[mount("tmpfs", Path::new("x"), &[option])],
-            scratch.0.path(),
-        )
-        .unwrap_err();
-        assert_eq!(error.source.kind(), io::ErrorKind::Unsupported);
-        assert!(error.to_string().contains(option), "{error}");
-    }
+    let error = mount_all(
+        &[mount("tmpfs", Path::new("x"), &["loop"])],
+        scratch.0.path(),
+    )
+    .unwrap_err();
+    assert_eq!(error.source.kind(), io::ErrorKind::Unsupported);
+    assert!(error.to_string().contains("loop"), "{error}");
     let fuse = mount("fuse3.fuse-overlayfs", Path::new("x"), &[]);
     assert_eq!(
         source_kind(mount_all(&[fuse], scratch.0.path())),
@@ -373,4 +372,117 @@ fn everything_below_a_directory_goes_and_nothing_beside_it() {
     assert!(unmount_below(&bundle).is_empty());
     assert!(unmount_below(&bundle.join("missing")).is_empty());
     assert!(kept.unmount().is_empty());
+}
+
+/// Root inside is 100000 outside.
+const MAPPED: [&str; 2] = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"];
+
+fn owner(path: &Path) -> (u32, u32) {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    (metadata.uid(), metadata.gid())
+}
+
+#[test]
+fn a_bind_mount_has_the_owners_that_are_asked_for() {
+    let scratch = Scratch::new();
+    let (source, rootfs) = (scratch.directory("source"), scratch.directory("rootfs"));
+    fs::write(source.join("file"), "text").unwrap();
+    std::os::unix::fs::chown(source.join("file"), Some(7), Some(8)).unwrap();
+    for access in ["rw", "ro"] {
+        let options = [MAPPED[0], MAPPED[1], access, "rbind"];
+        let mounted = mount_all(&[mount("bind", &source, &options)], &rootfs).unwrap();
+        assert_eq!(owner(&rootfs.join("file")), (100_007, 200_008));
+        assert_eq!(owner(&source.join("file")), (7, 8));
+        assert_eq!(fs::write(rootfs.join("file"), "").is_ok(), access == "rw");
+        assert_eq!(scratch.mounts(), 1);
+        assert!(mounted.unmount().is_empty());
+    }
+    assert_eq!(scratch.mounts(), 0);
+}
+
+#[test]
+fn a_new_filesystem_has_the_owners_that_are_asked_for() {
+    let scratch = Scratch::new();
+    let rootfs = scratch.directory("rootfs");
+    let tmpfs = mount("tmpfs", Path::new("tmpfs"), &[MAPPED[0], MAPPED[1]]);
+    let mounted = mount_all(&[tmpfs], &rootfs).unwrap();
+    assert_eq!(owner(&rootfs), (100_000, 200_000));
+    assert_eq!(scratch.mounts(), 1);
+    assert!(mounted.unmount().is_empty());
+}
+
+#[test]
+fn the_layers_of_an_overlay_have_the_owners_that_are_asked_for() {
+    let scratch = Scratch::new();
+    for number in [1, 60] {
+        let long = format!("snapshots-{number}{}", "x".repeat(120));
+        let layers: Vec<_> = (0..number)
+            .map(|number| {
+                let layer = scratch.directory(&format!("{long}/{number}/fs"));
+                fs::write(layer.join(format!("file{number}")), "").unwrap();
+                layer.to_str().unwrap().to_owned()
+            })
+            .collect();
+        let (upper, work) = (scratch.directory("upper"), scratch.directory("work"));
+        let rootfs = scratch.directory("rootfs");
+        let [work, upper, lower] = [
+            format!("workdir={}", work.display()),
+            format!("upperdir={}", upper.display()),
+            format!("lowerdir={}", layers.join(":")),
+        ];
+        let options = [MAPPED[0], MAPPED[1], &work, &upper, &lower];
+        let overlay = mount("overlay", Path::new("overlay"), &options);
+        let mounted = mount_all(&[overlay], &rootfs).unwrap();
+        for number in 0..number {
+            let file = rootfs.join(format!("file{number}"));
+            assert_eq!(owner(&file), (100_000, 200_000));
+        }
+        assert_eq!(owner(Path::new(&layers[0])), (0, 0));
+        assert_eq!(scratch.mounts(), 1);
+        assert!(!scratch.0.path().join("layers").exists());
+        assert!(mounted.unmount().is_empty());
+    }
+    assert_eq!(scratch.mounts(), 0);
+}
+
+#[test]
+fn owners_that_cannot_be_given_are_refused_and_nothing_stays() {
+    let scratch = Scratch::new();
+    let rootfs = scratch.directory("rootfs");
+    let bad_lists = [
+        "uidmap=",
+        "uidmap=0:1",
+        "gidmap=0:1:0",
+        "gidmap=0:1:1,x",
+        "uidmap=0:1:2:3",
+    ];
+    for options in bad_lists
+        .iter()
+        .map(std::slice::from_ref)
+        .chain([&MAPPED[..1]])
+    {
+        let refused = mount_all(&[mount("tmpfs", Path::new("x"), options)], &rootfs).unwrap_err();
+        assert_eq!(refused.source.kind(), io::ErrorKind::InvalidInput);
+        assert!(refused.to_string().contains("map="), "{refused}");
+    }
+    // A map need not have root in it; whoever is not in it is nobody.
+    let some = mount("tmpfs", Path::new("x"), &["uidmap=7:5:1", "gidmap=8:6:1"]);
+    let mounted = mount_all(&[some], &rootfs).unwrap();
+    assert_eq!(owner(&rootfs), (65534, 65534));
+    assert!(mounted.unmount().is_empty());
+    // The kernel maps no owners there.
+    let proc = mount("bind", Path::new("/proc"), &[MAPPED[0], MAPPED[1], "rbind"]);
+    let refused = mount_all(&[proc, tmpfs()], &rootfs).unwrap_err();
+    assert_eq!(refused.source.kind(), io::ErrorKind::Unsupported);
+    assert!(refused.to_string().contains("/proc"), "{refused}");
+    // The layers are mounted, the overlay is not.
+    let lower = format!("lowerdir={}", scratch.directory("lower").display());
+    let torn = mount(
+        "overlay",
+        Path::new("x"),
+        &[MAPPED[0], MAPPED[1], &lower, "nonsense"],
+    );
+    mount_all(&[tmpfs(), torn], &rootfs).unwrap_err();
+    assert_eq!(scratch.mounts(), 0);
+    assert!(!scratch.0.path().join("layers").exists());
 }

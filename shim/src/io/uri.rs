@@ -1,0 +1,225 @@
+//! What the name of a stream means: a path, `fifo://`, `file://`, `binary://` or `binary-v2://`.
+//!
+//! The schemes are containerd's (its `cio` package writes them). A logger's arguments stand in the query, as keys and
+//! values in turn: `binary:///usr/bin/logger?--level=info` runs `/usr/bin/logger --level info`. See RFC 3986 for `%41`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Where a stream leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Nowhere: an empty name.
+    Null,
+    /// To something that is there already, a FIFO as a rule.
+    Path(PathBuf),
+    /// To the end of a file, which is made with its directory.
+    File(PathBuf),
+    /// To a program.
+    Program(Program),
+}
+
+/// A program that takes output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Program {
+    /// Its absolute path.
+    pub(super) path: PathBuf,
+    /// Its arguments.
+    pub(super) arguments: Vec<OsString>,
+    /// How it says that it is ready.
+    pub(super) readiness: Readiness,
+}
+
+/// How a logger says that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// By closing file descriptor 5 (`binary://`).
+    Close,
+    /// By writing a byte to it (`binary-v2://`), which one that has died cannot do.
+    Byte,
+}
+
+/// What `name` means.
+///
+/// # Errors
+/// `InvalidArgument` for a scheme that there is not, a path that is not absolute, and wrong escapes.
+pub(super) fn parse(name: &str) -> Result<Target> {
+    let Some((scheme, rest)) = name.split_once("://") else {
+        return Ok(if name.is_empty() {
+            Target::Null
+        } else {
+            Target::Path(name.into())
+        });
+    };
+    let program = |readiness| {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        Ok(Target::Program(Program {
+            path: absolute(name, path)?,
+            arguments: arguments(name, query)?,
+            readiness,
+        }))
+    };
+    match scheme {
+        "fifo" => Ok(Target::Path(rest.into())),
+        "file" => {
+            let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+            Ok(Target::File(absolute(name, path)?))
+        }
+        "binary" => program(Readiness::Close),
+        "binary-v2" => program(Readiness::Byte),
+        _ => Err(Error::InvalidArgument(format!(
+            "stream {name}: no scheme {scheme:?}; there are fifo, file, binary and binary-v2"
+        ))),
+    }
+}
+
+/// The FIFO or file that an input's name means; none for an empty name.
+///
+/// # Errors
+/// `InvalidArgument` for what cannot be read from.
+pub(super) fn input(name: &str) -> Result<Option<PathBuf>> {
+    match parse(name)? {
+        Target::Null => Ok(None),
+        Target::Path(path) => Ok(Some(path)),
+        Target::File(_) | Target::Program(_) => Err(Error::InvalidArgument(format!(
+            "stdin {name}: input comes from a FIFO only"
+        ))),
+    }
+}
+
+fn absolute(name: &str, path: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(unescaped(name, path, Plus::IsPlus)?);
+    if path.is_absolute() && path != Path::new("/") {
+        Ok(path)
+    } else {
+        Err(Error::InvalidArgument(format!(
+            "stream {name}: an absolute path must follow the scheme, as in file:///var/log/x"
+        )))
+    }
+}
+
+/// Each key once, and its first value behind it, as containerd's own shim has it.
+fn arguments(name: &str, query: &str) -> Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = unescaped(name, key, Plus::IsSpace)?;
+        let value = unescaped(name, value, Plus::IsSpace)?;
+        let known = arguments.iter().step_by(2).any(|known| *known == key);
+        if !known {
+            arguments.extend([key, value]);
+        }
+    }
+    Ok(arguments)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plus {
+    IsPlus,
+    IsSpace,
+}
+
+fn unescaped(name: &str, text: &str, plus: Plus) -> Result<OsString> {
+    let wrong = || {
+        Error::InvalidArgument(format!(
+            "stream {name}: after % two hexadecimal digits must follow, and not 00"
+        ))
+    };
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, others @ ..] = rest {
+        rest = others;
+        match first {
+            b'%' => {
+                let [high, low, others @ ..] = rest else {
+                    return Err(wrong());
+                };
+                rest = others;
+                match (digit(*high), digit(*low)) {
+                    (Some(high), Some(low)) => bytes.push(16 * high + low),
+                    _ => return Err(wrong()),
+                }
+            }
+            b'+' if plus == Plus::IsSpace => bytes.push(b' '),
+            byte => bytes.push(*byte),
+        }
+    }
+    if bytes.contains(&0) {
+        return Err(wrong());
+    }
+    Ok(OsString::from_vec(bytes))
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte)
+        .to_digit(16)
+        .and_then(|digit| u8::try_from(digit).ok())
+}
+
+impl Program {
+    /// For messages.
+    pub(super) fn name(&self) -> &OsStr {
+        self.path.as_os_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn program(name: &str) -> Program {
+        let Target::Program(program) = parse(name).unwrap() else {
+            panic!("{name} is no program");
+        };
+        program
+    }
+
+    #[test]
+    fn a_stream_is_a_path_or_has_a_scheme_that_there_is() {
+        assert_eq!(parse("").unwrap(), Target::Null);
+        assert_eq!(parse("/run/f").unwrap(), Target::Path("/run/f".into()));
+        assert_eq!(
+            parse("fifo:///run/f").unwrap(),
+            Target::Path("/run/f".into())
+        );
+        assert_eq!(
+            parse("file:///var/log/x%20y+z").unwrap(),
+            Target::File("/var/log/x y+z".into())
+        );
+        assert_eq!(program("binary:///bin/l").readiness, Readiness::Close);
+        assert_eq!(program("binary-v2:///bin/l").readiness, Readiness::Byte);
+    }
+
+    #[test]
+    fn a_loggers_arguments_are_the_keys_and_values_of_the_query() {
+        let logger = program("binary:///bin/sh?-c=cat+%3C%263&--flag&x=1&x=2");
+        assert_eq!(logger.path, Path::new("/bin/sh"));
+        assert_eq!(
+            logger.arguments,
+            ["-c", "cat <&3", "--flag", "", "x", "1"].map(OsString::from)
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_name() {
+        for name in [
+            "npipe:////./pipe/x",
+            "file://relative/x",
+            "file://",
+            "binary:///",
+            "binary:///bin/l%2",
+            "binary:///bin/l?%zz=1",
+            "file:///x%00y",
+        ] {
+            let error = parse(name).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert!(input("binary:///bin/l").is_err());
+        assert_eq!(input("/run/f").unwrap(), Some("/run/f".into()));
+    }
+}

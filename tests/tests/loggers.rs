@@ -1,0 +1,388 @@
+//! Output that does not go to containerd: `binary://`, `binary-v2://`, `file://`, with and without a terminal.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use shim_tests::proc::{Process, kill};
+use shim_tests::raw::{Bundle, Shim, Streams};
+use shim_tests::until::so;
+use shim_tests::{Daemon, eventually, lab, on_every_containerd, ours_only};
+
+/// A folder for the probe's logger, and what is in it.
+struct Logger {
+    folder: PathBuf,
+}
+
+impl Logger {
+    fn new(daemon: &Daemon, name: &str, mode: &str) -> Self {
+        let folder = daemon.directory().join("loggers").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("mode"), mode).unwrap();
+        Self { folder }
+    }
+
+    /// Key and value of the query become two arguments: `probe logger FOLDER`.
+    fn uri(&self, scheme: &str) -> String {
+        format!(
+            "{scheme}://{}?logger={}",
+            lab::probe().display(),
+            self.folder.display()
+        )
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.folder.join(file)).unwrap_or_default()
+    }
+
+    /// Waits until it has this as output.
+    #[track_caller]
+    fn expect(&self, stdout: &str, stderr: &str) {
+        eventually(Duration::from_secs(10), || {
+            let found = (self.read("stdout"), self.read("stderr"));
+            so(found == (stdout.to_owned(), stderr.to_owned()), || {
+                format!("{found:?}")
+            })
+        });
+    }
+
+    /// The process, while it is there.
+    fn process(&self) -> Option<Process> {
+        let pid = self.read("pid").parse().ok()?;
+        Process::of(pid)
+            .filter(|process| process.state != 'Z' && process.command_line().contains("logger"))
+    }
+
+    #[track_caller]
+    fn gone_within(&self, deadline: Duration) {
+        eventually(deadline, || {
+            let process = self.process();
+            so(process.is_none(), || {
+                format!("the logger is still there: {}", process.unwrap().describe())
+            })
+        });
+    }
+}
+
+/// `ctr run --log-uri`; `--fifo-dir` has no effect then.
+fn run(daemon: &Daemon, flags: &[&str], uri: &str, id: &str, script: &str) -> Output {
+    let flags = [flags, &["--log-uri", uri]].concat();
+    daemon
+        .ctr_run(&flags, id, &["sh", "-c", script])
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// What `ctr run` said when it failed.
+#[track_caller]
+fn refused(daemon: &Daemon, uri: &str, id: &str) -> String {
+    let output = run(daemon, &["--rm"], uri, id, "echo never");
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// `ctr tasks exec --log-uri` to its end.
+fn exec(daemon: &Daemon, uri: &str, exec_id: &str, id: &str, script: &str) -> Output {
+    daemon.try_ctr(&[
+        "tasks",
+        "exec",
+        "--exec-id",
+        exec_id,
+        "--log-uri",
+        uri,
+        id,
+        "sh",
+        "-c",
+        script,
+    ])
+}
+
+/// A shim of its own with a container that sleeps.
+fn sleeper<'a>(daemon: &'a Daemon, id: &str) -> (Bundle<'a>, Shim) {
+    let bundle = Bundle::new(daemon, id);
+    let spec = bundle.plain(&["sleep", "3600"]);
+    let bundle = bundle.spec(&spec);
+    let shim = Shim::connect(&bundle.start(b""));
+    bundle.create(&shim).unwrap();
+    shim.start(id, "").unwrap();
+    (bundle, shim)
+}
+
+#[track_caller]
+fn end(bundle: Bundle<'_>, shim: &Shim) {
+    shim.kill(&bundle.id, "").unwrap();
+    shim.wait(&bundle.id, "").unwrap();
+    shim.delete(&bundle.id, "").unwrap();
+    bundle.shut_down(shim);
+    drop(bundle);
+}
+
+on_every_containerd! {
+    fn a_logger_gets_both_outputs_and_an_environment_of_two(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "one", "");
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out; echo err >&2"));
+        // Nothing that was written is lost, and it had the time to come to its end.
+        logger.expect("out\n", "err\n");
+        eventually(Duration::from_secs(10), || so(logger.folder.join("end").exists(), || "cut off".to_owned()));
+        let namespace = daemon.names.name();
+        assert_eq!(logger.read("environment"), format!("CONTAINER_ID=c CONTAINER_NAMESPACE={namespace}"));
+        let fds = logger.read("fds");
+        // What this test was started with goes down through containerd and is nothing of the shim's.
+        let ours: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+        let given = |(number, target): &(&str, &str)| number.len() == 1 || !ours.contains(&PathBuf::from(target));
+        let numbers: Vec<&str> = fds.lines().filter_map(|fd| fd.split_once(' ')).filter(given).map(|(number, _)| number).collect();
+        assert_eq!(numbers, ["0", "1", "2", "3", "4", "5"], "{fds}");
+        logger.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn a_logger_that_only_closes_its_descriptor_is_ready_too(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "closes", "closes");
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        logger.expect("out\n", "");
+        daemon.end();
+    }
+
+    fn a_logger_gets_a_megabyte_of_each(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "much", "");
+        let script = "seq 1 150000 & seq 1 150000 >&2; wait";
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", script));
+        let all: String = (1..=150_000).map(|number| format!("{number}\n")).collect();
+        logger.expect(&all, &all);
+        daemon.end();
+    }
+
+    fn an_exec_has_a_logger_of_its_own(version) {
+        let daemon = Daemon::start(version);
+        let (of_init, of_exec) = (Logger::new(&daemon, "init", ""), Logger::new(&daemon, "exec", ""));
+        succeeded(&run(&daemon, &["--detach"], &of_init.uri("binary"), "c", "echo init; exec sleep 3600"));
+        succeeded(&exec(&daemon, &of_exec.uri("binary"), "e1", "c", "echo exec; echo err >&2"));
+        of_exec.expect("exec\n", "err\n");
+        of_exec.gone_within(Duration::from_secs(10));
+        assert!(of_exec.read("environment").contains("CONTAINER_ID=e1 "), "{}", of_exec.read("environment"));
+        of_init.expect("init\n", "");
+        assert!(of_init.process().is_some(), "the container's logger ended with the exec's");
+        daemon.end();
+        assert!(of_init.process().is_none());
+    }
+
+    fn a_logger_lives_on_while_containerd_is_away(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "stays", "");
+        let gate = daemon.directory().join("gate");
+        fs::create_dir(&gate).unwrap();
+        let mount = format!("type=bind,src={},dst=/gate,options=rbind:ro", gate.display());
+        let script = "echo before; until [ -e /gate/go ]; do sleep 0.05; done; seq 1 50000; exec sleep 3600";
+        succeeded(&run(&daemon, &["--detach", "--mount", &mount], &logger.uri("binary"), "c", script));
+        logger.expect("before\n", "");
+        daemon.kill();
+        fs::write(gate.join("go"), "").unwrap();
+        let all: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
+        logger.expect(&format!("before\n{all}"), "");
+        daemon.start_again();
+        daemon.end();
+    }
+
+    fn binary_v2_wants_a_byte(version) {
+        ours_only!("binary-v2 came with containerd 2.3");
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "byte", "");
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary-v2"), "c", "echo out"));
+        logger.expect("out\n", "");
+        let silent = Logger::new(&daemon, "silent", "closes");
+        let said = refused(&daemon, &silent.uri("binary-v2"), "d");
+        assert!(said.contains("file descriptor 5"), "{said}");
+        silent.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn a_logger_that_is_not_there_is_named(version) {
+        let daemon = Daemon::start(version);
+        let said = refused(&daemon, "binary:///nowhere/logger", "c");
+        assert!(said.contains("/nowhere/logger"), "{said}");
+        daemon.nothing_left(Duration::from_secs(10));
+        daemon.end();
+    }
+
+    fn a_logger_that_dies_before_the_container_starts_is_an_error(version) {
+        ours_only!("the stock shim takes the end of descriptor 5 for readiness, and looks no further");
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "dies", "dies");
+        let said = refused(&daemon, &logger.uri("binary"), "c");
+        assert!(said.contains("has ended") && said.contains("probe"), "{said}");
+        daemon.nothing_left(Duration::from_secs(10));
+        daemon.end();
+    }
+
+    fn a_logger_that_never_gets_ready_is_ended(version) {
+        ours_only!("the stock shim waits for ever");
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "never", "never-ready");
+        let begin = Instant::now();
+        let said = refused(&daemon, &logger.uri("binary"), "c");
+        assert!(said.contains("not ready within"), "{said}");
+        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+        logger.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn output_after_the_loggers_end_is_a_broken_pipe(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "one-read", "one-read");
+        let script = "while echo line 2> /dev/null; do usleep 10000; done; exit 7";
+        let output = run(&daemon, &["--rm"], &logger.uri("binary"), "c", script);
+        assert_eq!(output.status.code(), Some(7), "{output:?}");
+        assert!(logger.read("stdout").starts_with("line\n"));
+        daemon.end();
+    }
+
+    fn a_logger_that_waits_for_sigterm_gets_it(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "waits", "waits-for-sigterm");
+        let begin = Instant::now();
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
+        logger.expect("out\n", "");
+        logger.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn a_logger_that_never_ends_is_killed(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "stubborn", "stubborn");
+        let begin = Instant::now();
+        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+        logger.gone_within(Duration::from_secs(5));
+        daemon.end();
+    }
+
+    fn a_killed_shim_takes_its_logger_along(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "stubborn", "stubborn");
+        succeeded(&run(&daemon, &["--detach"], &logger.uri("binary"), "c", "echo out; exec sleep 3600"));
+        logger.expect("out\n", "");
+        daemon.look();
+        kill(daemon.shim().pid, Signal::KILL);
+        daemon.nothing_left(Duration::from_secs(10));
+        daemon.end();
+    }
+
+    fn a_terminal_has_a_logger(version) {
+        let daemon = Daemon::start(version);
+        let logger = Logger::new(&daemon, "tty", "");
+        let bundle = Bundle::new(&daemon, "t");
+        let spec = bundle.with_dev(&["sh", "-c", "tty; echo error >&2"], true);
+        let bundle = bundle.spec(&spec);
+        let shim = Shim::connect(&bundle.start(b""));
+        bundle.create_with(&shim, &Streams::terminal(&logger.uri("binary"))).unwrap();
+        shim.start("t", "").unwrap();
+        assert_eq!(shim.wait("t", ""), Ok(0));
+        logger.expect("/dev/pts/0\r\nerror\r\n", "");
+        shim.delete("t", "").unwrap();
+        bundle.shut_down(&shim);
+        drop(bundle);
+        daemon.end();
+    }
+
+    fn a_terminal_cannot_go_into_a_file(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("tty.log");
+        let bundle = Bundle::new(&daemon, "t");
+        let spec = bundle.with_dev(&["true"], true);
+        let bundle = bundle.spec(&spec);
+        let shim = Shim::connect(&bundle.start(b""));
+        let said = bundle.create_with(&shim, &Streams::terminal(&format!("file://{}", file.display()))).unwrap_err();
+        assert!(said.contains("tty.log"), "{said}");
+        bundle.shut_down(&shim);
+        drop(bundle);
+        daemon.end();
+    }
+
+    fn a_file_takes_both_outputs_and_keeps_what_was_there(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("made/on the way/c.log");
+        // ctr parses the URI and writes it anew.
+        let uri = format!("file://{}", file.display()).replace(' ', "%20");
+        succeeded(&run(&daemon, &["--rm"], &uri, "c", "echo one; sleep 0.2; echo two >&2"));
+        succeeded(&run(&daemon, &["--detach"], &uri, "d", "echo three; exec sleep 3600"));
+        eventually(Duration::from_secs(5), || {
+            let text = fs::read_to_string(&file).unwrap();
+            so(text == "one\ntwo\nthree\n", || text)
+        });
+        succeeded(&exec(&daemon, &uri, "e", "d", "echo four >&2"));
+        eventually(Duration::from_secs(5), || {
+            let text = fs::read_to_string(&file).unwrap();
+            so(text == "one\ntwo\nthree\nfour\n", || text)
+        });
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
+        daemon.end();
+    }
+
+    fn all_that_was_written_is_in_the_file_when_the_container_is_gone(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("much.log");
+        for _ in 0..3 {
+            fs::write(&file, "").unwrap();
+            succeeded(&run(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", "seq 1 100000"));
+            let text = fs::read_to_string(&file).unwrap();
+            assert!(text.lines().count() == 100_000 && text.ends_with("\n100000\n"), "{} lines", text.lines().count());
+        }
+        daemon.end();
+    }
+
+    fn a_container_cannot_touch_the_file_that_its_output_goes_to(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("kept.log");
+        fs::write(&file, "before\n").unwrap();
+        let script = "(: > /proc/self/fd/1) 2> /dev/null; stat -L -c %F /proc/self/fd/1";
+        succeeded(&run(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", script));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before\nfifo\n");
+        daemon.end();
+    }
+
+    fn a_stream_of_an_unknown_kind_is_refused(version) {
+        let daemon = Daemon::start(version);
+        let said = refused(&daemon, "gopher:///x", "c");
+        assert!(said.contains("gopher"), "{said}");
+        daemon.nothing_left(Duration::from_secs(10));
+        daemon.end();
+    }
+
+    fn a_background_child_delays_the_deletion_of_an_exec_with_a_logger_or_a_file_by_nothing(version) {
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = sleeper(&daemon, "s");
+        let logger = Logger::new(&daemon, "bg", "waits-for-sigterm");
+        let file = daemon.directory().join("bg.log");
+        for (exec, uri) in [("l", logger.uri("binary")), ("f", format!("file://{}", file.display()))] {
+            shim.exec("s", exec, &["sh", "-c", "sleep 3600 & echo done"], &Streams::both(&uri)).unwrap();
+            shim.start("s", exec).unwrap();
+            assert_eq!(shim.wait("s", exec), Ok(0));
+            let begin = Instant::now();
+            shim.delete("s", exec).unwrap();
+            assert!(begin.elapsed() < Duration::from_secs(2), "{exec}: {:?}", begin.elapsed());
+        }
+        logger.expect("done\n", "");
+        logger.gone_within(Duration::from_secs(15));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "done\n");
+        end(bundle, &shim);
+        daemon.end();
+    }
+}

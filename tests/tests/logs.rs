@@ -1,0 +1,577 @@
+//! Output through FIFOs: all of it arrives, nobody is read faster than the other side takes it, nothing stays open.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test reports by failing"
+)]
+
+use std::fs::{self, File};
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use k8s_cri::v1::Int64Value;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::process::Signal;
+use shim_tests::daemon::Handler;
+use shim_tests::flood::{self, Checked};
+use shim_tests::image::PauseImage;
+use shim_tests::proc::{Process, kill};
+use shim_tests::raw::{Bundle, Shim, Streams};
+use shim_tests::until::so;
+use shim_tests::{
+    Container, Daemon, Options, PodSpec, ShimUnderTest, eventually, lab, on_every_containerd,
+    ours_only,
+};
+
+/// A FIFO that [`finish`] removes.
+fn fifo(daemon: &Daemon, name: &str) -> PathBuf {
+    let folder = daemon.directory().join("streams");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(name);
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    path
+}
+
+/// Opens a FIFO for reading, as containerd does before it makes a process.
+fn reader(path: &Path) -> File {
+    // So that opening does not wait for the writer; the end still comes when the last one is gone.
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    File::options()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(path)
+        .unwrap()
+}
+
+/// Reads a FIFO to its end, once somebody has written.
+fn read_all(mut file: File) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let mut fds = [PollFd::new(&file, PollFlags::IN)];
+            poll(&mut fds, None).unwrap();
+            match file.read(&mut buffer) {
+                Ok(0) => return all,
+                Ok(read) => all.extend_from_slice(&buffer[..read]),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    })
+}
+
+/// What was read, once the end has come.
+#[track_caller]
+fn at_its_end(reader: JoinHandle<Vec<u8>>, deadline: Duration) -> Vec<u8> {
+    eventually(deadline, || {
+        so(reader.is_finished(), || "the reader sees no end".to_owned())
+    });
+    reader.join().unwrap()
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn numbers(to: u32) -> Vec<u8> {
+    (1..=to)
+        .flat_map(|number| format!("{number}\n").into_bytes())
+        .collect()
+}
+
+/// A shim of its own with a container that runs `command` on these streams, started.
+fn start<'a>(
+    daemon: &'a Daemon,
+    id: &str,
+    command: &[&str],
+    streams: &Streams,
+) -> (Bundle<'a>, Shim) {
+    let bundle = Bundle::new(daemon, id);
+    let spec = bundle.with_dev(command, false);
+    let bundle = bundle.spec(&spec);
+    let shim = Shim::connect(&bundle.start(b""));
+    bundle.create_with(&shim, streams).unwrap();
+    shim.start(id, "").unwrap();
+    (bundle, shim)
+}
+
+#[track_caller]
+fn end(bundle: Bundle<'_>, shim: &Shim) {
+    // It may have ended by itself.
+    let _ = shim.kill(&bundle.id, "");
+    shim.wait(&bundle.id, "").unwrap();
+    shim.delete(&bundle.id, "").unwrap();
+    bundle.shut_down(shim);
+    drop(bundle);
+}
+
+/// The end of a test with FIFOs: they are the client's to remove.
+#[track_caller]
+fn finish(daemon: Daemon) {
+    fs::remove_dir_all(daemon.directory().join("streams")).unwrap();
+    daemon.end();
+}
+
+/// What a process has open, for a failure text. Our own shim's sockets to clients come and go and are left out.
+fn descriptors(pid: i32) -> Vec<String> {
+    let mut found: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.display().to_string()))
+        .filter(|target| !target.starts_with("socket:"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
+/// that run it come and go.
+fn anonymous_kb(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap()
+}
+
+/// User and system time of a process, not of its children.
+fn cpu_time(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = stat[stat.rfind(')').unwrap() + 1..]
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse().unwrap())
+        .collect();
+    Duration::from_millis(
+        fields.iter().sum::<u64>() * 1000 / rustix::param::clock_ticks_per_second(),
+    )
+}
+
+/// How long until a call has its answer.
+fn took<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+    let begin = Instant::now();
+    let answer = call();
+    (answer, begin.elapsed())
+}
+
+on_every_containerd! {
+    fn a_slow_reader_slows_the_container_and_costs_the_shim_nothing(version) {
+        let daemon = Daemon::start(version);
+        let out = fifo(&daemon, "out");
+        let reader = reader(&out);
+        let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
+        let (bundle, shim) = start(&daemon, "slow", &["seq", "1", "1000000"], &streams);
+        let pid = shim.pid("slow");
+        // Nobody reads: the container stands still, with a full pipe.
+        let seq = || shim_tests::proc::children(pid).into_iter().find(|child| child.name == "seq");
+        let (before, child) = eventually(Duration::from_secs(10), || match seq() {
+            Some(child) if child.state == 'S' => Ok((anonymous_kb(pid), child)),
+            other => Err(format!("{other:?}")),
+        });
+        let found = at_its_end(read_all(reader), Duration::from_secs(40));
+        assert!(found == numbers(1_000_000), "{} bytes", found.len());
+        let after = anonymous_kb(pid);
+        assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
+        assert!(!child.alive() || Process::of(child.pid).is_some_and(|process| process.state == 'Z'));
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn a_slow_reader_slows_an_exec_and_costs_the_shim_nothing(version) {
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = start(&daemon, "slow", &["sleep", "3600"], &Streams::default());
+        let pid = shim.pid("slow");
+        let before = anonymous_kb(pid);
+        let (out, err) = (fifo(&daemon, "out"), fifo(&daemon, "err"));
+        let readers = [reader(&out), reader(&err)];
+        let streams = Streams { stdout: text(&out), stderr: text(&err), ..Streams::default() };
+        shim.exec("slow", "e", &["sh", "-c", "seq 1 300000 & seq 1 300000 >&2; wait"], &streams).unwrap();
+        shim.start("slow", "e").unwrap();
+        let writers = || {
+            let named = |process: &&Process| process.name == "seq" && process.state == 'S';
+            daemon.processes().iter().filter(named).count()
+        };
+        eventually(Duration::from_secs(10), || so(writers() == 2, || format!("{} wait", writers())));
+        for reader in readers.map(read_all) {
+            let found = at_its_end(reader, Duration::from_secs(40));
+            assert!(found == numbers(300_000), "{} bytes", found.len());
+        }
+        let after = anonymous_kb(pid);
+        assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
+        assert_eq!(shim.wait("slow", "e"), Ok(0));
+        shim.delete("slow", "e").unwrap();
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn input_arrives_whole_also_when_it_is_closed_before_it_is_read(version) {
+        let daemon = Daemon::start(version);
+        let (stdin, out) = (fifo(&daemon, "in"), fifo(&daemon, "out"));
+        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let streams = Streams { stdin: text(&stdin), stdout: text(&out), stderr: text(&out), terminal: false };
+        let reader = read_all(reader(&out));
+        shim.exec("c", "e", &["sh", "-c", "sleep 1; wc -c"], &streams).unwrap();
+        shim.start("c", "e").unwrap();
+        let mut writer = File::options().write(true).open(&stdin).unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&vec![b'x'; 1_000_000]));
+        // The pipes are full by now, and most is still to come.
+        shim.close_stdin("c", "e").unwrap();
+        writing.join().unwrap().unwrap();
+        assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(10))).unwrap().trim(), "1000000");
+        assert_eq!(shim.wait("c", "e"), Ok(0));
+        shim.delete("c", "e").unwrap();
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn a_background_child_delays_the_deletion_of_an_exec_by_nothing(version) {
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = start(&daemon, "s", &["sleep", "3600"], &Streams::default());
+        for terminal in [false, true] {
+            let id = format!("e-{terminal}");
+            let out = fifo(&daemon, &id);
+            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+            let reader = read_all(reader(&out));
+            shim.exec("s", &id, &["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], &streams).unwrap();
+            shim.start("s", &id).unwrap();
+            assert_eq!(shim.wait("s", &id), Ok(0));
+            let (deleted, time) = took(|| shim.delete("s", &id));
+            deleted.unwrap();
+            assert!(time < Duration::from_secs(2), "terminal: {terminal}: {time:?}");
+            let found = at_its_end(reader, Duration::from_secs(5));
+            assert_eq!(String::from_utf8(found).unwrap().trim(), "done");
+        }
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn a_background_child_delays_the_end_of_a_container_and_its_pod_by_nothing(version) {
+        let daemon = Daemon::start(version);
+        for terminal in [false, true] {
+            let id = format!("c-{terminal}");
+            let out = fifo(&daemon, &id);
+            let bundle = Bundle::new(&daemon, &id);
+            let mut spec = bundle.with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
+            // In the node's process namespace nobody takes the child along.
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+            let bundle = bundle.spec(&spec);
+            let shim = Shim::connect(&bundle.start(b""));
+            let reader = read_all(reader(&out));
+            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+            bundle.create_with(&shim, &streams).unwrap();
+            shim.start(&id, "").unwrap();
+            daemon.look();
+            assert_eq!(shim.wait(&id, ""), Ok(0));
+            let (deleted, time) = took(|| shim.delete(&id, ""));
+            deleted.unwrap();
+            assert!(time < Duration::from_secs(3), "terminal: {terminal}: {time:?}");
+            assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(5))).unwrap().trim(), "done");
+            bundle.shut_down(&shim);
+            drop(bundle);
+            fs::remove_file(&out).unwrap();
+            daemon.nothing_left(Duration::from_secs(5));
+        }
+        finish(daemon);
+    }
+
+    fn nothing_stays_open_after_failed_creates_and_starts(version) {
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = start(&daemon, "steady", &["sleep", "3600"], &Streams::default());
+        let pid = shim.pid("steady");
+        let (stdin, out, err) = (fifo(&daemon, "in"), fifo(&daemon, "out"), fifo(&daemon, "err"));
+        let _client = [&stdin, &out, &err].map(|path| File::options().read(true).write(true).open(path).unwrap());
+        let absent = text(&daemon.directory().join("no-such-fifo"));
+        let folder = daemon.directory().join("logger");
+        fs::create_dir(&folder).unwrap();
+        let logger = format!("binary://{}?logger={}", lab::probe().display(), folder.display());
+        let fifos = Streams { stdin: text(&stdin), stdout: text(&out), stderr: text(&err), terminal: false };
+        let streams = [
+            ("null", Streams::default()),
+            ("FIFOs", fifos.clone()),
+            ("a terminal", Streams { stderr: String::new(), terminal: true, ..fifos.clone() }),
+            ("a logger", Streams::both(&logger)),
+            ("a terminal with a logger", Streams::terminal(&logger)),
+            ("a file", Streams::both(&format!("file://{}", text(&daemon.directory().join("file.log"))))),
+            ("a FIFO for stderr that is not there", Streams { stderr: absent.clone(), ..fifos.clone() }),
+            ("a FIFO for stdin that is not there", Streams { stdin: absent.clone(), ..fifos }),
+            ("a terminal without its FIFO", Streams::terminal(&absent)),
+            ("a logger that is not there", Streams::both("binary:///nowhere/logger")),
+        ];
+        let mut leaks = Vec::new();
+        for (kind, streams) in &streams {
+            // Once before counting: whatever is opened for good is opened then.
+            let mut before = Vec::new();
+            for round in 0..3 {
+                shim.exec("steady", "e", &["/no/such/program"], streams).unwrap();
+                shim.start("steady", "e").expect_err(kind);
+                shim.delete("steady", "e").unwrap();
+
+                let failing = Bundle::new(&daemon, "failing");
+                let spec = failing.with_dev(&["/no/such/program"], streams.terminal);
+                let failing = failing.spec(&spec);
+                failing.create_with(&shim, streams).expect_err(kind);
+                drop(failing);
+                if round == 0 {
+                    before = descriptors(pid);
+                }
+            }
+            let same = shim_tests::until::within(Duration::from_secs(6), || {
+                let now = descriptors(pid);
+                so(now.len() <= before.len(), || format!("{kind}: from {before:?} to {now:?}"))
+            });
+            leaks.extend(same.err());
+        }
+        assert!(leaks.is_empty(), "{}", leaks.join("\n"));
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn io_uid_and_io_gid_own_the_streams(version) {
+        let daemon = Daemon::with(version, &Options::runtime("IoUid = 1234\nIoGid = 2345"));
+        let pod = PodSpec::new("owner").run(&daemon);
+        let script = "stat -L -c %u:%g /proc/self/fd/1 /proc/self/fd/2 && echo again > /dev/stdout && echo oops > /dev/stderr && exec sleep 3600";
+        let mut spec = pod.container("one").shell(script);
+        spec.security().run_as_user = Some(Int64Value { value: 1234 });
+        let container = spec.start();
+        eventually(Duration::from_secs(5), || {
+            let found = (container.log_lines("stdout"), container.log_lines("stderr"));
+            so(found.0 == ["1234:2345", "1234:2345", "again"] && found.1 == ["oops"], || format!("{found:?}"))
+        });
+        let executed = container.exec(&["sh", "-c", "stat -L -c %u:%g /proc/self/fd/1; echo more > /dev/stdout"]);
+        assert_eq!(executed.stdout, "1234:2345\nmore\n", "{executed:?}");
+        daemon.end();
+    }
+
+    fn a_containerd_killed_in_full_flow_loses_what_it_had_read_and_nothing_else(version) {
+        let daemon = Daemon::start(version);
+        let mut flood = Flood::start(&daemon, "", 64);
+        fs::write(flood.folder.join("go"), "").unwrap();
+        flood.wait_for_log(20 << 20);
+        daemon.kill();
+        flood.wait_until_it_stands_still();
+        daemon.start_again();
+        flood.finish(64);
+        let log = BufReader::new(File::open(&flood.container.log).unwrap());
+        let (missing, broken) = flood::missing(log, flood::lines(64)).unwrap();
+        let bytes: usize = missing.iter().map(|number| flood::line(*number).len() + 1).sum();
+        eprintln!("containerd {}: {} lines of {bytes} bytes missing, {broken} records broken", version.line(), missing.len());
+        // One gap, as long as containerd's buffers: 32 KiB, what its logger has of a line, and the line that was cut.
+        assert!(missing.is_sorted() && missing.last().zip(missing.first()).is_none_or(|(last, first)| last - first < missing.len() as u64), "{missing:?}");
+        assert!(bytes < 128 << 10 && broken <= 2, "{bytes} bytes, {broken} broken");
+        drop(flood);
+        daemon.end();
+    }
+
+    fn a_flood_of_output_is_byte_exact_over_a_stopped_and_a_killed_containerd(version) {
+        ours_only!("it runs both shims side by side, and compares them");
+        let mib = std::env::var("FLOOD_MIB").map_or(64, |mib| mib.parse().expect("FLOOD_MIB: a number of MiB"));
+        let daemon = Daemon::with(version, &Options {
+            pause_image: PauseImage::Works,
+            handlers: vec![Handler {
+                name: "runc".to_owned(),
+                runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
+                runtime_path: None,
+                options: String::new(),
+            }],
+            debug: false,
+            ..Options::default()
+        });
+        let stock = ShimUnderTest::Runc.binary_name();
+        std::os::unix::fs::symlink(ShimUnderTest::Runc.binary(version), daemon.directory().join("bin").join(stock)).unwrap();
+        let mut floods: Vec<Flood<'_>> = ["", "runc"].iter().map(|handler| Flood::start(&daemon, handler, mib)).collect();
+
+        // In the middle of it containerd stands still: so do the containers, and nobody gathers what they write.
+        for flood in &floods {
+            flood.wait_for_log(mib << 17);
+        }
+        let containerd = daemon.pid();
+        kill(containerd, Signal::STOP);
+        for flood in &floods {
+            flood.wait_until_it_stands_still();
+        }
+        kill(containerd, Signal::CONT);
+
+        // All that has been written has arrived (what containerd has read and not yet written dies with it, under any
+        // shim); then it is killed, and the containers go on until their pipes are full.
+        for flood in &floods {
+            flood.wait_for_half(mib);
+        }
+        daemon.kill();
+        for flood in &floods {
+            fs::write(flood.folder.join("go"), "").unwrap();
+        }
+        for flood in &floods {
+            flood.wait_until_it_stands_still();
+        }
+        daemon.start_again();
+        for flood in &mut floods {
+            flood.finish(mib);
+        }
+        eprintln!("containerd {}, {mib} MiB through a FIFO each, side by side:", version.line());
+        for flood in &floods {
+            eprintln!(
+                "  {:26} {:6.2} s of CPU time, own memory {} kB before, {} kB at most, log {}",
+                flood.shim.name(), flood.cpu.as_secs_f64(), flood.memory_before, flood.memory_most.get(),
+                flood.verdict.as_ref().map_or_else(Clone::clone, |()| "byte-exact".to_owned()),
+            );
+        }
+        let ours = &floods[0];
+        ours.verdict.as_ref().unwrap();
+        assert!(ours.memory_most.get() < ours.memory_before + 2048, "the shim grew");
+        assert!(ours.cpu <= floods[1].cpu, "more CPU time than the stock shim");
+        drop(floods);
+        daemon.end();
+    }
+}
+
+/// A container that writes a flood, under one of the two shims.
+struct Flood<'a> {
+    folder: PathBuf,
+    container: Container<'a>,
+    shim: ShimProcess,
+    cpu: Duration,
+    memory_before: u64,
+    memory_most: std::cell::Cell<u64>,
+    verdict: Result<(), String>,
+}
+
+struct ShimProcess(Process, &'static str);
+
+impl ShimProcess {
+    fn name(&self) -> &'static str {
+        self.1
+    }
+}
+
+impl<'a> Flood<'a> {
+    fn start(daemon: &'a Daemon, handler: &str, mib: u64) -> Self {
+        let which = if handler.is_empty() {
+            ShimUnderTest::get()
+        } else {
+            ShimUnderTest::Runc
+        };
+        let folder = daemon.directory().join(format!("flood-{handler}"));
+        fs::create_dir(&folder).unwrap();
+        let pod = PodSpec::new(&format!("flood{handler}"))
+            .handler(handler)
+            .run(daemon);
+        let container = pod
+            .container("writer")
+            .probe()
+            .mount(&text(&folder), "/flood");
+        let container = container
+            .command(&["/probe", "flood", &mib.to_string(), "/flood"])
+            .create();
+        let named = |process: &Process| {
+            process
+                .command_line()
+                .split(' ')
+                .next()
+                .is_some_and(|it| it.ends_with(which.binary_name()))
+        };
+        let shim = daemon.processes().into_iter().find(named).unwrap();
+        let memory_before = anonymous_kb(shim.pid);
+        container.try_start().unwrap();
+        Self {
+            folder,
+            container,
+            shim: ShimProcess(shim, which.binary_name()),
+            cpu: Duration::ZERO,
+            memory_before,
+            memory_most: std::cell::Cell::new(memory_before),
+            verdict: Ok(()),
+        }
+    }
+
+    fn look(&self) {
+        let now = anonymous_kb(self.shim.0.pid);
+        self.memory_most.set(self.memory_most.get().max(now));
+    }
+
+    fn log_bytes(&self) -> u64 {
+        fs::metadata(&self.container.log).map_or(0, |log| log.len())
+    }
+
+    fn wait_for_log(&self, bytes: u64) {
+        eventually(Duration::from_secs(120), || {
+            self.look();
+            so(self.log_bytes() >= bytes, || {
+                format!("{} bytes", self.log_bytes())
+            })
+        });
+    }
+
+    /// The writer waits in a write: its FIFO, and whatever the shim has in between, is full.
+    fn wait_until_it_stands_still(&self) {
+        let mut steady = 0;
+        let mut last = None;
+        eventually(Duration::from_secs(60), || {
+            self.look();
+            let writer = shim_tests::proc::children(self.shim.0.pid)
+                .into_iter()
+                .find(|child| child.name == "probe");
+            let writer = writer.ok_or("no writer")?;
+            let now = fs::read_to_string(format!("/proc/{}/io", writer.pid))
+                .map_err(|error| error.to_string())?;
+            let same = writer.state == 'S' && last.as_ref() == Some(&now);
+            steady = if same { steady + 1 } else { 0 };
+            last = Some(now);
+            so(steady >= 20, || format!("it still writes: {last:?}"))
+        });
+    }
+
+    /// The first half is in the log, with its last line.
+    fn wait_for_half(&self, mib: u64) {
+        let mut last = flood::line(flood::half(mib) - 1);
+        last.push(b'\n');
+        eventually(Duration::from_secs(240), || {
+            self.look();
+            let tail = tail(&self.container.log, last.len());
+            so(tail == last, || {
+                format!("{} bytes in the log", self.log_bytes())
+            })
+        });
+    }
+
+    fn finish(&mut self, mib: u64) {
+        let code = eventually(Duration::from_secs(600), || {
+            self.look();
+            let (status, _) = self.container.status();
+            so(
+                status.state() == k8s_cri::v1::ContainerState::ContainerExited,
+                || format!("{:?}", status.state()),
+            )
+            .map(|()| status.exit_code)
+        });
+        self.cpu = cpu_time(self.shim.0.pid);
+        let mut checked = Checked::default();
+        let log = BufReader::with_capacity(1 << 20, File::open(&self.container.log).unwrap());
+        self.verdict = checked.take_cri_log(log).and_then(|()| {
+            so(checked.lines == flood::lines(mib) && code == 0, || {
+                format!(
+                    "{} of {} lines, exit code {code}",
+                    checked.lines,
+                    flood::lines(mib)
+                )
+            })
+        });
+    }
+}
+
+/// The end of a file.
+fn tail(path: &Path, bytes: usize) -> Vec<u8> {
+    let mut buffer = vec![0; bytes];
+    let file = File::open(path).unwrap();
+    let from = file.metadata().unwrap().len().saturating_sub(bytes as u64);
+    let read = file.read_at(&mut buffer, from).unwrap();
+    buffer.truncate(read);
+    buffer
+}

@@ -1,0 +1,231 @@
+//! Other OCI runtimes than the machine's runc, and how the runtime options reach them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use shim_tests::daemon::Handler;
+use shim_tests::slot::text;
+use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, lab, on_every_containerd};
+
+/// A runtime that writes down how it is called, and then does as runc.
+struct Recorder {
+    directory: tempfile::TempDir,
+}
+
+impl Recorder {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let recorder = Self { directory };
+        let script = format!(
+            "#!/bin/sh\necho \"$*\" >>{}\nexec {} \"$@\"\n",
+            text(&recorder.path("calls")),
+            text(&lab::lab().join("host/runc")),
+        );
+        fs::write(recorder.binary(), script).unwrap();
+        fs::set_permissions(recorder.binary(), fs::Permissions::from_mode(0o755)).unwrap();
+        recorder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn binary(&self) -> PathBuf {
+        self.path("recorder")
+    }
+
+    /// As lines of an options table.
+    fn options(&self) -> String {
+        format!(
+            "BinaryName = '{}'\nRoot = '{}'\nNoPivotRoot = true\nNoNewKeyring = true\n",
+            text(&self.binary()),
+            text(&self.path("root"))
+        )
+    }
+
+    /// Every call went to that root, and `create` had the flags of [`Self::options`]. Nothing stays there.
+    #[track_caller]
+    fn check(&self, namespace: &str) {
+        self.check_create(namespace, &["--no-pivot", "--no-new-keyring"]);
+    }
+
+    #[track_caller]
+    fn check_create(&self, namespace: &str, flags: &[&str]) {
+        let calls = fs::read_to_string(self.path("calls")).unwrap();
+        let root = format!("--root {}", text(&self.path("root").join(namespace)));
+        for call in calls
+            .lines()
+            .filter(|call| !call.contains("--version") && *call != "features")
+        {
+            assert!(call.contains(&root), "{call}");
+        }
+        let create = calls
+            .lines()
+            .find(|call| call.contains(" create "))
+            .unwrap();
+        for flag in flags {
+            assert!(create.contains(flag), "{flag}: {create}");
+        }
+        for verb in [" start ", " exec ", " delete "] {
+            assert!(calls.contains(verb), "{verb}: {calls}");
+        }
+        let left = fs::read_dir(self.path("root").join(namespace)).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "states in {root}");
+    }
+}
+
+/// crun, which refuses a machine with cgroup v1 and v2 side by side: it does not get to see the v2 there.
+struct Crun {
+    directory: tempfile::TempDir,
+}
+
+impl Crun {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let crun = Self { directory };
+        let script = format!(
+            "#!/bin/sh\nexec unshare --mount sh -c \
+             'umount --lazy /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"' {} \"$@\"\n",
+            text(&lab::newer_runtime("crun"))
+        );
+        fs::write(crun.binary(), script).unwrap();
+        fs::set_permissions(crun.binary(), fs::Permissions::from_mode(0o755)).unwrap();
+        crun
+    }
+
+    fn binary(&self) -> PathBuf {
+        self.directory.path().join("crun")
+    }
+}
+
+#[track_caller]
+fn pod_and_exec(daemon: &Daemon, handler: &str) {
+    let pod = PodSpec::new("optional").handler(handler).run(daemon);
+    let container = pod.sleeper("one");
+    assert_eq!(container.output(&["hostname"]), "optional");
+}
+
+/// What a pod and its container do every day, with this runtime.
+fn everyday(version: Version, runtime: &Path) {
+    let options = format!("BinaryName = '{}'", text(runtime));
+    let daemon = Daemon::with(version, &Options::runtime(&options));
+    for shared in [false, true] {
+        let spec = PodSpec::new("other");
+        let pod = if shared {
+            spec.shared_processes()
+        } else {
+            spec
+        }
+        .run(&daemon);
+        let one = pod.sleeper("one");
+        let executed = one.exec(&["sh", "-c", "echo out; echo err >&2; exit 42"]);
+        assert_eq!((executed.code, executed.stdout.as_str()), (42, "out\n"));
+        assert!(one.stats().cpu.is_some());
+        let absent = one.try_exec(&["/no/such/program"]).unwrap_err();
+        assert!(absent.0.contains("/no/such/program"), "{absent}");
+        let absent = pod
+            .container("absent")
+            .command(&["/no/such/program"])
+            .try_start();
+        let absent = absent.err().expect("nothing to run").0;
+        assert!(absent.contains("/no/such/program"), "{absent}");
+        let ended = pod.container("ended").shell("exit 3").start();
+        assert_eq!(ended.wait(), 3);
+        one.stop(0);
+        assert_eq!(one.wait(), 137);
+        pod.stop();
+        pod.remove();
+    }
+    // And without a pod.
+    let runtime = text(runtime);
+    let options = if ShimUnderTest::get() == ShimUnderTest::Runc {
+        vec!["--detach", "--runc-binary", &runtime]
+    } else {
+        vec!["--detach"]
+    };
+    let run = daemon
+        .ctr_run(&options, "alone", &["sleep", "3600"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    daemon.end();
+}
+
+on_every_containerd! {
+    fn options_of_a_table_reach_the_runtime(version) {
+        let recorder = Recorder::new();
+        let daemon = Daemon::with(version, &Options::runtime(&recorder.options()));
+        pod_and_exec(&daemon, "");
+        daemon.end();
+        recorder.check("k8s.io");
+    }
+
+    fn options_of_ctr_reach_the_runtime(version) {
+        let recorder = Recorder::new();
+        let daemon = Daemon::start(version);
+        let [file, binary, root] = ["options.toml", "recorder", "root"].map(|name| text(&recorder.path(name)));
+        // ctr takes the options one by one for the stock shim's type only; for others it passes on the path of a file.
+        let (flags, expected): (&[&str], &[&str]) = match ShimUnderTest::get() {
+            ShimUnderTest::Pause => {
+                fs::write(&file, recorder.options()).unwrap();
+                (&["--detach", "--runtime-config-path", &file], &["--no-pivot", "--no-new-keyring"])
+            }
+            ShimUnderTest::Runc => (&["--detach", "--runc-binary", &binary, "--runc-root", &root], &[]),
+        };
+        let run = daemon.ctr_run(flags, "alone", &["sleep", "3600"]).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        daemon.look();
+        let fifos = text(&daemon.directory().join("fifo"));
+        daemon.ctr(&["tasks", "exec", "--fifo-dir", &fifos, "--exec-id", "e", "alone", "true"]);
+        let namespace = daemon.names.name();
+        daemon.end();
+        recorder.check_create(&namespace, expected);
+    }
+
+    fn a_newer_runc(version) {
+        everyday(version, &lab::newer_runtime("runc"));
+    }
+
+    fn crun(version) {
+        let crun = Crun::new();
+        everyday(version, &crun.binary());
+    }
+}
+
+/// As `options_of_a_table_reach_the_runtime`, for a handler that says it is of the stock shim's type. Not on containerd
+/// 1.6, which reads `runtime_path` and does not use it.
+fn options_of_a_handler_by_path_reach_the_runtime(version: Version) {
+    let recorder = Recorder::new();
+    let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
+    let handler = Handler {
+        name: "typed".to_owned(),
+        runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
+        runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
+        options: recorder.options(),
+    };
+    let options = Options {
+        handlers: vec![handler],
+        ..Options::default()
+    };
+    let daemon = Daemon::with(version, &options);
+    pod_and_exec(&daemon, "typed");
+    daemon.end();
+    recorder.check("k8s.io");
+}
+
+#[test]
+fn options_of_a_handler_by_path_reach_the_runtime_v1_7() {
+    options_of_a_handler_by_path_reach_the_runtime(Version::V1_7);
+}
+
+#[test]
+fn options_of_a_handler_by_path_reach_the_runtime_v2_1() {
+    options_of_a_handler_by_path_reach_the_runtime(Version::V2_1);
+}

@@ -1,0 +1,398 @@
+//! Many containers and execs at once on one shim: every exit code, every event, and nothing that grows.
+//!
+//! `STORM_CONTAINERS` and `STORM_EXECS` set the numbers (100 and 200 when they are not set). What was measured is printed:
+//! `cargo nextest run -p shim-tests --test storm --no-capture`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a test reports by failing, and this one by its measurements, too"
+)]
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::Status;
+use containerd_shim_protos::ttrpc::Code;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use shim_tests::daemon::{Event, Events};
+use shim_tests::direct::{Group, Streams, Tasks, code};
+use shim_tests::proc::{children, private_kb};
+use shim_tests::until::so;
+use shim_tests::{Daemon, eventually, on_every_containerd};
+
+/// How many at a time.
+const CONTAINER_LANES: usize = 8;
+const EXEC_LANES: usize = 16;
+/// Private memory that may be there more after the storm than after its first part, in kB: what an allocator keeps.
+const MEMORY_SLACK: u64 = 1024;
+
+fn number(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+fn fds(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// What happens to one of them besides its own end.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    /// Nothing: it exits by itself.
+    Exits,
+    /// It exits by itself, and is killed at the same time.
+    Raced,
+    /// It would run for ever, and is killed.
+    Killed,
+}
+
+impl Fate {
+    fn of(index: usize) -> Self {
+        match index % 4 {
+            0 | 1 => Self::Exits,
+            2 => Self::Raced,
+            _ => Self::Killed,
+        }
+    }
+
+    fn script(self, exit: u32) -> String {
+        match self {
+            Self::Exits | Self::Raced => format!("exit {exit}"),
+            Self::Killed => "exec sleep 3600".to_owned(),
+        }
+    }
+
+    #[track_caller]
+    fn check(self, name: &str, seen: u32, exit: u32) {
+        let right = match self {
+            Self::Exits => seen == exit,
+            Self::Raced => seen == exit || seen == 137,
+            Self::Killed => seen == 137,
+        };
+        assert!(right, "{name}: exit code {seen}, its own is {exit}");
+    }
+}
+
+/// The ids of the containers and execs that live now, for those who look at them all the time.
+#[derive(Default)]
+struct Living(Mutex<BTreeSet<(String, String)>>);
+
+impl Living {
+    fn add(&self, id: &str, exec: &str) {
+        self.0
+            .lock()
+            .unwrap()
+            .insert((id.to_owned(), exec.to_owned()));
+    }
+
+    fn remove(&self, id: &str, exec: &str) {
+        self.0
+            .lock()
+            .unwrap()
+            .remove(&(id.to_owned(), exec.to_owned()));
+    }
+
+    /// One of them; another one each time.
+    fn one(&self, turn: usize) -> Option<(String, String)> {
+        let living = self.0.lock().unwrap();
+        living.iter().nth(turn % living.len().max(1)).cloned()
+    }
+}
+
+/// Runs `each(index, lane)` for all indices, on so many lanes, while one thread calls State all the time. How long the
+/// answers to State took.
+fn storm(
+    tasks: &Tasks,
+    living: &Living,
+    indices: std::ops::Range<usize>,
+    lanes: usize,
+    each: impl Fn(usize, usize) + Sync,
+) -> Vec<Duration> {
+    let next = AtomicUsize::new(indices.start);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut took = Vec::new();
+            let shim = tasks.connect();
+            while !over.load(Ordering::Relaxed) {
+                if let Some((id, exec)) = living.one(took.len()) {
+                    let begin = Instant::now();
+                    let answer = shim.state(&id, &exec);
+                    took.push(begin.elapsed());
+                    assert!(
+                        matches!(code(&answer), Code::OK | Code::NOT_FOUND),
+                        "{answer:?}"
+                    );
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            took
+        });
+        let (next, each) = (&next, &each);
+        let work: Vec<_> = (0..lanes)
+            .map(|lane| {
+                scope.spawn(move || {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if index >= indices.end {
+                            return;
+                        }
+                        each(index, lane);
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = work.into_iter().map(|lane| lane.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        let took = looks.join().unwrap();
+        assert!(ended.iter().all(Result::is_ok), "a lane has failed");
+        took
+    })
+}
+
+/// A container from Create to Delete, with everything that races on the way.
+fn container(tasks: &Tasks, living: &Living, index: usize) {
+    let (id, fate, exit) = (format!("c{index}"), Fate::of(index), (index % 120) as u32);
+    let shim = &tasks.shim;
+    tasks
+        .create(&id, &fate.script(exit))
+        .unwrap_or_else(|e| panic!("create {id}: {e:?}"));
+    living.add(&id, "");
+    let seen = std::thread::scope(|scope| {
+        let waits: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| shim.wait(&id, "").unwrap()))
+            .collect();
+        shim.start(&id, "")
+            .unwrap_or_else(|e| panic!("start {id}: {e:?}"));
+        if fate != Fate::Exits {
+            let killed = shim.kill(&id, "", 9);
+            assert!(
+                matches!(code(&killed), Code::OK | Code::NOT_FOUND),
+                "{id}: {killed:?}"
+            );
+        }
+        let seen: Vec<u32> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+        assert_eq!(seen[0], seen[1], "{id}: two Waits");
+        seen[0]
+    });
+    fate.check(&id, seen, exit);
+    let state = shim.state(&id, "").unwrap();
+    assert_eq!(
+        (state.status.enum_value(), state.exit_status),
+        (Ok(Status::STOPPED), seen),
+        "{id}"
+    );
+    assert_eq!(
+        code(&shim.kill(&id, "", 9)),
+        Code::NOT_FOUND,
+        "{id}: kill of the dead"
+    );
+    assert_eq!(shim.delete(&id, "").unwrap(), seen, "{id}: Delete");
+    living.remove(&id, "");
+    assert_eq!(code(&shim.state(&id, "")), Code::NOT_FOUND);
+    tasks.forget(&id);
+}
+
+/// An exec from Exec to Delete. The ids are those of the lanes, so each comes again and again.
+fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize) {
+    let (id, fate, exit) = (format!("lane{lane}"), Fate::of(index), (index % 120) as u32);
+    let shim = &tasks.shim;
+    // Some of them write.
+    let fifo = fifos.join(format!("out{index}"));
+    let writes = index.is_multiple_of(8);
+    // The stock shim opens both, and waits for a reader of each.
+    let errors = fifos.join(format!("err{index}"));
+    let mut reads_errors = None;
+    let mut streams = Streams::default();
+    if writes {
+        for path in [&fifo, &errors] {
+            mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        }
+        streams.stdout = fifo.to_str().unwrap().to_owned();
+        streams.stderr = errors.to_str().unwrap().to_owned();
+        reads_errors = Some(
+            File::options()
+                .read(true)
+                .write(true)
+                .open(&errors)
+                .unwrap(),
+        );
+    }
+    let script = if writes {
+        format!("echo {index}; {}", fate.script(exit))
+    } else {
+        fate.script(exit)
+    };
+    shim.exec("base", &id, &script, &streams)
+        .unwrap_or_else(|e| panic!("exec {index}: {e:?}"));
+    living.add("base", &id);
+    let seen = std::thread::scope(|scope| {
+        let wait = scope.spawn(|| shim.wait("base", &id).unwrap());
+        let read = writes.then(|| {
+            scope.spawn(|| {
+                let mut output = String::new();
+                File::open(&fifo)
+                    .unwrap()
+                    .read_to_string(&mut output)
+                    .unwrap();
+                output
+            })
+        });
+        shim.start("base", &id)
+            .unwrap_or_else(|e| panic!("start of exec {index}: {e:?}"));
+        if fate != Fate::Exits {
+            let killed = shim.kill("base", &id, 9);
+            assert!(
+                matches!(code(&killed), Code::OK | Code::NOT_FOUND),
+                "exec {index}: {killed:?}"
+            );
+        }
+        let seen = wait.join().unwrap();
+        if let Some(output) = read.map(|read| read.join().unwrap()) {
+            assert_eq!(output, format!("{index}\n"));
+        }
+        seen
+    });
+    fate.check(&format!("exec {index}"), seen, exit);
+    assert_eq!(
+        shim.state("base", &id).unwrap().exit_status,
+        seen,
+        "exec {index}"
+    );
+    assert_eq!(
+        shim.delete("base", &id).unwrap(),
+        seen,
+        "exec {index}: Delete"
+    );
+    living.remove("base", &id);
+    drop(reads_errors);
+    if writes {
+        std::fs::remove_file(&fifo).unwrap();
+        std::fs::remove_file(&errors).unwrap();
+    }
+}
+
+/// The events of a container: in order, once, with one exit code.
+fn check_container_events(events: &[Event], index: usize) {
+    let id = format!("c{index}");
+    let topics: Vec<&str> = events.iter().map(|event| event.topic.as_str()).collect();
+    assert_eq!(
+        topics,
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exit",
+            "/tasks/delete"
+        ],
+        "{id}"
+    );
+    // JSON leaves a zero out.
+    let code = |event: &Event| event.body["exit_status"].as_u64().unwrap_or(0);
+    assert_eq!(code(&events[2]), code(&events[3]), "{id}: exit and delete");
+    let seen = u32::try_from(code(&events[2])).unwrap();
+    Fate::of(index).check(&id, seen, (index % 120) as u32);
+}
+
+/// The events of all execs: of each lane, one exec after the other.
+fn check_exec_events(events: &Events, execs: usize) {
+    let seen = eventually(Duration::from_secs(60), || {
+        let seen = events.of("base");
+        so(seen.len() >= 2 + 3 * execs, || {
+            format!("{} events of {}", seen.len(), 2 + 3 * execs)
+        })
+        .map(|()| seen)
+    });
+    assert_eq!(seen.len(), 2 + 3 * execs);
+    for lane in 0..EXEC_LANES {
+        let steps =
+            ["exec-added", "exec-started", "exit"].map(|topic| format!("{topic}:lane{lane}"));
+        let of_lane: Vec<&String> = seen.iter().filter(|seen| steps.contains(seen)).collect();
+        for (at, step) in of_lane.iter().enumerate() {
+            assert_eq!(**step, steps[at % 3], "lane {lane}, event {at}");
+        }
+    }
+}
+
+fn report(what: &str, count: usize, time: Duration, mut took: Vec<Duration>) {
+    took.sort_unstable();
+    let at = |part: f64| {
+        took.get((took.len() as f64 * part) as usize)
+            .or(took.last())
+            .copied()
+            .unwrap_or_default()
+    };
+    eprintln!(
+        "{what}: {count} in {:.1} s; State while they ran: {} calls, median {:?}, 99 % {:?}, 99.9 % {:?}, slowest {:?}",
+        time.as_secs_f64(),
+        took.len(),
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0),
+    );
+}
+
+on_every_containerd! {
+    fn a_storm_of_containers_and_execs(version) {
+        let daemon = Daemon::start(version);
+        let events = daemon.events();
+        let group = Group::start(&daemon, "storm");
+        group.run("base", "exec sleep 1000000");
+        let (containers, execs) = (number("STORM_CONTAINERS", 100), number("STORM_EXECS", 200));
+        let living = Living::default();
+        let fifos = daemon.directory().join("fifo");
+        living.add("base", "");
+        let shim = daemon.shim().pid;
+        let tasks: &Tasks = &group;
+
+        let run = |containers: std::ops::Range<usize>, execs: std::ops::Range<usize>| {
+            let (count, begin) = (containers.len(), Instant::now());
+            let took = storm(tasks, &living, containers, CONTAINER_LANES, |index, _| container(tasks, &living, index));
+            report("containers", count, begin.elapsed(), took);
+            let (count, begin) = (execs.len(), Instant::now());
+            let took = storm(tasks, &living, execs, EXEC_LANES, |index, lane| exec(tasks, &living, &fifos, index, lane));
+            report("execs", count, begin.elapsed(), took);
+        };
+        // What is made once is made by the first part.
+        let (first_containers, first_execs) = ((containers / 10).max(16), (execs / 10).max(32));
+        let idle = fds(shim);
+        run(0..first_containers, 0..first_execs);
+        let settled = |most: usize| eventually(Duration::from_secs(20), || {
+            let now = fds(shim);
+            so(now <= most, || format!("{now} fds, {most} before")).map(|()| now)
+        });
+        settled(idle);
+        let memory = private_kb(shim);
+        run(first_containers..containers, first_execs..execs);
+        let now = settled(idle);
+        let grown = private_kb(shim);
+        eprintln!("shim: {idle} fds before, {now} after; {memory} kB private after the first part, {grown} kB at the end");
+
+        let zombies: Vec<_> = children(shim).into_iter().filter(|child| child.state == 'Z').collect();
+        assert!(zombies.is_empty(), "{zombies:?}");
+        assert!(grown <= memory + MEMORY_SLACK, "{memory} kB private memory, then {grown} kB");
+        check_exec_events(&events, execs);
+        let of_containers = eventually(Duration::from_secs(60), || {
+            let seen = events.by_container();
+            let deleted = |index| seen.get(&format!("c{index}")).is_some_and(|events: &Vec<Event>| events.len() >= 4);
+            so((0..containers).all(deleted), || "events are missing".to_owned()).map(|()| seen)
+        });
+        for index in 0..containers {
+            check_container_events(&of_containers[&format!("c{index}")], index);
+        }
+        group.remove("base");
+        group.end();
+        daemon.end();
+    }
+}

@@ -1,0 +1,196 @@
+//! S6: pods with a user namespace (`hostUsers: false`), as kubelet asks CRI for them. Not on containerd 1.6, which does
+//! not know the request and would run such a pod as the node's root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::time::Duration;
+
+use shim_tests::daemon::Handler;
+use shim_tests::proc::namespace;
+use shim_tests::slot::text;
+use shim_tests::{Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, lab};
+
+/// The node's user that is root in the pods.
+const ROOT: u32 = 300_000;
+
+/// containerd 2.0 to 2.2 offer user namespaces only to handlers of this type; the shim comes in by its path.
+fn options(version: Version, runtime: &str) -> Options {
+    let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
+    let handler = Handler {
+        name: "userns".to_owned(),
+        runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
+        runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
+        options: format!("BinaryName = '{runtime}'"),
+    };
+    Options {
+        handlers: vec![handler],
+        ..Options::default()
+    }
+}
+
+fn newer_runc() -> String {
+    text(&lab::newer_runtime("runc"))
+}
+
+fn mapped(name: &str) -> PodSpec {
+    PodSpec::new(name).handler("userns").user_namespace(ROOT)
+}
+
+fn owner(path: String) -> u32 {
+    std::fs::metadata(path).unwrap().uid()
+}
+
+/// The user that a process runs as, as the node counts.
+fn user_of(pid: i32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Uid:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[track_caller]
+fn looks_right(pod: &Pod<'_>) {
+    let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
+    let map = one.shell("cat /proc/self/uid_map /proc/self/gid_map");
+    let line = ["0", &ROOT.to_string(), "65536"].map(str::to_owned);
+    let expected = [line.clone(), line].concat();
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), expected);
+
+    let node = namespace(std::process::id().cast_signed(), "user");
+    let of_pod = namespace(pod.pid(), "user");
+    assert_ne!(of_pod, node);
+    for container in [&one, &two] {
+        assert_eq!(namespace(container.pid(), "user"), of_pod);
+        assert_eq!(owner(format!("/proc/{}", container.pid())), ROOT);
+        for kind in ["net", "ipc", "uts"] {
+            assert_eq!(
+                namespace(container.pid(), kind),
+                namespace(pod.pid(), kind),
+                "{kind}"
+            );
+        }
+    }
+    // What holds the sandbox is one of the pod's users, too.
+    assert!((ROOT..ROOT + 65536).contains(&user_of(pod.pid())));
+    // What the image says, and what is new.
+    assert_eq!(
+        one.shell("touch /new && stat -c %u:%g /bin/busybox /new / | xargs"),
+        "0:0 0:0 0:0"
+    );
+    let new = format!("/proc/{}/root/new", one.pid());
+    assert_eq!(owner(new), ROOT);
+    // Only root of the user namespace that owns the network namespace may do this.
+    let pid = one.pid().to_string();
+    let set = Command::new("nsenter")
+        .args([
+            "-t", &pid, "-U", "-n", "ip", "link", "set", "lo", "mtu", "1400",
+        ])
+        .output()
+        .unwrap();
+    assert!(set.status.success(), "{set:?}");
+    assert_eq!(one.output(&["hostname"]), "mapped");
+    assert_eq!(
+        one.shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        "0"
+    );
+    assert_eq!(one.exec(&["sh", "-c", "exit 7"]).code, 7);
+
+    let said = pod
+        .container("said")
+        .shell("id -u; echo to the log")
+        .start();
+    assert_eq!(said.wait(), 0);
+    eventually(Duration::from_secs(10), || {
+        let lines = said.log_lines("stdout");
+        if lines == ["0", "to the log"] {
+            Ok(())
+        } else {
+            Err(format!("{lines:?}"))
+        }
+    });
+    two.stop(0);
+    assert_eq!(two.wait(), 137);
+    assert!(one.running());
+}
+
+fn a_pod_with_a_user_namespace(version: Version) {
+    let daemon = Daemon::with(version, &options(version, &newer_runc()));
+    if version == Version::V2_1 {
+        assert!(daemon.cri().offers_user_namespaces("userns"));
+    }
+    let pod = mapped("mapped")
+        .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
+        .run(&daemon);
+    looks_right(&pod);
+    if ShimUnderTest::get() == ShimUnderTest::Pause {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", pod.pid())).unwrap();
+        assert_eq!(name.trim(), "pause");
+    }
+    daemon.end();
+}
+
+fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
+    let daemon = Daemon::with(version, &options(version, &newer_runc()));
+    let pod = mapped("mapped")
+        .shared_processes()
+        .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
+        .run(&daemon);
+    looks_right(&pod);
+    let one = pod.sleeper("three");
+    assert_eq!(one.shell("cat /proc/1/comm"), "pause");
+    assert_eq!(namespace(one.pid(), "pid"), namespace(pod.pid(), "pid"));
+    daemon.end();
+}
+
+/// runc 1.1 cannot map the owners of mounts. containerd 1.7 does without (it copies the layers); 2.1 asks what runc can,
+/// does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
+fn a_runc_that_is_too_old(version: Version) {
+    let runc = text(&lab::lab().join("host/runc"));
+    let daemon = Daemon::with(version, &options(version, &runc));
+    assert!(!daemon.cri().offers_user_namespaces("userns"));
+    let pod = mapped("mapped").run(&daemon);
+    let started = pod.container("one").command(&["sleep", "3600"]).try_start();
+    match version {
+        Version::V2_1 => {
+            let refused = started.err().expect("it cannot start").0;
+            assert!(refused.contains("idmap mounts not supported"), "{refused}");
+        }
+        Version::V1_6 | Version::V1_7 => {
+            let map = started.unwrap().shell("cat /proc/self/uid_map");
+            assert!(map.contains(&ROOT.to_string()), "{map}");
+        }
+    }
+    daemon.end();
+}
+
+macro_rules! on_those_that_know_the_request {
+    ($($name:ident),*) => {$(
+        mod $name {
+            use super::Version;
+
+            #[test]
+            fn v1_7() {
+                super::$name(Version::V1_7);
+            }
+
+            #[test]
+            fn v2_1() {
+                super::$name(Version::V2_1);
+            }
+        }
+    )*};
+}
+
+on_those_that_know_the_request! {
+    a_pod_with_a_user_namespace,
+    a_pod_with_a_user_and_a_shared_process_namespace,
+    a_runc_that_is_too_old
+}

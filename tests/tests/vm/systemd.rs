@@ -1,0 +1,144 @@
+//! systemd's cgroup driver: a pod is a slice, a container a scope in it, and both go when they end.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use k8s_cri::v1::LinuxContainerResources;
+use rustix::process::Signal;
+use shim_tests::until::so;
+use shim_tests::{Container, Daemon, Options, PodSpec, eventually, on_every_containerd, proc};
+
+use super::machine::{cgroup, entry, metrics_are_the_kernels, pause_and_resume, read};
+
+fn scope(container: &Container<'_>) -> String {
+    format!("cri-containerd-{}.scope", container.id)
+}
+
+fn place(daemon: &Daemon, container: &Container<'_>) -> PathBuf {
+    Path::new("/sys/fs/cgroup")
+        .join(daemon.names.slice())
+        .join(scope(container))
+}
+
+/// What systemd knows of a unit; `not-found` for LoadState if nothing.
+fn property(unit: &str, name: &str) -> String {
+    let output = Command::new("systemctl")
+        .args(["show", "--value", "--property", name, unit])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[track_caller]
+fn no_scope(daemon: &Daemon, container: &Container<'_>) {
+    eventually(Duration::from_secs(5), || {
+        let (state, group) = (
+            property(&scope(container), "LoadState"),
+            place(daemon, container),
+        );
+        so(state == "not-found" && !group.exists(), || {
+            format!(
+                "{} is {state}, its cgroup exists: {}",
+                scope(container),
+                group.exists()
+            )
+        })
+    });
+}
+
+on_every_containerd! {
+    fn systemd_a_container_is_a_scope_and_its_end_leaves_none(version) {
+        let daemon = Daemon::with(version, &Options::systemd());
+        let pod = PodSpec::new("scope").run(&daemon);
+        let container = pod.container("one").memory_limit(64 << 20).command(&["sleep", "3600"]).start();
+        assert_eq!(cgroup(container.pid()), place(&daemon, &container));
+        assert_eq!(property(&scope(&container), "ActiveState"), "active");
+        assert_eq!(property(&scope(&container), "MemoryMax"), (64 << 20).to_string());
+        metrics_are_the_kernels(&daemon, &container);
+        pause_and_resume(&daemon, &container);
+        // One that ends by itself, one that is stopped, one that never starts.
+        let short = pod.container("two").shell("exit 3").start();
+        assert_eq!(short.wait(), 3);
+        no_scope(&daemon, &short);
+        container.stop(0);
+        container.remove();
+        no_scope(&daemon, &container);
+        let created = pod.container("three").command(&["sleep", "3600"]).create();
+        created.remove();
+        no_scope(&daemon, &created);
+        daemon.end();
+    }
+
+    fn systemd_an_update_reaches_the_unit_and_the_kernel(version) {
+        let daemon = Daemon::with(version, &Options::systemd());
+        let pod = PodSpec::new("update").run(&daemon);
+        let container = pod.container("one").memory_limit(64 << 20).command(&["sleep", "3600"]).start();
+        let group = cgroup(container.pid());
+        assert_eq!(read(&group, "memory.max").trim(), (64 << 20).to_string());
+        container.update(LinuxContainerResources {
+            memory_limit_in_bytes: 96 << 20, cpu_quota: 50_000, cpu_period: 100_000, cpu_shares: 512,
+            ..Default::default()
+        });
+        assert_eq!(read(&group, "memory.max").trim(), (96 << 20).to_string());
+        assert_eq!(read(&group, "cpu.max").trim(), "50000 100000");
+        // What systemd does not know it would undo at its next reload.
+        assert_eq!(property(&scope(&container), "MemoryMax"), (96 << 20).to_string());
+        assert_eq!(property(&scope(&container), "CPUQuotaPerSecUSec"), "500ms");
+        assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
+        assert_eq!(read(&group, "memory.max").trim(), (96 << 20).to_string());
+        assert_eq!(read(&group, "cpu.max").trim(), "50000 100000");
+        assert!(container.running());
+        daemon.end();
+    }
+
+    fn systemd_a_kill_for_lack_of_memory_is_told(version) {
+        let daemon = Daemon::with(version, &Options::systemd());
+        let events = daemon.events();
+        let pod = PodSpec::new("oom").run(&daemon);
+        let script = "sleep 1; exec dd if=/dev/zero of=/dev/null bs=128M count=1";
+        let container = pod.container("one").memory_limit(32 << 20).shell(script).start();
+        let group = cgroup(container.pid());
+        assert_eq!(entry(&group, "memory.events", "oom_kill"), 0);
+        assert_eq!(container.wait(), 137);
+        eventually(Duration::from_secs(5), || {
+            let seen = events.of(&container.id);
+            so(seen == ["create", "start", "oom", "exit", "delete"], || format!("{seen:?}"))
+        });
+        assert_eq!(container.status().0.reason, "OOMKilled");
+        no_scope(&daemon, &container);
+        daemon.end();
+    }
+
+    fn systemd_an_end_takes_every_process_of_a_shared_process_namespace(version) {
+        let daemon = Daemon::with(version, &Options::systemd());
+        let pod = PodSpec::new("shared").shared_processes().run(&daemon);
+        let container = pod.container("one").shell("for i in 1 2 3 4 5; do setsid sleep 3600 & done; wait").start();
+        let group = cgroup(container.pid());
+        eventually(Duration::from_secs(5), || {
+            let count = read(&group, "cgroup.procs").lines().count();
+            so(count == 6, || format!("{count} processes"))
+        });
+        container.stop(0);
+        assert_eq!(container.wait(), 137);
+        container.remove();
+        no_scope(&daemon, &container);
+        daemon.end();
+    }
+
+    fn systemd_a_killed_shim_leaves_no_scope(version) {
+        let daemon = Daemon::with(version, &Options::systemd());
+        let pod = PodSpec::new("killed").run(&daemon);
+        let container = pod.sleeper("one");
+        daemon.look();
+        proc::kill(daemon.shim().pid, Signal::KILL);
+        // The socket is another test's: the stock shim leaves it.
+        no_scope(&daemon, &container);
+        eventually(Duration::from_secs(10), || {
+            let alive: Vec<_> = daemon.processes().iter().map(proc::Process::describe).collect();
+            so(alive.is_empty(), || format!("{alive:?}"))
+        });
+        daemon.end();
+    }
+}
