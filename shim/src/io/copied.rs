@@ -16,6 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use log::warn;
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -266,10 +267,13 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
         }
     }
     loop {
-        match from.try_read(&mut buffer) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+        // The kernel is asked, not the runtime: that may not have heard yet of what was written just before.
+        match rustix::io::read(&from, &mut buffer) {
+            Err(Errno::AGAIN) => return,
+            Err(Errno::INTR) => {}
             read => {
-                if !to.write(read.map(|read| &buffer[..read])).await {
+                let read = read.map(|read| &buffer[..read]);
+                if !to.write(read.map_err(std::io::Error::from)).await {
                     return;
                 }
             }
@@ -308,7 +312,7 @@ fn checked(read: std::io::Result<&[u8]>) -> Option<&[u8]> {
     match read {
         Ok([]) => None,
         Ok(bytes) => Some(bytes),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => None,
+        Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => None,
         Err(error) => {
             warn!("read a stream: {error}");
             None
