@@ -224,6 +224,19 @@ const FILES: [(Containerd, &str); 8] = [
 ];
 
 #[test]
+fn the_sandbox_api_is_a_handler_of_its_own_without_options() -> Result {
+    let dump = V2_1.dump(&config("containerd-2-sandbox-api.toml"))?;
+    let pauseless = dump.runtime("pauseless");
+    assert_eq!(pauseless["runtime_type"], RUNTIME_TYPE);
+    assert_eq!(pauseless["sandboxer"], "shim");
+    let options = pauseless["options"].as_object().cloned();
+    assert!(options.unwrap_or_default().is_empty(), "a table keeps 2.0 to 2.2 from starting containers");
+    assert_ne!(dump.default_runtime(), "pauseless", "2.0 to 2.2 crash on pods with the node's network");
+    assert_eq!(dump.runtimes(), ["pauseless", "runc"]);
+    Ok(())
+}
+
+#[test]
 fn every_containerd_file_gives_the_handler_pause_and_keeps_runc() -> Result {
     for (containerd, name) in FILES {
         let dump = containerd.dump(&config(name))?;

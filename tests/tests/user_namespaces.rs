@@ -159,7 +159,7 @@ fn a_runc_that_is_too_old(version: Version) {
     let pod = mapped("mapped").run(&daemon);
     let started = pod.container("one").command(&["sleep", "3600"]).try_start();
     match version {
-        Version::V2_1 => {
+        Version::V2_1 | Version::V2_1SandboxApi => {
             let refused = started.err().expect("it cannot start").0;
             assert!(refused.contains("idmap mounts not supported"), "{refused}");
         }
