@@ -103,6 +103,8 @@ async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(ignore_terminations()?);
     info!("serving at {}", settings.socket.display());
     service.end_if_forgotten();
+    // It holds the queue of events open, which the end waits for.
+    drop(service);
     // The sender is in the service, which lives as long as the server.
     let _ = ended.wait_for(|ended| *ended).await;
     // The answer to Shutdown goes out before the connections close.

@@ -71,12 +71,15 @@ impl TaskService {
         let Some(unused) = self.pod.unused() else {
             return;
         };
-        let service = self.clone();
+        // Weak: a server that ends before waits until nobody can publish events any more.
+        let (pod, stop) = (Arc::downgrade(&self.pod), Arc::downgrade(&self.stop));
         tokio::spawn(async move {
             tokio::time::sleep(FORGOTTEN).await;
-            if service.pod.unused() == Some(unused) {
+            if let (Some(pod), Some(stop)) = (pod.upgrade(), stop.upgrade())
+                && pod.unused() == Some(unused)
+            {
                 info!("no container, and no Shutdown for {FORGOTTEN:?}: ending");
-                service.stop.stop();
+                stop.stop();
             }
         });
     }

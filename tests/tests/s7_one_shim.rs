@@ -69,4 +69,15 @@ in_every_mode! {
         eprintln!("shim: {threads} threads, {} kB private", proc::private_kb(shim.pid));
         daemon.end();
     }
+
+    fn s7_the_shim_ends_at_once_with_its_pod(version) {
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("ends").run(&daemon);
+        pod.sleeper("one");
+        let shim = daemon.shim();
+        pod.remove();
+        // It waits for what it has still to say, up to five seconds; a listener that is there takes that at once.
+        eventually(Duration::from_secs(2), || so(!shim.alive(), || shim.describe()));
+        daemon.end();
+    }
 }

@@ -145,8 +145,8 @@ fn assert_alike(ours: &BTreeMap<String, String>, stock: &BTreeMap<String, String
             continue;
         };
         let both = |what: &str| path.contains(what);
-        // Each has run where it ran.
-        let fine = if both("per_cpu") {
+        // Each has run where and when the kernel let it.
+        let fine = if both("per_cpu") || both("thrott") {
             true
         } else if both("limit") || both("pids") || both("oom") {
             one == other
