@@ -10,6 +10,9 @@
 //! containers of a pod whose own limit is reached), and those that are removed; v2 notifies of limits that were only
 //! touched. And the kernel counts before it sends SIGKILL, also when the whole node is short of memory. Who looks when a
 //! process has ended therefore misses none of the kills before, however short its life was.
+//!
+//! One thing comes in between: systemd removes the cgroup of an empty scope, counter and all, and may do so before that
+//! look. Then the notification that was not read yet, and the counter of the cgroup above, which includes it, tell.
 
 use std::fs;
 use std::io;
@@ -44,6 +47,8 @@ pub(crate) struct OomKills {
     known: u64,
     /// Looks still to be taken after a notification.
     looks: u32,
+    /// v2: kills in the cgroup above, at the time of the last look.
+    above: u64,
 }
 
 impl Cgroup {
@@ -71,7 +76,9 @@ impl Cgroup {
             notified: Some(notified),
             known: 0,
             looks: 0,
+            above: 0,
         };
+        kills.above = kills.count_above();
         kills.known = kills.count().map_err(failed(operation, path))?;
         Ok(kills)
     }
@@ -111,6 +118,7 @@ impl OomKills {
                 let new = count > self.known;
                 // A cgroup below may have been removed, with its count.
                 self.known = count;
+                self.above = self.count_above();
                 if new {
                     self.looks = 0;
                 }
@@ -121,6 +129,40 @@ impl OomKills {
                 self.notified = None;
                 false
             }
+        }
+    }
+
+    /// As [`OomKills::look`], after a process has ended by SIGKILL: also when the cgroup is gone already.
+    pub(crate) fn look_after_a_kill(&mut self) -> bool {
+        let unread = self.has_unread();
+        let before = self.above;
+        self.look() || (self.notified.is_none() && unread && self.count_above() > before)
+    }
+
+    /// Whether there is a notification of a change that nobody has read.
+    fn has_unread(&self) -> bool {
+        let Some(notified) = self
+            .notified
+            .as_ref()
+            .filter(|_| self.hierarchy == Hierarchy::V2)
+        else {
+            return false;
+        };
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(notified, &mut buffer);
+        std::iter::from_fn(|| events.next().ok().map(|event| event.events()))
+            .any(|flags| flags.contains(inotify::ReadFlags::MODIFY))
+    }
+
+    /// Zero where it is not counted so.
+    fn count_above(&self) -> u64 {
+        match self.hierarchy {
+            Hierarchy::V1 => 0,
+            Hierarchy::V2 => self
+                .directory
+                .parent()
+                .and_then(|above| oom_kill(&above.join("memory.events")).ok())
+                .unwrap_or(0),
         }
     }
 
@@ -206,6 +248,28 @@ mod tests {
         fs::write(&file, "oom 3\noom_kill 4\n").unwrap();
         assert!(kills.look());
         assert!(!within_a_second(&mut kills).await);
+    }
+
+    #[tokio::test]
+    async fn v2_a_kill_is_known_when_the_cgroup_is_gone_before_anybody_looked() {
+        for (own, above, told) in [
+            ("oom_kill 1\n", "oom_kill 8\n", true),
+            // Only the neighbours' number has changed, or only this one's, by a limit that was touched.
+            ("", "oom_kill 8\n", false),
+            ("max 1\noom_kill 0\n", "oom_kill 7\n", false),
+        ] {
+            let (root, cgroup) = v2("oom_kill 0\n");
+            let events_above = root.path().join("memory.events");
+            fs::write(&events_above, "oom_kill 7\n").unwrap();
+            let mut kills = cgroup.watch_oom_kills().unwrap();
+            if !own.is_empty() {
+                fs::write(cgroup.any_path().join("memory.events"), own).unwrap();
+            }
+            fs::write(&events_above, above).unwrap();
+            fs::remove_dir_all(cgroup.any_path()).unwrap();
+            assert_eq!(kills.look_after_a_kill(), told, "{own:?} {above:?}");
+            assert!(!kills.look_after_a_kill());
+        }
     }
 
     #[tokio::test]

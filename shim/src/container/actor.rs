@@ -23,6 +23,9 @@ use crate::mailbox::{Command, Deleted, Owner, ProcessId, Reply, View, no_process
 use crate::runc::{Runc, Started};
 use crate::state::{Call, State};
 
+/// The exit status after SIGKILL.
+const KILLED: u32 = 128 + 9;
+
 /// What a job brings back.
 pub(super) enum Done {
     /// A process has ended.
@@ -320,11 +323,17 @@ impl Actor {
 
     /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
     fn tell_exits(&mut self) {
-        let ended = |exec: &Exec| exec.process.ended.is_some();
-        if !self.init.starting
-            && (self.init.ended.is_some() || self.execs.values().any(ended))
-            && self.oom_kills.as_mut().is_some_and(OomKills::look)
-        {
+        let execs = self.execs.values().map(|exec| &exec.process);
+        let ends: Vec<Exit> = execs
+            .chain([&self.init])
+            .filter_map(|process| process.ended)
+            .collect();
+        let look = if ends.iter().any(|exit| exit.status == KILLED) {
+            OomKills::look_after_a_kill
+        } else {
+            OomKills::look
+        };
+        if !self.init.starting && !ends.is_empty() && self.oom_kills.as_mut().is_some_and(look) {
             // It may be what ended the process, and is told before its exit.
             self.tell_oom();
         }
