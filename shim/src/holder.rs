@@ -52,10 +52,7 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for its streams.
-    Task {
-        /// The event that says that it is made needs the rest of the request.
-        create: Create,
-    },
+    Task(Box<Create>),
     /// The Sandbox API: it is no task, and the pod's files are ours to make.
     Sandbox(PodFiles),
 }
@@ -84,7 +81,7 @@ impl Plan {
             driver: Driver::of(create.options.systemd_cgroup),
             node_processes: !create.spec.has_pid_namespace(),
             options: create.options.clone(),
-            origin: Origin::Task { create },
+            origin: Origin::Task(Box::new(create)),
         }
     }
 }
@@ -94,7 +91,7 @@ impl Plan {
 /// # Errors
 /// `Sandbox` with the operation that failed, `Io` for its cgroup and its files.
 pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
-    if let Origin::Task { create } = &plan.origin
+    if let Origin::Task(create) = &plan.origin
         && let Some(image) = &create.checkpoint
     {
         return Err(Error::FailedPrecondition(format!(
@@ -116,7 +113,7 @@ pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
         .map(|path| Cgroup::at(path, plan.driver))
         .transpose()?;
     let files = match &plan.origin {
-        Origin::Task { .. } => None,
+        Origin::Task(_) => None,
         Origin::Sandbox(files) => Some(files.clone()),
     };
     // A process of the sandbox may end before its pid is known here.
@@ -133,7 +130,7 @@ pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     let (pid, paths) = (sandbox.pid(), sandbox.paths());
     let (handle, owner) = Handle::new(&plan.bundle);
     let io = match &plan.origin {
-        Origin::Task { create } => create.io.clone(),
+        Origin::Task(create) => create.io.clone(),
         Origin::Sandbox(_) => io::Request::default(),
     };
     let view = View {
@@ -155,7 +152,7 @@ pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
         owner,
     };
     info!("sandbox {}: namespaces made, held by {pid}", actor.id);
-    if let Origin::Task { create } = &actor.origin {
+    if let Origin::Task(create) = &actor.origin {
         actor.shared.events.send(&create.event(Some(pid)));
     }
     tokio::spawn(actor.run());
@@ -299,7 +296,7 @@ impl Actor {
     /// Tells containerd what happened to a task; a sandbox of the Sandbox API is none.
     fn tell(&self, event: &Event) {
         match self.origin {
-            Origin::Task { .. } => self.shared.events.send(event),
+            Origin::Task(_) => self.shared.events.send(event),
             Origin::Sandbox(_) => {}
         }
     }
@@ -307,8 +304,8 @@ impl Actor {
     /// Of the task: its own cgroup. Through the Sandbox API: the pod's, which that one is in.
     fn stats(&self) -> Result<Any> {
         Ok(match (&self.origin, &self.cgroup) {
-            (Origin::Task { .. }, Some(own)) => own.stats(),
-            (Origin::Task { .. }, None) => {
+            (Origin::Task(_), Some(own)) => own.stats(),
+            (Origin::Task(_), None) => {
                 return Err(Error::NotFound(format!(
                     "sandbox {} has no cgroup",
                     self.id

@@ -167,11 +167,7 @@ impl Pod {
         Ok(())
     }
 
-    async fn make(
-        &self,
-        id: &str,
-        wanted: Wanted,
-    ) -> Result<Option<Pid>> {
+    async fn make(&self, id: &str, wanted: Wanted) -> Result<Option<Pid>> {
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
             return Err(Error::InvalidArgument(format!("{id:?} is no container id")));
         }
@@ -442,5 +438,27 @@ impl Pod {
 
     fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the server is told to end.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// The server's socket.
+    pub(crate) socket: PathBuf,
+    /// True when it is to end.
+    pub(crate) ending: watch::Sender<bool>,
+}
+
+impl Stop {
+    /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
+    pub(crate) fn stop(&self) {
+        if *self.ending.borrow() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            log::warn!("remove {}: {error}", self.socket.display());
+        }
+        self.ending.send_replace(true);
     }
 }

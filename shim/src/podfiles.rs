@@ -11,7 +11,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use crate::error::{Error, IoError, Result};
+use crate::error::{IoError, Result};
 use crate::mounts;
 use crate::podconfig::PodConfig;
 use crate::spec::Bind;
@@ -125,15 +125,11 @@ impl PodFiles {
     /// Takes them away; that they are not there is no failure. Blocks.
     ///
     /// # Errors
-    /// The first failure, after everything has been tried.
+    /// `Io` when the kernel does not let go of them.
     pub(crate) fn remove(&self) -> Result<()> {
-        let unmounted = match &self.own_shm {
-            Some(shm) => mounts::unmount(shm).map_err(Error::from),
-            None => Ok(()),
-        };
-        if unmounted.is_err() {
+        if let Some(shm) = &self.own_shm {
             // What is in a mount that stays must not be emptied file by file.
-            return unmounted;
+            mounts::unmount(shm)?;
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

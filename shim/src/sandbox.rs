@@ -28,10 +28,9 @@ use serde_json::{Value, json};
 
 use crate::convert::{timestamp, wire_pid};
 use crate::mailbox::{Command, ProcessId, View};
-use crate::pod::{CreateSandbox, Described, Pod};
+use crate::pod::{CreateSandbox, Described, Pod, Stop};
 use crate::podconfig::PodConfig;
 use crate::state::State;
-use crate::task::Stop;
 
 /// The type URL of an OCI spec, whose bytes are JSON.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";

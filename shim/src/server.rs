@@ -17,9 +17,9 @@ use crate::container::Shared;
 use crate::error::{Error, IoError, Result};
 use crate::events::Events;
 use crate::exits::Exits;
-use crate::pod::Pod;
+use crate::pod::{Pod, Stop};
 use crate::sandbox::SandboxService;
-use crate::task::{Stop, TaskService};
+use crate::task::TaskService;
 
 /// The service as the crate has it, and as containerd before 2.0 (and whoever is told version 2) calls it. The messages
 /// are the same.

@@ -16,8 +16,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
-use log::{info, warn};
-use tokio::sync::watch;
+use log::info;
 
 use crate::container::Create;
 use crate::convert::{any, timestamp, wire_pid};
@@ -26,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::mailbox::{Command, Handle, Listed, ProcessId, Target};
 use crate::options::Options;
-use crate::pod::Pod;
+use crate::pod::{Pod, Stop};
 use crate::spec::Spec;
 use crate::state::State;
 
@@ -37,28 +36,6 @@ pub(crate) struct TaskService {
     pub(crate) pod: Arc<Pod>,
     /// Ends the server.
     pub(crate) stop: Arc<Stop>,
-}
-
-/// How the server is told to end.
-#[derive(Debug)]
-pub(crate) struct Stop {
-    /// The server's socket.
-    pub(crate) socket: PathBuf,
-    /// True when it is to end.
-    pub(crate) ending: watch::Sender<bool>,
-}
-
-impl Stop {
-    /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
-    pub(crate) fn stop(&self) {
-        if *self.ending.borrow() {
-            return;
-        }
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            warn!("remove {}: {error}", self.socket.display());
-        }
-        self.ending.send_replace(true);
-    }
 }
 
 /// How long a shim without a container stays for a Create or a Shutdown, which containerd sends at once.

@@ -1,5 +1,9 @@
 //! `pause-image NAME FILE`: writes the tiny pause image as an OCI archive. `make pause-image` calls it.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to a person")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it talks to a person"
+)]
 
 use std::process::ExitCode;
 
@@ -15,10 +19,15 @@ fn main() -> ExitCode {
     });
     match written {
         Ok(bytes) => {
-            println!("{file}: {bytes} bytes, the pause program in it has {}", pause::PROGRAM.len());
+            println!(
+                "{file}: {bytes} bytes, the pause program in it has {}",
+                pause::PROGRAM.len()
+            );
             println!("import it on a node with:  ctr -n k8s.io images import {file}");
             println!("and in kind with:          kind load image-archive {file}");
-            println!("then name it in containerd's configuration (README, \"A tiny pause image\"): {name}");
+            println!(
+                "then name it in containerd's configuration (README, \"A tiny pause image\"): {name}"
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -230,8 +230,15 @@ fn the_sandbox_api_is_a_handler_of_its_own_without_options() -> Result {
     assert_eq!(pauseless["runtime_type"], RUNTIME_TYPE);
     assert_eq!(pauseless["sandboxer"], "shim");
     let options = pauseless["options"].as_object().cloned();
-    assert!(options.unwrap_or_default().is_empty(), "a table keeps 2.0 to 2.2 from starting containers");
-    assert_ne!(dump.default_runtime(), "pauseless", "2.0 to 2.2 crash on pods with the node's network");
+    assert!(
+        options.unwrap_or_default().is_empty(),
+        "a table keeps 2.0 to 2.2 from starting containers"
+    );
+    assert_ne!(
+        dump.default_runtime(),
+        "pauseless",
+        "2.0 to 2.2 crash on pods with the node's network"
+    );
     assert_eq!(dump.runtimes(), ["pauseless", "runc"]);
     Ok(())
 }

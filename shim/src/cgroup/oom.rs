@@ -12,7 +12,7 @@
 //! process has ended therefore misses none of the kills before, however short its life was.
 //!
 //! One thing comes in between: systemd removes the cgroup of an empty scope, counter and all, and may do so before that
-//! look. Then the notification that was not read yet, and the counter of the cgroup above, which includes it, tell.
+//! look. Then the notification that came since the last look, and the counter of the cgroup above, which includes it, tell.
 
 use std::fs;
 use std::io;
@@ -49,6 +49,8 @@ pub(crate) struct OomKills {
     looks: u32,
     /// v2: kills in the cgroup above, at the time of the last look.
     above: u64,
+    /// v2: the kernel has notified of a change, and no look has told which.
+    changed: bool,
 }
 
 impl Cgroup {
@@ -77,6 +79,7 @@ impl Cgroup {
             known: 0,
             looks: 0,
             above: 0,
+            changed: false,
         };
         kills.above = kills.count_above();
         kills.known = kills.count().map_err(failed(operation, path))?;
@@ -97,8 +100,9 @@ impl OomKills {
                 self.looks = left;
             } else {
                 // An eventfd gives eight bytes, inotify as many events as fit; that there was something is what counts.
-                match notified.read(&mut [0; 512]).await {
-                    Ok(1..) => {}
+                let mut buffer = [0; 512];
+                match notified.read(&mut buffer).await {
+                    Ok(length @ 1..) => self.changed |= is_change(&buffer[..length]),
                     Ok(0) | Err(_) => self.notified = None,
                 }
                 if self.hierarchy == Hierarchy::V1 {
@@ -118,6 +122,7 @@ impl OomKills {
                 let new = count > self.known;
                 // A cgroup below may have been removed, with its count.
                 self.known = count;
+                self.changed = false;
                 self.above = self.count_above();
                 if new {
                     self.looks = 0;
@@ -134,24 +139,18 @@ impl OomKills {
 
     /// As [`OomKills::look`], after a process has ended by SIGKILL: also when the cgroup is gone already.
     pub(crate) fn look_after_a_kill(&mut self) -> bool {
-        let unread = self.has_unread();
-        let before = self.above;
-        self.look() || (self.notified.is_none() && unread && self.count_above() > before)
-    }
-
-    /// Whether there is a notification of a change that nobody has read.
-    fn has_unread(&self) -> bool {
-        let Some(notified) = self
-            .notified
-            .as_ref()
-            .filter(|_| self.hierarchy == Hierarchy::V2)
-        else {
-            return false;
-        };
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
-        let mut events = inotify::Reader::new(notified, &mut buffer);
-        std::iter::from_fn(|| events.next().ok().map(|event| event.events()))
-            .any(|flags| flags.contains(inotify::ReadFlags::MODIFY))
+        let mut buffer = [0; 512];
+        // What the runtime has not heard of yet.
+        if self.hierarchy == Hierarchy::V2
+            && let Some(notified) = &self.notified
+            && let Ok(length) = rustix::io::read(notified, &mut buffer)
+        {
+            self.changed |= is_change(&buffer[..length]);
+        }
+        self.look()
+            || (self.notified.is_none()
+                && std::mem::take(&mut self.changed)
+                && self.count_above() > self.above)
     }
 
     /// Zero where it is not counted so.
@@ -173,6 +172,23 @@ impl OomKills {
             Hierarchy::V2 => oom_kill(&self.directory.join("memory.events")),
         }
     }
+}
+
+/// Whether these bytes of inotify(7) tell of a change, and not only of a file that is gone.
+fn is_change(mut events: &[u8]) -> bool {
+    // wd, mask, cookie, length of the name that follows.
+    while let Some((header, rest)) = events.split_first_chunk::<16>() {
+        let [_, mask, _, length] = [0, 4, 8, 12].map(|at| {
+            let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            u32::from_ne_bytes(bytes)
+        });
+        if mask & inotify::ReadFlags::MODIFY.bits() != 0 {
+            return true;
+        }
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        events = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 fn oom_kill(file: &Path) -> io::Result<u64> {
@@ -258,17 +274,23 @@ mod tests {
             ("", "oom_kill 8\n", false),
             ("max 1\noom_kill 0\n", "oom_kill 7\n", false),
         ] {
-            let (root, cgroup) = v2("oom_kill 0\n");
-            let events_above = root.path().join("memory.events");
-            fs::write(&events_above, "oom_kill 7\n").unwrap();
-            let mut kills = cgroup.watch_oom_kills().unwrap();
-            if !own.is_empty() {
-                fs::write(cgroup.any_path().join("memory.events"), own).unwrap();
+            // The notification may have been read before the process was known to have ended.
+            for read_before in [false, true] {
+                let (root, cgroup) = v2("oom_kill 0\n");
+                let events_above = root.path().join("memory.events");
+                fs::write(&events_above, "oom_kill 7\n").unwrap();
+                let mut kills = cgroup.watch_oom_kills().unwrap();
+                if !own.is_empty() {
+                    fs::write(cgroup.any_path().join("memory.events"), own).unwrap();
+                }
+                fs::write(&events_above, above).unwrap();
+                fs::remove_dir_all(cgroup.any_path()).unwrap();
+                if read_before {
+                    assert!(!within_a_second(&mut kills).await);
+                }
+                assert_eq!(kills.look_after_a_kill(), told, "{own:?} {above:?}");
+                assert!(!kills.look_after_a_kill());
             }
-            fs::write(&events_above, above).unwrap();
-            fs::remove_dir_all(cgroup.any_path()).unwrap();
-            assert_eq!(kills.look_after_a_kill(), told, "{own:?} {above:?}");
-            assert!(!kills.look_after_a_kill());
         }
     }
 
