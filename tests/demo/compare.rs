@@ -16,16 +16,17 @@ use shim_tests::{Daemon, PodSpec, eventually, image, leaks};
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::node::{self, OURS, STOCK};
+use crate::node::{self, OURS, PAUSELESS, STOCK};
 use crate::{CLIENT, screen};
 
 const ROUNDS: usize = 7;
 
 /// What one pod took.
 struct Round {
-    /// Milliseconds until the sandbox, until both containers, and for all to go away.
+    /// Milliseconds until the sandbox, until both containers, until all is stopped, and for all to go away.
     sandbox: f64,
     ready: f64,
+    stopped: f64,
     gone: f64,
     shim: Memory,
     pause: Memory,
@@ -40,56 +41,82 @@ struct Memory {
     pss: u64,
 }
 
-/// Measures, and shows the table.
+/// Measures, and shows the table. The last column is the stock shim's.
 pub(crate) fn run(daemon: &Daemon) {
     // One more pod of each kind stays all the while, as on a node with many pods: what shims share is shared.
-    for handler in [OURS, STOCK] {
-        let pod = PodSpec::new(&format!("neighbour-{handler}"))
-            .handler(handler)
+    let mut columns = vec![Column::new("this shim", OURS)];
+    if node::has_pauseless(daemon.version) {
+        columns.push(Column::new("Sandbox API", PAUSELESS));
+    }
+    columns.push(Column::new("stock shim", STOCK));
+    for column in &columns {
+        let pod = PodSpec::new(&format!("neighbour-{}", column.handler))
+            .handler(column.handler)
             .run(daemon);
         pod.sleeper("app");
     }
     let cri = Calls::new(daemon);
-    let (mut ours, mut stock) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let of = |handler: &str| cri.round(daemon, handler, round);
-        // Neither is always the first.
-        if round % 2 == 0 {
-            ours.push(of(OURS));
-            stock.push(of(STOCK));
-        } else {
-            stock.push(of(STOCK));
-            ours.push(of(OURS));
+        // None is always the first.
+        columns.rotate_left(1);
+        for column in &mut columns {
+            column.rounds.push(cri.round(daemon, column.handler, round));
         }
     }
-    show(daemon, &ours, &stock);
+    columns.sort_by_key(|column| column.place);
+    show(daemon, &columns);
 }
 
-fn show(daemon: &Daemon, ours: &[Round], stock: &[Round]) {
-    let mut rows = vec![
-        ["", "this shim", "stock shim", "this / stock"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+/// The pods of one handler.
+struct Column {
+    name: &'static str,
+    handler: &'static str,
+    place: usize,
+    rounds: Vec<Round>,
+}
+
+impl Column {
+    fn new(name: &'static str, handler: &'static str) -> Self {
+        let place = [OURS, PAUSELESS, STOCK]
+            .iter()
+            .position(|&one| one == handler);
+        Self {
+            name,
+            handler,
+            place: place.unwrap(),
+            rounds: Vec::new(),
+        }
+    }
+}
+
+fn show(daemon: &Daemon, columns: &[Column]) {
+    let Some((stock, ours)) = columns.split_last() else {
+        return;
+    };
+    let mut head = vec![String::new()];
+    head.extend(columns.iter().map(|column| column.name.to_owned()));
+    head.extend(ours.iter().map(|column| format!("{} / stock", column.name)));
+    let mut rows = vec![head];
     let mut row = |what: &str, unit: &str, of: &dyn Fn(&Round) -> f64| {
-        let values = |rounds: &[Round]| -> Spread { rounds.iter().map(of).collect() };
-        let (this, other) = (values(ours), values(stock));
-        let ratio = if this.median > 0.0 && other.median > 0.0 {
-            format!("{:.2}", this.median / other.median)
-        } else {
-            String::new()
-        };
-        rows.push(vec![
-            what.to_owned(),
-            this.shown(unit),
-            other.shown(unit),
-            ratio,
-        ]);
+        let values = |column: &Column| -> Spread { column.rounds.iter().map(of).collect() };
+        let other = values(stock);
+        let mut cells = vec![what.to_owned()];
+        cells.extend(columns.iter().map(|column| values(column).shown(unit)));
+        cells.extend(ours.iter().map(|column| {
+            let this = values(column);
+            if this.median > 0.0 && other.median > 0.0 {
+                format!("{:.2}", this.median / other.median)
+            } else {
+                String::new()
+            }
+        }));
+        rows.push(cells);
     };
     row("sandbox ready (RunPodSandbox)", "ms", &|round| {
         round.sandbox
     });
     row("pod ready (and two containers)", "ms", &|round| round.ready);
+    row("pod stopped (StopPodSandbox)", "ms", &|round| round.stopped);
     row("pod stopped and removed", "ms", &|round| round.gone);
     row("processes beside the apps", "", &|round| {
         count(round.processes)
@@ -113,14 +140,14 @@ fn show(daemon: &Daemon, ours: &[Round], stock: &[Round]) {
         "Medians of {ROUNDS} pods each, made in turn; in brackets the least and the most. Memory is that of all \
          processes of the pod but the apps, half a second after the pod was ready, while one more pod of each kind \
          was running; in PSS, memory shared by n processes counts as an nth. The stock shim is the one of this \
-         containerd; its pause image is one of the tests (a static program that sleeps), because none is pulled."
+         containerd; its pause image is the tiny one of `make pause-image`, because none is pulled."
     ));
     if node::is_debug_build(&daemon.directory()) {
         screen::text(
             "This shim is a DEBUG build: its figures say nothing. `make demo` takes the release build.",
         );
     }
-    let noise = noise(ours, stock);
+    let noise = columns.iter().map(noise).fold(1.0, f64::max);
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default().to_owned();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -134,13 +161,10 @@ fn show(daemon: &Daemon, ours: &[Round], stock: &[Round]) {
     ));
 }
 
-/// How much one and the same thing differed from pod to pod; the worse of both shims.
-fn noise(ours: &[Round], stock: &[Round]) -> f64 {
-    let of = |rounds: &[Round]| {
-        let ready: Spread = rounds.iter().map(|round| round.ready).collect();
-        ready.most / ready.least
-    };
-    of(ours).max(of(stock))
+/// How much one and the same thing differed from pod to pod.
+fn noise(column: &Column) -> f64 {
+    let ready: Spread = column.rounds.iter().map(|round| round.ready).collect();
+    ready.most / ready.least
 }
 
 /// Figures of many pods.
@@ -264,6 +288,7 @@ impl Calls {
             stop_pod_sandbox,
             api::StopPodSandboxRequest { pod_sandbox_id }
         );
+        let stopped = milliseconds(begin);
         call!(
             self,
             remove_pod_sandbox,
@@ -272,6 +297,7 @@ impl Calls {
         Round {
             sandbox,
             ready,
+            stopped,
             gone: milliseconds(begin),
             shim: result.0,
             pause: result.1,

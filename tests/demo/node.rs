@@ -15,6 +15,15 @@ pub(crate) const OURS: &str = "pause";
 /// The handler of the stock shim there.
 pub(crate) const STOCK: &str = "runc";
 
+/// The handler of our shim whose pods are made through the Sandbox API.
+pub(crate) const PAUSELESS: &str = "pauseless";
+
+/// Whether the demo's containerd has that handler. Its options can only stand in the machine's own file: where there is
+/// one, it is not the demo's.
+pub(crate) fn has_pauseless(version: Version) -> bool {
+    version == Version::V2_1 && !Path::new("/etc/containerd-shim-pause-v2/config.toml").exists()
+}
+
 /// The newest containerd that is there.
 pub(crate) fn newest() -> Version {
     [Version::V2_1, Version::V1_7, Version::V1_6]
@@ -148,6 +157,12 @@ ConfigPath = '{directory}/pause.toml'
             "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
              [plugins.'{cri}'.cni]\nbin_dirs = ['{plugins}']\nconf_dir = '{directory}/net.d'\n"
         );
+    }
+    if has_pauseless(version) {
+        config +=
+            &fs::read_to_string(lab::repository().join("config/containerd-2-sandbox-api.toml"))
+                .unwrap()
+                .replace("version = 3", "");
     }
     config
 }

@@ -34,12 +34,25 @@ fn options(version: Version, runtime: &str) -> Options {
     }
 }
 
-fn newer_runc() -> String {
-    text(&lab::newer_runtime("runc"))
+/// A containerd with a runc that knows user namespaces.
+fn daemon(version: Version) -> Daemon {
+    let runc = lab::newer_runtime("runc");
+    if version != Version::V2_1SandboxApi {
+        return Daemon::with(version, &options(version, &text(&runc)));
+    }
+    // In that mode containerd 2.0 to 2.2 have no way to name a runc: it is the first in PATH.
+    let daemon = Daemon::start(version);
+    std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
+    daemon
 }
 
-fn mapped(name: &str) -> PodSpec {
-    PodSpec::new(name).handler("userns").user_namespace(ROOT)
+fn mapped(version: Version) -> PodSpec {
+    let spec = PodSpec::new("mapped").user_namespace(ROOT);
+    if version == Version::V2_1SandboxApi {
+        spec
+    } else {
+        spec.handler("userns")
+    }
 }
 
 fn owner(path: String) -> u32 {
@@ -102,6 +115,10 @@ fn looks_right(pod: &Pod<'_>) {
         "0"
     );
     assert_eq!(one.exec(&["sh", "-c", "exit 7"]).code, 7);
+    // The pod's files: theirs to read, and the shared memory to write.
+    assert_eq!(one.output(&["cat", "/etc/hostname"]), "mapped");
+    one.shell("cat /etc/hosts /etc/resolv.conf && echo seen >/dev/shm/file");
+    assert_eq!(two.output(&["cat", "/dev/shm/file"]), "seen");
 
     let said = pod
         .container("said")
@@ -122,11 +139,11 @@ fn looks_right(pod: &Pod<'_>) {
 }
 
 fn a_pod_with_a_user_namespace(version: Version) {
-    let daemon = Daemon::with(version, &options(version, &newer_runc()));
+    let daemon = daemon(version);
     if version == Version::V2_1 {
         assert!(daemon.cri().offers_user_namespaces("userns"));
     }
-    let pod = mapped("mapped")
+    let pod = mapped(version)
         .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
         .run(&daemon);
     looks_right(&pod);
@@ -138,8 +155,8 @@ fn a_pod_with_a_user_namespace(version: Version) {
 }
 
 fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
-    let daemon = Daemon::with(version, &options(version, &newer_runc()));
-    let pod = mapped("mapped")
+    let daemon = daemon(version);
+    let pod = mapped(version)
         .shared_processes()
         .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
         .run(&daemon);
@@ -156,7 +173,7 @@ fn a_runc_that_is_too_old(version: Version) {
     let runc = text(&lab::lab().join("host/runc"));
     let daemon = Daemon::with(version, &options(version, &runc));
     assert!(!daemon.cri().offers_user_namespaces("userns"));
-    let pod = mapped("mapped").run(&daemon);
+    let pod = mapped(version).run(&daemon);
     let started = pod.container("one").command(&["sleep", "3600"]).try_start();
     match version {
         Version::V2_1 | Version::V2_1SandboxApi => {
@@ -193,4 +210,14 @@ on_those_that_know_the_request! {
     a_pod_with_a_user_namespace,
     a_pod_with_a_user_and_a_shared_process_namespace,
     a_runc_that_is_too_old
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_v2_1_sandbox_api() {
+    a_pod_with_a_user_namespace(Version::V2_1SandboxApi);
+}
+
+#[test]
+fn a_pod_with_a_user_and_a_shared_process_namespace_v2_1_sandbox_api() {
+    a_pod_with_a_user_and_a_shared_process_namespace(Version::V2_1SandboxApi);
 }

@@ -4,7 +4,7 @@
 //!   fd 0: a stream to the thread that started us             fd 1: the user namespace to enter ("j" only)
 //!
 //!      <- 'm'          a user namespace is made, write its maps    ("U" only; one byte back goes on)
-//!      <- 'p' pid      the holder is that process, a child of the shim's too, and this one ends    ("p" only)
+//!      <- 'p' pid      the holder is that process, a child of the shim's too; one byte back ends this one    ("p" only)
 //!      <- 'e' step errno   it failed, nothing of it stays
 //!      <- 'r'          locked in but for the last steps; after that the end of the stream says "in the loop"
 //! ```
@@ -108,6 +108,10 @@ fn enter(how: &[u8]) -> Result<(), Failed> {
         let child = step(Step::Fork, nr::CLONE, [flags, 0, 0, 0, 0])?;
         if child != 0 {
             message(b'p', 0, child as i32);
+            // Not to end before the starting side knows it by a pidfd: whoever waits for children there may be faster.
+            let mut answer = [0_u8; 1];
+            let buffer = answer.as_mut_ptr() as usize;
+            let _ = step(Step::Fork, nr::READ, [LIFELINE, buffer, 1, 0, 0]);
             sys::exit(0)
         }
     }

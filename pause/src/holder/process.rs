@@ -247,6 +247,10 @@ fn converse(
             b'p' => {
                 let pid = Pid::from_raw(message.number).ok_or(Error::ProgramEnded)?;
                 *forked = Some(Process::open(pid)?);
+                // Now the process between may end.
+                lifeline
+                    .write_all(b"+")
+                    .map_err(Error::program("write to the lifeline"))?;
             }
             b'r' => ready = true,
             _ => return Err(message.failure()),
