@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
-use shim_tests::proc::{Process, kill};
+use shim_tests::proc::{Process, anonymous_kb, kill};
 use shim_tests::raw::{Bundle, Shim, Streams};
 use shim_tests::until::so;
 use shim_tests::{
@@ -128,17 +128,6 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect();
     found.sort();
     found
-}
-
-/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
-/// that run it come and go.
-fn anonymous_kb(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap()
 }
 
 /// User and system time of a process, not of its children.
