@@ -1,12 +1,14 @@
 //! `ctr`, and plain containers by it.
 
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use super::Daemon;
 use crate::image;
 use crate::lab::{self, ShimUnderTest};
 use crate::leaks::{self, MARK};
 use crate::slot::text;
+use crate::until::{eventually, so};
 
 impl Daemon {
     /// `ctr` in the slot's own containerd namespace.
@@ -69,6 +71,62 @@ impl Daemon {
             run.arg(image::BUSYBOX);
         }
         run.arg(id).args(command);
+        run
+    }
+
+    /// `ctr run --detach` that must succeed.
+    #[track_caller]
+    pub fn detached(&self, flags: &[&str], id: &str, command: &[&str]) {
+        let flags = [&["--detach"], flags].concat();
+        let output = self.ctr_run(&flags, id, command).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        self.look();
+    }
+
+    /// The pid and the state of a task that `ctr tasks list` shows.
+    #[track_caller]
+    pub fn task(&self, id: &str) -> Option<(i32, String)> {
+        let list = self.ctr(&["tasks", "list"]);
+        let mut words = list
+            .lines()
+            .map(str::split_whitespace)
+            .find(|words| words.clone().next() == Some(id))?
+            .skip(1);
+        Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+    }
+
+    /// Waits until a task is in this state.
+    #[track_caller]
+    pub fn wait_for_task(&self, id: &str, state: &str) {
+        eventually(Duration::from_secs(20), || {
+            let task = self.task(id);
+            so(task.as_ref().is_some_and(|(_, now)| now == state), || {
+                format!("{id} is {task:?}, not {state}")
+            })
+        });
+    }
+
+    /// `ctr tasks delete`; the exit code of the task, which it tells in a warning.
+    #[track_caller]
+    pub fn delete_task(&self, id: &str) -> u32 {
+        let output = self.try_ctr(&["tasks", "delete", id]);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        let code = text
+            .split("exit code ")
+            .nth(1)
+            .map_or("0", |rest| rest.split('"').next().unwrap());
+        code.trim().parse().unwrap_or_else(|_| panic!("{output:?}"))
+    }
+
+    /// `ctr tasks exec` of a command.
+    pub fn ctr_exec(&self, flags: &[&str], exec: &str, id: &str, command: &[&str]) -> Command {
+        let mut run = self.ctr_command();
+        run.args(["tasks", "exec", "--exec-id", exec])
+            .args(["--fifo-dir", &text(&self.directory().join("fifo"))])
+            .args(flags)
+            .arg(id)
+            .args(command);
         run
     }
 
