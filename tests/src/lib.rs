@@ -7,10 +7,11 @@
 //!   slot     a number that only this test has: directory, bridge, subnet, cgroup parent follow from it
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
+//!   calls    the ttrpc calls of a shim, with the code of each answer
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
 //!   task     one container on such a shim, by Task calls
-//!   direct   the Task service of one shim, from many threads at once, with the code of each answer
+//!   direct   the Task service of one shim, from many threads at once
 //!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
 //!   flood    output by the gigabyte that can be checked
@@ -29,6 +30,7 @@
     reason = "a test harness reports by failing"
 )]
 
+pub mod calls;
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;

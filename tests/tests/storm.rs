@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use shim_tests::calls::{Streams, code};
 use shim_tests::daemon::{Event, Events};
-use shim_tests::direct::{Group, Streams, Tasks, code};
+use shim_tests::direct::{Group, Tasks};
 use shim_tests::proc::{anonymous_kb, children};
 use shim_tests::until::so;
 use shim_tests::{Daemon, eventually, on_every_containerd};
@@ -234,7 +235,7 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
     } else {
         fate.script(exit)
     };
-    shim.exec("base", &id, &script, &streams)
+    shim.exec("base", &id, &["sh", "-c", &script], &streams)
         .unwrap_or_else(|e| panic!("exec {index}: {e:?}"));
     living.add("base", &id);
     let seen = std::thread::scope(|scope| {

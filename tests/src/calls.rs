@@ -1,0 +1,320 @@
+//! The ttrpc calls of a shim, each with its answer's code: what containerd says to it, without containerd.
+
+use std::fmt;
+use std::time::Duration;
+
+use containerd_shim_protos::Client;
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty,
+    ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::types::task::ProcessInfo;
+use serde_json::{Value, json};
+
+use crate::raw::Ran;
+
+/// How long an answer may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a shim refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The code that containerd branches on; none when the connection failed.
+    pub code: Option<Code>,
+    /// The words.
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            Some(code) => write!(to, "{code:?}: {}", self.message),
+            None => to.write_str(&self.message),
+        }
+    }
+}
+
+impl From<ttrpc::Error> for Refusal {
+    fn from(error: ttrpc::Error) -> Self {
+        if let ttrpc::Error::RpcStatus(status) = error {
+            return Self {
+                code: Some(status.code()),
+                message: status.message,
+            };
+        }
+        Self {
+            code: None,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// What a call gives.
+pub type Answer<T> = Result<T, Refusal>;
+
+/// The code of an answer: `OK`, or that of the refusal.
+#[track_caller]
+pub fn code<T>(answer: &Answer<T>) -> Code {
+    match answer {
+        Ok(_) => Code::OK,
+        Err(refusal) => refusal
+            .code
+            .unwrap_or_else(|| panic!("no answer: {}", refusal.message)),
+    }
+}
+
+/// The code of an answer that must be a refusal, and the words.
+#[track_caller]
+pub fn refused<T>(answer: Answer<T>) -> (Code, String) {
+    let code = code(&answer);
+    match answer {
+        Ok(_) => panic!("not refused"),
+        Err(refusal) => (code, refusal.message),
+    }
+}
+
+/// The streams of a process, as containerd names them: paths of FIFOs, URIs, or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// Input.
+    pub stdin: String,
+    /// Output.
+    pub stdout: String,
+    /// Errors.
+    pub stderr: String,
+    /// A terminal.
+    pub terminal: bool,
+}
+
+impl Streams {
+    /// Both outputs under this name.
+    pub fn both(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            stderr: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// A terminal with this output.
+    pub fn terminal(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            terminal: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// A connection to a service of a shim; what has a name of its own here belongs to the Task service.
+pub struct Shim {
+    client: Client,
+    service: &'static str,
+}
+
+impl Shim {
+    /// Connects to the shim that answered so to `start`, for the version of the Task service that it announced.
+    #[track_caller]
+    pub fn connect(started: &Ran) -> Self {
+        let version = serde_json::from_str::<Value>(&started.text())
+            .ok()
+            .and_then(|answer| answer["version"].as_u64());
+        let service = if version >= Some(3) {
+            "containerd.task.v3.Task"
+        } else {
+            "containerd.task.v2.Task"
+        };
+        Self::dial(&started.address(), service)
+    }
+
+    /// Connects to a service at this address.
+    #[track_caller]
+    pub fn dial(address: &str, service: &'static str) -> Self {
+        let client = Client::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self { client, service }
+    }
+
+    /// Calls a method.
+    pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Answer<T> {
+        self.call_for(method, request, PATIENCE)
+    }
+
+    /// Calls a method, and gives up after this time.
+    pub fn call_for<T: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+        timeout: Duration,
+    ) -> Answer<T> {
+        let request = ttrpc::Request {
+            service: self.service.to_owned(),
+            method: method.to_owned(),
+            timeout_nano: i64::try_from(timeout.as_nanos()).unwrap(),
+            payload: request.write_to_bytes().unwrap(),
+            ..ttrpc::Request::default()
+        };
+        let response = self.client.request(request)?;
+        Ok(T::parse_from_bytes(&response.payload).unwrap())
+    }
+
+    /// Calls a method that must fail; the code, and the words.
+    #[track_caller]
+    pub fn refuses(&self, method: &str, request: &impl Message) -> (Code, String) {
+        refused(self.call::<Empty>(method, request))
+    }
+
+    /// Connect: the shim's own pid, and that of the task.
+    pub fn pids_of(&self, id: &str) -> Answer<ConnectResponse> {
+        let request = ConnectRequest {
+            id: id.to_owned(),
+            ..ConnectRequest::default()
+        };
+        self.call("Connect", &request)
+    }
+
+    /// Start of the init (an empty `exec`) or of an exec; its pid.
+    pub fn start(&self, id: &str, exec: &str) -> Answer<u32> {
+        let request = StartRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..StartRequest::default()
+        };
+        self.call::<StartResponse>("Start", &request)
+            .map(|response| response.pid)
+    }
+
+    /// Exec: adds a process, and does not start it.
+    pub fn exec(&self, id: &str, exec: &str, command: &[&str], streams: &Streams) -> Answer<()> {
+        let process = json!({
+            "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/", "env": ["PATH=/bin"],
+            "noNewPrivileges": true, "terminal": streams.terminal,
+        });
+        let spec = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            value: serde_json::to_vec(&process).unwrap(),
+            ..Any::default()
+        };
+        let request = ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            spec: Some(spec).into(),
+            ..ExecProcessRequest::default()
+        };
+        self.call::<Empty>("Exec", &request).map(drop)
+    }
+
+    /// State.
+    pub fn state(&self, id: &str, exec: &str) -> Answer<StateResponse> {
+        let request = StateRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..StateRequest::default()
+        };
+        self.call("State", &request)
+    }
+
+    /// Wait: the exit code.
+    pub fn wait(&self, id: &str, exec: &str) -> Answer<u32> {
+        self.wait_for(id, exec, PATIENCE)
+    }
+
+    /// Wait, given up after this time.
+    pub fn wait_for(&self, id: &str, exec: &str, timeout: Duration) -> Answer<u32> {
+        let request = WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..WaitRequest::default()
+        };
+        self.call_for::<WaitResponse>("Wait", &request, timeout)
+            .map(|response| response.exit_status)
+    }
+
+    /// Kill.
+    pub fn kill(&self, id: &str, exec: &str, signal: u32) -> Answer<()> {
+        let request = KillRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            ..KillRequest::default()
+        };
+        self.call::<Empty>("Kill", &request).map(drop)
+    }
+
+    /// Delete: the exit code.
+    pub fn delete(&self, id: &str, exec: &str) -> Answer<u32> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..DeleteRequest::default()
+        };
+        self.call::<DeleteResponse>("Delete", &request)
+            .map(|response| response.exit_status)
+    }
+
+    /// CloseIO of the input.
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Answer<()> {
+        let request = CloseIORequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: true,
+            ..CloseIORequest::default()
+        };
+        self.call::<Empty>("CloseIO", &request).map(drop)
+    }
+
+    /// Pause.
+    pub fn pause(&self, id: &str) -> Answer<()> {
+        let request = PauseRequest {
+            id: id.to_owned(),
+            ..PauseRequest::default()
+        };
+        self.call::<Empty>("Pause", &request).map(drop)
+    }
+
+    /// Resume.
+    pub fn resume(&self, id: &str) -> Answer<()> {
+        let request = ResumeRequest {
+            id: id.to_owned(),
+            ..ResumeRequest::default()
+        };
+        self.call::<Empty>("Resume", &request).map(drop)
+    }
+
+    /// Stats.
+    pub fn stats(&self, id: &str) -> Answer<Any> {
+        let request = StatsRequest {
+            id: id.to_owned(),
+            ..StatsRequest::default()
+        };
+        self.call::<StatsResponse>("Stats", &request)
+            .map(|response| response.stats.into_option().unwrap_or_default())
+    }
+
+    /// Pids.
+    pub fn pids(&self, id: &str) -> Answer<Vec<ProcessInfo>> {
+        let request = PidsRequest {
+            id: id.to_owned(),
+            ..PidsRequest::default()
+        };
+        self.call::<PidsResponse>("Pids", &request)
+            .map(|response| response.processes)
+    }
+
+    /// Shutdown; that the shim ends before it has answered is no failure.
+    pub fn shutdown(&self, id: &str) {
+        let request = ShutdownRequest {
+            id: id.to_owned(),
+            ..ShutdownRequest::default()
+        };
+        let _ = self.call_for::<Empty>("Shutdown", &request, Duration::from_secs(10));
+    }
+}
