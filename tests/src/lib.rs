@@ -7,6 +7,11 @@
 //!   slot     a number that only this test has: directory, bridge, subnet, cgroup parent follow from it
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
+//!   calls    CRI calls with nothing in between, for what measures
+//!   footprint  the processes and the memory of a pod beside its apps
+//!   spread   many figures of one thing
+//!   rescue   for programs: failure and Ctrl-C, everything is taken down
+//!   screen   for programs: plain text
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
 //!   task     one container on such a shim, by Task calls
@@ -29,19 +34,24 @@
     reason = "a test harness reports by failing"
 )]
 
+pub mod calls;
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;
 pub mod direct;
 pub mod driver;
 pub mod flood;
+pub mod footprint;
 pub mod image;
 pub mod lab;
 pub mod leaks;
 pub mod oci;
 pub mod proc;
 pub mod raw;
+pub mod rescue;
+pub mod screen;
 pub mod slot;
+pub mod spread;
 pub mod takedown;
 pub mod task;
 pub mod terminal;

@@ -380,6 +380,7 @@ on_every_containerd! {
                 runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
                 runtime_path: None,
                 options: String::new(),
+                sandbox_api: false,
             }],
             debug: false,
             ..Options::default()

@@ -1,0 +1,24 @@
+//! How long each call in the life of a pod takes.
+
+use crate::columns::{Column, in_turn};
+use crate::node::{CniOrHost, Node, STEPS, life};
+
+pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, rounds: usize) {
+    let what = format!("latency, {} network", network.name());
+    let name = |step: &str| format!("latency {}: {step}", network.name());
+    // The first pod of each is slower, for what is not yet in memory, and does not count.
+    let mut first: Vec<_> = columns.iter().map(|column| column.shim).collect();
+    in_turn(node, columns, &what, network, rounds + 1, |column| {
+        let times = life(node, column.shim, network)?;
+        if let Some(at) = first.iter().position(|&shim| shim == column.shim) {
+            first.remove(at);
+            return Ok(());
+        }
+        for (step, time) in STEPS.iter().zip(&times) {
+            column.add(&name(step), "ms", time.until(*time));
+        }
+        // From the first call's begin until the container runs.
+        column.add(&name("pod ready"), "ms", times[0].until(times[2]));
+        Ok(())
+    });
+}
