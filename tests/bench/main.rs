@@ -4,9 +4,15 @@
 //!   arguments   the command line
 //!   columns     the shims, and the figures of each
 //!   node        one containerd, its pods, the life of a pod
-//!   latency     how long each call takes
+//!   latency     how long each call takes, and the CPU time of all of them (cpu: how that is known)
+//!   throughput  pods per second with several clients
 //!   memory      memory, threads, processes, cgroups
+//!   logs        CPU time for a container's output
+//!   idle        wake-ups
+//!   trace       which programs run in each call (connector: how that is known)
+//!   targets     what is to be reached, and whether it is
 //!   report      JSON and Markdown
+//!   chart       a picture of the ratios
 //! ```
 //!
 //! A shim that fails is noted with what it said, and the others go on. What fails of the harness ends the bench, as it
@@ -19,11 +25,19 @@
 )]
 
 mod arguments;
+mod chart;
 mod columns;
+mod connector;
+mod cpu;
+mod idle;
 mod latency;
+mod logs;
 mod memory;
 mod node;
 mod report;
+mod targets;
+mod throughput;
+mod trace;
 
 use std::fs;
 use std::path::PathBuf;
@@ -35,6 +49,11 @@ use node::{CniOrHost, Node};
 use report::Run;
 use shim_tests::daemon::Network;
 use shim_tests::{Version, lab, rescue, screen};
+
+/// Pods of each shim that are traced, at most.
+const TRACED: usize = 10;
+/// Pods that several clients make together, at most.
+const THROUGH: usize = 40;
 
 fn main() {
     let begin = Instant::now();
@@ -65,6 +84,8 @@ fn main() {
         let json = serde_json::to_vec_pretty(&report::json(&machine, &runs)).unwrap();
         fs::write(out.join("bench.json"), json).unwrap();
         fs::write(out.join("bench.md"), report::markdown(&machine, &runs)).unwrap();
+        // The newest containerd comes first.
+        fs::write(out.join("bench.svg"), chart::svg(&runs[0])).unwrap();
     }
     screen::title("Results");
     for line in report::markdown(&machine, &runs).lines() {
@@ -105,14 +126,29 @@ fn measure(version: Version, wanted: &Wanted) -> Run {
             continue;
         }
         let node = Node::start(version, cni, &shims);
+        let has = |what| wanted.what.contains(&what);
         for &network in &networks {
-            if wanted.what.contains(&What::Latency) {
+            if has(What::Latency) || has(What::Cpu) {
                 latency::run(&node, &mut columns, network, wanted.rounds);
             }
+            if has(What::Trace) {
+                trace::run(&node, &mut columns, network, wanted.rounds.min(TRACED));
+            }
         }
-        if others && wanted.what.contains(&What::Memory) {
-            let network = CniOrHost::Cni(cni);
-            memory::run(&node, &mut columns, network, wanted.pods, wanted.execs);
+        if others {
+            let (columns, network) = (&mut columns[..], CniOrHost::Cni(cni));
+            if has(What::Throughput) {
+                throughput::run(&node, columns, network, wanted.pods.min(THROUGH));
+            }
+            if has(What::Memory) {
+                memory::run(&node, columns, network, wanted.pods, wanted.execs);
+            }
+            if has(What::Logs) {
+                logs::run(&node, columns, network, wanted.mib);
+            }
+            if has(What::Idle) {
+                idle::run(&node, columns, network, wanted.seconds);
+            }
         }
         node.end();
     }

@@ -1,19 +1,21 @@
 //! What a pod costs beside its app: memory, threads, processes, cgroups.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
-use shim_tests::cgroups::{Hierarchy, hierarchy};
 use shim_tests::cri::Failure;
 use shim_tests::footprint::{self, Memory};
-use shim_tests::leaks;
+use shim_tests::{cgroups, leaks};
 
 use crate::columns::{Column, in_turn};
-use crate::node::{CniOrHost, Node, Running};
+use crate::node::{CniOrHost, Node, Running, ready, remove};
+use crate::throughput::together;
 
 /// How long what was started may still be busy with that.
 const CALM: Duration = Duration::from_secs(1);
+
+/// So that it does not take so long.
+const CLIENTS: usize = 4;
 
 /// With so many pods at once, and after so many execs in one container.
 pub(crate) fn run(
@@ -29,20 +31,20 @@ pub(crate) fn run(
             if number > most {
                 break;
             }
-            while pods.len() < number {
-                pods.push(node.run(column.shim, network)?);
-            }
+            let more = (pods.len()..number).map(|_| node.pod(network)).collect();
+            pods.extend(together(node, CLIENTS, more, |calls, config| {
+                ready(calls, &config, column.shim)
+            })?);
             look(node, column, &pods, &format!("{number} pods"))?;
             if number == 1 && execs > 0 {
-                for _ in 0..execs {
-                    node.calls.exec(&pods[0].app, &["true"])?;
-                }
+                let app = &pods[0].app;
+                together(node, CLIENTS, vec![(); execs], |calls, ()| {
+                    calls.exec(app, &["true"])
+                })?;
                 look(node, column, &pods, &format!("1 pod after {execs} execs"))?;
             }
         }
-        for pod in &pods {
-            node.remove(pod)?;
-        }
+        together(node, CLIENTS, pods, |calls, pod| remove(calls, &pod))?;
         node.settle()
     });
 }
@@ -65,18 +67,15 @@ fn look(node: &Node, column: &mut Column, pods: &[Running], when: &str) -> Resul
     add("RSS", "kB", kb(memory.rss));
     add("threads", "", threads);
     add("processes", "", others.len());
-    add("cgroups", "", cgroups(node));
+    add("cgroups", "", groups(node));
     Ok(())
 }
 
 /// The pods' cgroups, in one hierarchy.
-fn cgroups(node: &Node) -> usize {
-    let root = match hierarchy() {
-        Hierarchy::V1 => Path::new("/sys/fs/cgroup/memory"),
-        Hierarchy::V2 => Path::new("/sys/fs/cgroup"),
-    };
+fn groups(node: &Node) -> usize {
+    let root = cgroups::root("memory");
     let all = leaks::cgroups(&node.daemon.names);
-    all.iter().filter(|group| group.starts_with(root)).count()
+    all.iter().filter(|group| group.starts_with(&root)).count()
 }
 
 fn float(number: usize) -> f64 {

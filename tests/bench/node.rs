@@ -13,9 +13,10 @@ use shim_tests::cri::Failure;
 use shim_tests::daemon::{Handler, Network};
 use shim_tests::image::{self, PauseImage};
 use shim_tests::until::{so, within};
-use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, lab, proc, screen};
+use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, footprint, lab, proc, screen};
 
 use crate::columns::Shim;
+use crate::cpu::Accounting;
 
 /// A program that ends at once on SIGTERM.
 pub(crate) const APP: [&str; 3] = ["sh", "-c", "trap exit TERM; sleep 3600 & wait"];
@@ -70,6 +71,7 @@ pub(crate) fn now() -> u64 {
 pub(crate) struct Node {
     pub(crate) daemon: Daemon,
     pub(crate) calls: Calls,
+    pub(crate) accounting: Accounting,
     pods: Cell<usize>,
 }
 
@@ -110,6 +112,7 @@ impl Node {
             .connect()
             .unwrap_or_else(|failure| panic!("{failure}"));
         Self {
+            accounting: Accounting::of(&daemon),
             daemon,
             calls,
             pods: Cell::new(0),
@@ -132,10 +135,11 @@ impl Node {
         ready(&self.calls, &self.pod(network), shim)
     }
 
-    /// Stops and removes a pod.
-    pub(crate) fn remove(&self, pod: &Running) -> Result<(), Failure> {
-        self.calls.stop_pod(&pod.id)?;
-        self.calls.remove_pod(&pod.id)
+    /// The shims that are there now.
+    pub(crate) fn shims(&self) -> Vec<proc::Process> {
+        let mut all = self.daemon.processes();
+        all.retain(footprint::is_shim);
+        all
     }
 
     /// Waits until no process of any pod is left, and a moment more: what a pod leaves to be done is not to count as the
@@ -174,6 +178,7 @@ impl Node {
     pub(crate) fn end(self) {
         self.daemon.look();
         self.clear();
+        self.accounting.end();
         let left = within(Duration::from_secs(5), || {
             let left = self.daemon.left();
             so(left.is_empty(), || left.join("\n"))
@@ -196,6 +201,12 @@ pub(crate) fn ready(
     let app = calls.create((&id, config), "app", image::BUSYBOX, &APP, &[])?;
     calls.start(&app)?;
     Ok(Running { id, app })
+}
+
+/// Stops and removes a pod.
+pub(crate) fn remove(calls: &Calls, pod: &Running) -> Result<(), Failure> {
+    calls.stop_pod(&pod.id)?;
+    calls.remove_pod(&pod.id)
 }
 
 /// The calls in the life of a pod, in their order.

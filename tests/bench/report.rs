@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use shim_tests::Version;
 
 use crate::columns::{Column, Shim};
+use crate::targets;
+use crate::trace::{REST, RUNS, TRACE};
 
 /// All that was measured on one containerd.
 pub(crate) struct Run {
@@ -15,7 +17,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    fn title(&self) -> String {
+    /// The exact version.
+    pub(crate) fn title(&self) -> String {
         let exact = std::fs::read_to_string(self.version.binaries().join("version"));
         format!("containerd {}", exact.unwrap_or_default().trim())
     }
@@ -43,21 +46,68 @@ pub(crate) fn markdown(machine: &str, runs: &[Run]) -> String {
     let mut text = format!("{machine}\n");
     for run in runs {
         write!(text, "\n## {}\n", run.title()).unwrap();
-        write!(text, "\n{}", table(&figures(run))).unwrap();
+        let parts = [
+            ("Targets", targets::rows(run)),
+            ("All figures: medians (90th, 99th percentile)", figures(run)),
+            (
+                "Where the time goes: in each call, the programs that ran meanwhile (how often), ms",
+                traces(run),
+            ),
+        ];
+        for (title, rows) in parts {
+            // The first row is the heading.
+            if rows.len() > 1 {
+                write!(text, "\n### {title}\n\n{}", table(&rows)).unwrap();
+            }
+        }
         for column in &run.columns {
             for note in &column.notes {
-                writeln!(text, "\n{}: {note}", column.shim.title()).unwrap();
+                writeln!(text, "\n- {}: {note}", column.shim.title()).unwrap();
             }
         }
     }
     text
 }
 
+/// The names of the figures of all shims.
+fn names(run: &Run) -> BTreeSet<&str> {
+    run.columns.iter().flat_map(Column::names).collect()
+}
+
+/// What ran in each call.
+fn traces(run: &Run) -> Vec<Vec<String>> {
+    let mut head = vec![String::new()];
+    head.extend(
+        run.columns
+            .iter()
+            .map(|column| column.shim.title().to_owned()),
+    );
+    let mut rows = vec![head];
+    let wanted = |name: &&str| name.starts_with(TRACE) && !name.ends_with(RUNS);
+    for name in names(run).into_iter().filter(wanted) {
+        let cells = run.columns.iter().map(|column| {
+            let median = |name: &str| Some(column.figure(name)?.1.median());
+            let cell = median(name).map(|time| {
+                let runs = median(&format!("{name}{RUNS}")).unwrap_or_default();
+                if name.ends_with(REST) {
+                    digits(time)
+                } else {
+                    format!("{} ({runs}×)", digits(time))
+                }
+            });
+            cell.unwrap_or_default()
+        });
+        let label = name.trim_start_matches(TRACE).to_owned();
+        rows.push(std::iter::once(label).chain(cells).collect());
+    }
+    rows
+}
+
 /// Every figure of every shim, and the ratios of the medians to the stock shim's.
 fn figures(run: &Run) -> Vec<Vec<String>> {
     let stock = run.column(Shim::Stock);
     let others = |&column: &&Column| column.shim != Shim::Stock;
-    let mut head = vec!["median (90th, 99th percentile)".to_owned()];
+    let mut head = vec![String::new()];
     head.extend(
         run.columns
             .iter()
@@ -70,8 +120,10 @@ fn figures(run: &Run) -> Vec<Vec<String>> {
             .map(|column| format!("{} / stock", column.shim.name())),
     );
     let mut rows = vec![head];
-    let names: BTreeSet<&str> = run.columns.iter().flat_map(Column::names).collect();
-    for name in names {
+    for name in names(run) {
+        if name.starts_with(TRACE) {
+            continue;
+        }
         let mut row = vec![name.to_owned()];
         for column in &run.columns {
             row.push(

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
-use shim_tests::proc::{Process, kill};
+use shim_tests::proc::{Process, cpu_time, kill};
 use shim_tests::raw::{Bundle, Shim, Streams};
 use shim_tests::until::so;
 use shim_tests::{
@@ -139,20 +139,6 @@ fn anonymous_kb(pid: i32) -> u64 {
         .find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok())
         .unwrap()
-}
-
-/// User and system time of a process, not of its children.
-fn cpu_time(pid: i32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<u64> = stat[stat.rfind(')').unwrap() + 1..]
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse().unwrap())
-        .collect();
-    Duration::from_millis(
-        fields.iter().sum::<u64>() * 1000 / rustix::param::clock_ticks_per_second(),
-    )
 }
 
 /// How long until a call has its answer.
