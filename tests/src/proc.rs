@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Duration;
 
 /// A process, told apart from a later one with the same pid by its start time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,6 +145,21 @@ pub fn anonymous_kb(pid: i32) -> u64 {
         .find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok())
         .unwrap()
+}
+
+/// The CPU time that a process and its threads have used, without its children; in ticks of the clock.
+#[track_caller]
+pub fn cpu_time(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = stat[stat.rfind(')').unwrap() + 1..]
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse().unwrap())
+        .collect();
+    Duration::from_millis(
+        fields.iter().sum::<u64>() * 1000 / rustix::param::clock_ticks_per_second(),
+    )
 }
 
 /// The number of threads that a process has now.
