@@ -357,7 +357,9 @@ impl Actor {
         }
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
             info!("container {id}: exited, status {}", exit.status);
-            self.oom_kills = None;
+            if let Some(kills) = self.oom_kills.take() {
+                kills.end();
+            }
             if !self.deleted.is_empty() {
                 self.take_down();
             }
