@@ -21,10 +21,11 @@ const PROGRAM: &str = "/usr/local/bin/containerd-shim-pause-v2";
 const OPTIONS_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// Every option of the shim, in the order of `config/pause.toml`.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 12] = [
     "SystemdCgroup",
     "holder",
     "BinaryName",
+    "shortcuts",
     "Root",
     "NoPivotRoot",
     "NoNewKeyring",

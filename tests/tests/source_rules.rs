@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
 /// The layers of `shim/src`, top first. A module may use modules of the layers below its own.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 14] = [
     &["main"],
     &["server", "boot", "cleanup", "info"],
     &["task", "sandbox"],
@@ -18,9 +18,12 @@ const LAYERS: [&[&str]; 12] = [
     &["container"],
     // What a container's task is told.
     &["mailbox"],
-    // They build on the streams of a runc call, on mounts, and on the description of a pod.
-    &["io", "cgroup", "podfiles"],
-    &["runc", "mounts", "events", "podconfig"],
+    // They build on the streams of a runc call, and on the description of a pod.
+    &["io", "podfiles"],
+    // It removes cgroups where runc would do nothing else.
+    &["runc", "podconfig"],
+    &["cgroup"],
+    &["mounts", "events"],
     &[
         "state", "options", "spec", "bundle", "convert", "criu", "args", "logging",
     ],
