@@ -1,4 +1,5 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
+# make bench    this shim beside the stock shim and the published Rust shim, measured (BENCH=… takes part of it)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
 # make test-vm  only those that run in a VM with cgroup v2 and systemd; TESTS=… takes others of its tests
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
@@ -20,7 +21,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo test test-vm lint pause-image install clean
+.PHONY: build demo bench test test-vm lint pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -33,6 +34,21 @@ demo:
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	cargo run --quiet --locked -p shim-tests --bin demo
+
+# What the bench is to measure, such as `latency --containerd 2.1 --rounds 10`; all without it.
+BENCH ?=
+
+bench:
+	.ci/setup demo
+	tests/lab/prepare
+	$(MAKE) build
+	cargo build --locked -p shim-tests --bins
+	# Without it, its column says so.
+	-test -x $(PUBLISHED)/bin/containerd-shim-runc-v2-rs || \
+	  cargo install --quiet --locked --root $(PUBLISHED) containerd-runc-shim
+	cargo run --quiet --locked -p shim-tests --bin bench -- $(BENCH)
+
+PUBLISHED := $(TARGET)/bench/published
 
 test: vm
 	$(VM) run cargo nextest run --workspace --locked --profile all

@@ -5,8 +5,6 @@
 //!   node     containerd, with a file of config/
 //!   view     what is looked at: processes, namespaces, addresses
 //!   compare  the same pod on this shim and on the stock shim, measured
-//!   rescue   failure and Ctrl-C: everything is taken down
-//!   screen   plain text
 //! ```
 //!
 //! The harness of the tests does the work, and what the demo says was checked: it fails where something is not so.
@@ -14,13 +12,11 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "the demo fails as a test does; rescue.rs makes it readable"
+    reason = "the demo fails as a test does; the harness' rescue.rs makes it readable"
 )]
 
 mod compare;
 mod node;
-mod rescue;
-mod screen;
 mod view;
 
 use std::time::{Duration, Instant};
@@ -28,7 +24,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use shim_tests::takedown::take_down;
 use shim_tests::until::so;
-use shim_tests::{Container, Daemon, Pod, PodSpec, Version, eventually, image, leaks, proc};
+use shim_tests::{
+    Container, Daemon, Pod, PodSpec, Version, eventually, image, leaks, proc, rescue, screen,
+};
 
 /// What curl would do, in HTTP 0.9, because the `wget` of Debian's static busybox crashes.
 const FETCH: &str = "echo GET / | nc localhost 80";
@@ -50,7 +48,7 @@ fn main() {
             "env -u SHIM_UNDER_TEST make demo",
         );
     }
-    rescue::arm();
+    rescue::arm("demo");
 
     screen::title("A pod without a pause container");
     rescue::step(

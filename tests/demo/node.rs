@@ -6,9 +6,7 @@ use std::path::Path;
 
 use shim_tests::image::PauseImage;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, Options, Version, lab, leaks};
-
-use crate::screen;
+use shim_tests::{Daemon, Options, Version, lab, leaks, screen};
 
 /// The handler of our shim in `config/`.
 pub(crate) const OURS: &str = "pause";
@@ -21,7 +19,7 @@ pub(crate) const PAUSELESS: &str = "pauseless";
 /// Whether the demo's containerd has that handler. Its options can only stand in the machine's own file: where there is
 /// one, it is not the demo's.
 pub(crate) fn has_pauseless(version: Version) -> bool {
-    version == Version::V2_1 && !Path::new("/etc/containerd-shim-pause-v2/config.toml").exists()
+    version == Version::V2_1 && !lab::has_options_of_the_machine()
 }
 
 /// The newest containerd that is there.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use shim_tests::proc::{self, Process};
 use shim_tests::until::so;
-use shim_tests::{Container, Daemon, Pod, eventually};
+use shim_tests::{Container, Daemon, Pod, eventually, screen};
 
-use crate::{FETCH, check, screen};
+use crate::{FETCH, check};
 
 /// The tree of the pod's processes: the shim and the two apps.
 pub(crate) fn processes(daemon: &Daemon, pod: &Pod<'_>, apps: &[&Container<'_>]) {

@@ -21,6 +21,15 @@ pub fn hierarchy() -> Hierarchy {
     }
 }
 
+/// Where a controller has all cgroups.
+pub fn root(controller: &str) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    match hierarchy() {
+        Hierarchy::V1 => root.join(controller),
+        Hierarchy::V2 => root.to_owned(),
+    }
+}
+
 /// Where a controller has the cgroup of a process; none on a machine without that controller.
 pub fn directory(pid: i32, controller: &str) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -33,10 +42,7 @@ pub fn directory(pid: i32, controller: &str) -> Option<PathBuf> {
         };
         found.then(|| path.trim_start_matches('/').to_owned())
     })?;
-    let directory = match hierarchy() {
-        Hierarchy::V1 => Path::new("/sys/fs/cgroup").join(controller).join(path),
-        Hierarchy::V2 => Path::new("/sys/fs/cgroup").join(path),
-    };
+    let directory = root(controller).join(path);
     directory.is_dir().then_some(directory)
 }
 

@@ -129,6 +129,11 @@ pub fn lab() -> PathBuf {
     std::env::var_os("LAB_DIR").map_or_else(|| target().join("lab"), PathBuf::from)
 }
 
+/// Whether the machine has a file of options for our shim: where a handler has none, that is read.
+pub fn has_options_of_the_machine() -> bool {
+    Path::new("/etc/containerd-shim-pause-v2/config.toml").exists()
+}
+
 /// The folder with the CNI plugins.
 pub fn cni_plugins() -> PathBuf {
     lab().join("host/cni")

@@ -8,6 +8,11 @@
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   calls    the ttrpc calls of a shim, with the code of each answer
+//!   cri_calls  CRI calls with nothing in between, for what measures
+//!   footprint  the processes and the memory of a pod beside its apps
+//!   spread   many figures of one thing
+//!   rescue   for programs: failure and Ctrl-C, everything is taken down
+//!   screen   for programs: plain text
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
 //!   task     one container on such a shim, by Task calls
@@ -34,10 +39,12 @@
 pub mod calls;
 pub mod cgroups;
 pub mod cri;
+pub mod cri_calls;
 pub mod daemon;
 pub mod direct;
 pub mod driver;
 pub mod flood;
+pub mod footprint;
 pub mod hold;
 pub mod image;
 pub mod lab;
@@ -45,7 +52,10 @@ pub mod leaks;
 pub mod oci;
 pub mod proc;
 pub mod raw;
+pub mod rescue;
+pub mod screen;
 pub mod slot;
+pub mod spread;
 pub mod takedown;
 pub mod task;
 pub mod terminal;

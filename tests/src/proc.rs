@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Duration;
 
 /// A process, told apart from a later one with the same pid by its start time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,6 +134,32 @@ pub fn private_kb(pid: i32) -> u64 {
         .filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"))
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum()
+}
+
+/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
+/// that run it come and go.
+pub fn anonymous_kb(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap()
+}
+
+/// The CPU time that a process and its threads have used, without its children; in ticks of the clock.
+#[track_caller]
+pub fn cpu_time(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = stat[stat.rfind(')').unwrap() + 1..]
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse().unwrap())
+        .collect();
+    Duration::from_millis(
+        fields.iter().sum::<u64>() * 1000 / rustix::param::clock_ticks_per_second(),
+    )
 }
 
 /// The number of threads that a process has now.

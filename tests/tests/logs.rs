@@ -22,7 +22,7 @@ use shim_tests::calls::{Shim, Streams};
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
-use shim_tests::proc::{Process, kill};
+use shim_tests::proc::{Process, anonymous_kb, cpu_time, kill};
 use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{
@@ -133,31 +133,6 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect();
     found.sort();
     found
-}
-
-/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
-/// that run it come and go.
-fn anonymous_kb(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap()
-}
-
-/// User and system time of a process, not of its children.
-fn cpu_time(pid: i32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<u64> = stat[stat.rfind(')').unwrap() + 1..]
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse().unwrap())
-        .collect();
-    Duration::from_millis(
-        fields.iter().sum::<u64>() * 1000 / rustix::param::clock_ticks_per_second(),
-    )
 }
 
 /// How long until a call has its answer.
@@ -385,6 +360,7 @@ on_every_containerd! {
                 runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
                 runtime_path: None,
                 options: String::new(),
+                sandbox_api: false,
             }],
             debug: false,
             ..Options::default()

@@ -209,6 +209,7 @@ fn options_of_a_handler_by_path_reach_the_runtime(version: Version) {
         runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
         runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
         options: recorder.options(),
+        sandbox_api: false,
     };
     let options = Options {
         handlers: vec![handler],

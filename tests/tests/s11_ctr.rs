@@ -141,8 +141,12 @@ on_every_containerd! {
         daemon.detached(&["--mount", &probe], "d", &["sleep", "3600"]);
         let mut terminal = Terminal::start(daemon.ctr_exec(&["--tty"], "t", "d", &["/probe", "winsize"]));
         terminal.expect("size 24 80");
-        terminal.resize(50, 132);
-        terminal.expect("size 50 132");
+        // ctr listens for changes only some time after it has passed on the first size.
+        eventually(Duration::from_secs(10), || {
+            terminal.resize(50, 132);
+            let printed = terminal.printed();
+            so(printed.contains("size 50 132"), || printed)
+        });
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
         let mut shell = Terminal::start(daemon.ctr_exec(&["--tty"], "u", "d", &["sh"]));

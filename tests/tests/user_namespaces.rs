@@ -27,6 +27,7 @@ fn options(version: Version, runtime: &str) -> Options {
         runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
         runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
         options: format!("BinaryName = '{runtime}'"),
+        sandbox_api: false,
     };
     Options {
         handlers: vec![handler],

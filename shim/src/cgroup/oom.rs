@@ -88,6 +88,14 @@ impl Cgroup {
 }
 
 impl OomKills {
+    /// No longer watches. The kernel takes some 15 ms to close what inotify(7) gave, and is not waited for.
+    pub(crate) fn end(self) {
+        if self.hierarchy == Hierarchy::V2 {
+            // At the shim's end the runtime waits for it, for a while.
+            drop(tokio::task::spawn_blocking(|| drop(self)));
+        }
+    }
+
     /// Resolves when there have been kills since the last one that was known. May be dropped at any time, and called
     /// again. Never resolves once the cgroup is gone.
     pub(crate) async fn next(&mut self) {

@@ -90,66 +90,57 @@ impl Output {
 
     /// Lets go once somebody reads or nothing is left, and not before.
     pub(super) async fn release(self) {
-        let needed = self.still_needed();
         let path = self.path.clone();
-        drop(self);
-        match needed {
-            Ok(None) => {}
-            Ok(Some(unread)) => unread.until_opened().await,
-            Err(error) => warn!("let go of {}: {error}", path.display()),
+        let released = match self.let_go() {
+            Ok(Some(unread)) => until_opened(unread).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = released {
+            warn!("let go of {}: {error}", path.display());
         }
     }
 
-    /// What is left to do after the reader that the shim itself was is gone.
-    fn still_needed(&self) -> std::io::Result<Option<Unread>> {
-        let opens = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        // The open file, not the name: containerd may have removed the name.
-        let this = format!("/proc/self/fd/{}", self.held.as_raw_fd());
-        inotify::add_watch(&opens, &this, inotify::WatchFlags::OPEN)?;
-        let writer = OpenOptions::new().write(true).open(&this)?;
+    /// Lets go of reading; and of writing, unless something is left and nobody reads: then that is what comes back.
+    fn let_go(self) -> std::io::Result<Option<File>> {
         if rustix::io::ioctl_fionread(&self.held)? == 0 {
             return Ok(None);
         }
-        Ok(Some(Unread {
-            writer,
-            // Readable like a pipe, and read by the same calls.
-            opens: pipe::Receiver::from_owned_fd_unchecked(opens)?,
-            path: self.path.clone(),
-        }))
+        // The open file, not the name: containerd may have removed the name.
+        let writer = OpenOptions::new().write(true).open(own_path(&self.held))?;
+        drop(self);
+        Ok((!has_reader(&writer)).then_some(writer))
     }
 }
 
-/// Output of an ended process that nobody may have read yet.
-struct Unread {
-    writer: File,
-    opens: pipe::Receiver,
-    path: PathBuf,
+fn own_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-impl Unread {
-    async fn until_opened(mut self) {
-        while !self.has_reader() {
-            if let Err(error) = self.next_open().await {
-                return warn!("wait for a reader of {}: {error}", self.path.display());
-            }
-        }
-    }
+/// A writer without a reader is in error (poll(2), POLLERR).
+fn has_reader(writer: &File) -> bool {
+    let mut fds = [PollFd::new(writer, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
+}
 
-    /// A writer without a reader is in error (poll(2), POLLERR).
-    fn has_reader(&self) -> bool {
-        let mut fds = [PollFd::new(&self.writer, PollFlags::empty())];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
-    }
-
-    /// Which opens there were does not matter, only that there was one.
-    async fn next_open(&mut self) -> std::io::Result<()> {
+/// Holds `writer` until somebody reads.
+async fn until_opened(writer: File) -> std::io::Result<()> {
+    let opens = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&opens, own_path(&writer), inotify::WatchFlags::OPEN)?;
+    // Readable like a pipe, and read by the same calls.
+    let mut opens = pipe::Receiver::from_owned_fd_unchecked(opens)?;
+    while !has_reader(&writer) {
+        // Which opens there were does not matter, only that there was one.
         let mut events = [0; 512];
-        self.opens.read(&mut events).await.map(|_| ())
+        let _ = opens.read(&mut events).await?;
     }
+    // The kernel takes some 15 ms to close it. At the shim's end the runtime waits for that, for a while.
+    drop(tokio::task::spawn_blocking(move || drop(opens)));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -89,6 +89,14 @@ impl Events {
             .collect()
     }
 
+    /// How many events of tasks there were so far.
+    pub fn count(&self) -> usize {
+        let seen = self.seen.lock().unwrap();
+        seen.iter()
+            .filter(|event| event.topic.starts_with("/tasks/"))
+            .count()
+    }
+
     /// All task events, by container, with their bodies.
     pub fn by_container(&self) -> BTreeMap<String, Vec<Event>> {
         let mut all = BTreeMap::<String, Vec<Event>>::new();

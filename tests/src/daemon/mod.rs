@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-pub use self::config::{Driver, HANDLER, Handler, Options};
+pub use self::config::{Driver, HANDLER, Handler, Network, Options};
 pub use self::events::{Event, Events};
 use crate::cri::Cri;
 use crate::image;
@@ -78,7 +78,7 @@ impl Daemon {
         .unwrap();
         fs::write(
             directory.join("net.d/10-test.conflist"),
-            config::cni_config(&names),
+            config::cni_config(&names, options.network),
         )
         .unwrap();
         fs::write(

@@ -25,25 +25,25 @@ fn on_terminal() -> bool {
 }
 
 /// A heading.
-pub(crate) fn title(text: &str) {
+pub fn title(text: &str) {
     out("");
     out(&paint(on_terminal(), BOLD, text));
 }
 
 /// A line, as it is.
-pub(crate) fn line(text: &str) {
+pub fn line(text: &str) {
     out(format!("   {text}").trim_end());
 }
 
 /// Text of any length.
-pub(crate) fn text(text: &str) {
+pub fn text(text: &str) {
     for part in wrapped(text, WIDTH - 3) {
         line(&part);
     }
 }
 
 /// `name` and text of any length beside it.
-pub(crate) fn item(name: &str, text: &str) {
+pub fn item(name: &str, text: &str) {
     for (number, part) in wrapped(text, WIDTH - 15).iter().enumerate() {
         let name = if number == 0 { name } else { "" };
         line(&format!("{name:<12}{part}"));
@@ -51,7 +51,7 @@ pub(crate) fn item(name: &str, text: &str) {
 }
 
 /// Something that was checked, and is so.
-pub(crate) fn ok(text: &str) {
+pub fn ok(text: &str) {
     for (number, part) in wrapped(text, WIDTH - 7).iter().enumerate() {
         let mark = if number == 0 {
             paint(on_terminal(), GREEN, "ok")
@@ -63,13 +63,13 @@ pub(crate) fn ok(text: &str) {
 }
 
 /// On standard error, for what went wrong.
-pub(crate) fn alarm(text: &str) {
+pub fn alarm(text: &str) {
     let terminal = std::io::stderr().is_terminal();
     let _ = writeln!(std::io::stderr(), "\n{}", paint(terminal, RED, text));
 }
 
 /// On standard error, `name` and text of any length beside it.
-pub(crate) fn note(name: &str, text: &str) {
+pub fn note(name: &str, text: &str) {
     for paragraph in text.lines() {
         for (number, part) in wrapped(paragraph, WIDTH - 15).iter().enumerate() {
             let name = if number == 0 { name } else { "" };
@@ -79,7 +79,7 @@ pub(crate) fn note(name: &str, text: &str) {
 }
 
 /// Columns, each as wide as its widest cell; the first row is the heading.
-pub(crate) fn table(rows: &[Vec<String>]) {
+pub fn table(rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -105,7 +105,7 @@ pub(crate) fn table(rows: &[Vec<String>]) {
 }
 
 /// At most this many characters, with a sign where some are missing.
-pub(crate) fn short(text: &str, width: usize) -> String {
+pub fn short(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }

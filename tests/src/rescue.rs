@@ -1,6 +1,6 @@
-//! What happens when the demo fails or is interrupted: everything is taken down, and the person is told what to do.
+//! What happens when a program such as the demo fails or is interrupted: everything is taken down, and the person is told what to do.
 //!
-//! A panic aborts the demo, in both profiles, so nothing can be left to destructors. If even this file does not get to
+//! A panic aborts it, in both profiles, so nothing can be left to destructors. If even this file does not get to
 //! run (SIGKILL), the harness' guard takes the slot down.
 
 use std::fs;
@@ -8,27 +8,26 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use shim_tests::slot::Names;
-use shim_tests::{lab, leaks, proc, takedown};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::screen;
+use crate::slot::Names;
+use crate::{lab, leaks, proc, screen, takedown};
 
-/// What the demo does now, and what to do when it fails.
+/// What the program does now, and what to do when it fails.
 static STEP: Mutex<(&str, &str)> = Mutex::new(("getting ready", ""));
 /// Somebody is taking everything down.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// From here on, failures and signals end in this file.
-pub(crate) fn arm() {
-    std::panic::set_hook(Box::new(|info| {
+/// From here on, failures and signals end in this file. `program` names the log that is kept.
+pub fn arm(program: &'static str) {
+    std::panic::set_hook(Box::new(move |info| {
         let message = info
             .payload_as_str()
             .unwrap_or("no message")
             .trim()
             .to_owned();
         let place = info.location().map(ToString::to_string);
-        failed(&message, &place.unwrap_or_default());
+        failed(program, &message, &place.unwrap_or_default());
     }));
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -53,16 +52,16 @@ pub(crate) fn arm() {
     });
 }
 
-/// Says what the demo does from here on, and what a person can do when that fails.
-pub(crate) fn step(what: &'static str, advice: &'static str) {
+/// Says what the program does from here on, and what a person can do when that fails.
+pub fn step(what: &'static str, advice: &'static str) {
     if let Ok(mut step) = STEP.lock() {
         *step = (what, advice);
     }
 }
 
-/// Ends the demo with what is to be done, when there is nothing to take down yet.
-pub(crate) fn refuse(what: &str, advice: &str) -> ! {
-    screen::alarm(&format!("The demo cannot run: {what}"));
+/// Ends the program with what is to be done, when there is nothing to take down yet.
+pub fn refuse(what: &str, advice: &str) -> ! {
+    screen::alarm(&format!("This cannot run: {what}"));
     screen::note("what to do", advice);
     std::process::exit(1);
 }
@@ -76,13 +75,13 @@ fn first_or_never() {
     }
 }
 
-fn failed(message: &str, place: &str) -> ! {
+fn failed(program: &str, message: &str, place: &str) -> ! {
     first_or_never();
     let (doing, advice) = STEP.lock().map_or(("", ""), |step| *step);
     screen::alarm(&format!("FAILED while {doing}"));
     screen::note("what", &screen::short(message, 2000));
     screen::note("where", place);
-    if let Some((kept, log)) = keep_log() {
+    if let Some((kept, log)) = keep_log(program) {
         screen::note("log", &format!("{} (containerd and shims)", kept.display()));
         let errors: Vec<&str> = log
             .lines()
@@ -121,13 +120,16 @@ fn advice_for(message: &str) -> &'static str {
 }
 
 /// Copies the log out of the slot, before that is removed.
-fn keep_log() -> Option<(PathBuf, String)> {
+fn keep_log(program: &str) -> Option<(PathBuf, String)> {
     let directory = slot()?.directory();
     let folder = lab::lab().join("failed");
     fs::create_dir_all(&folder).ok()?;
-    let _ = fs::copy(directory.join("config.toml"), folder.join("demo.toml"));
+    let _ = fs::copy(
+        directory.join("config.toml"),
+        folder.join(format!("{program}.toml")),
+    );
     let log = fs::read_to_string(directory.join("containerd.log")).ok()?;
-    let kept = folder.join("demo.log");
+    let kept = folder.join(format!("{program}.log"));
     fs::write(&kept, &log).ok()?;
     Some((kept, log))
 }

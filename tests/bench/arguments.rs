@@ -1,0 +1,139 @@
+//! The command line.
+
+use shim_tests::Version;
+
+use crate::columns::Shim;
+use crate::node::CniOrHost;
+
+pub(crate) const USAGE: &str = "bench [WHAT…] [--containerd 2.1,1.7] [--shims this,api,stock,published] \
+     [--network host,loopback,bridge] [--rounds N] [--pods N] [--execs N] [--mib N] [--seconds N] [--out FOLDER]; \
+     WHAT: latency, throughput, memory, cpu, logs, idle, trace";
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Latency,
+    Throughput,
+    Memory,
+    Cpu,
+    Logs,
+    Idle,
+    Trace,
+}
+
+impl What {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Latency,
+        Self::Throughput,
+        Self::Memory,
+        Self::Cpu,
+        Self::Logs,
+        Self::Idle,
+        Self::Trace,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Throughput => "throughput",
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Logs => "logs",
+            Self::Idle => "idle",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// What is to be measured, how, and on what.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) what: Vec<What>,
+    pub(crate) containerds: Vec<Version>,
+    pub(crate) shims: Vec<Shim>,
+    pub(crate) networks: Vec<CniOrHost>,
+    /// Pods of each shim whose times are taken.
+    pub(crate) rounds: usize,
+    /// As many pods at once as memory is measured with.
+    pub(crate) pods: usize,
+    /// As many execs in one container as memory is measured after.
+    pub(crate) execs: usize,
+    /// Output of a container.
+    pub(crate) mib: usize,
+    /// How long an idle pod is watched.
+    pub(crate) seconds: usize,
+    /// Where the report goes.
+    pub(crate) out: Option<String>,
+}
+
+impl Wanted {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn of(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let versions = [Version::V2_1, Version::V1_7];
+        let mut wanted = Self {
+            what: Vec::new(),
+            containerds: versions.to_vec(),
+            shims: Shim::ALL.to_vec(),
+            networks: CniOrHost::ALL.to_vec(),
+            rounds: 50,
+            pods: 100,
+            execs: 1000,
+            mib: 1024,
+            seconds: 60,
+            out: None,
+        };
+        while let Some(word) = words.next() {
+            if let Some(what) = What::ALL.into_iter().find(|what| what.name() == word) {
+                wanted.what.push(what);
+                continue;
+            }
+            let value = words
+                .next()
+                .ok_or(format!("{word}: not known, or no value"))?;
+            let number = || {
+                value
+                    .parse()
+                    .map_err(|_| format!("{word} {value}: no number"))
+            };
+            match word.as_str() {
+                "--containerd" => wanted.containerds = list(&value, &versions, |one| one.line())?,
+                "--shims" => wanted.shims = list(&value, &Shim::ALL, |one| one.name())?,
+                "--network" => wanted.networks = list(&value, &CniOrHost::ALL, |one| one.name())?,
+                "--rounds" => wanted.rounds = number()?,
+                "--pods" => wanted.pods = number()?,
+                "--execs" => wanted.execs = number()?,
+                "--mib" => wanted.mib = number()?,
+                "--seconds" => wanted.seconds = number()?,
+                "--out" => wanted.out = Some(value),
+                _ => return Err(format!("{word}: not known")),
+            }
+        }
+        if wanted.what.is_empty() {
+            wanted.what = What::ALL.to_vec();
+        }
+        Ok(wanted)
+    }
+}
+
+/// The ones named, in the order of `all`.
+fn list<T: Copy>(
+    value: &str,
+    all: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<Vec<T>, String> {
+    let names: Vec<&str> = value.split(',').collect();
+    match names
+        .iter()
+        .find(|&&one| !all.iter().any(|&known| name(known) == one))
+    {
+        Some(unknown) => Err(format!("{unknown}: not known")),
+        None => Ok(all
+            .iter()
+            .copied()
+            .filter(|&one| names.contains(&name(one)))
+            .collect()),
+    }
+}

@@ -1,0 +1,195 @@
+//! The shims that are compared, and the figures of each.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use shim_tests::cri::Failure;
+use shim_tests::spread::Spread;
+use shim_tests::{Version, lab, screen};
+
+use crate::node::{CniOrHost, Node};
+
+/// After so many failures in one measurement a shim is left out of the rest of it.
+const GIVE_UP: usize = 3;
+
+/// A shim, and how containerd drives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shim {
+    /// Ours, in podsandbox mode.
+    This,
+    /// Ours, through the Sandbox API.
+    Api,
+    /// The containerd version's own.
+    Stock,
+    /// `containerd-runc-shim`, the newest that is published.
+    Published,
+}
+
+impl Shim {
+    /// In the order of the tables.
+    pub(crate) const ALL: [Self; 4] = [Self::This, Self::Api, Self::Stock, Self::Published];
+
+    /// Its name on the command line, in the JSON, and of its handler.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::This => "this",
+            Self::Api => "api",
+            Self::Stock => "stock",
+            Self::Published => "published",
+        }
+    }
+
+    /// Its name in a table.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::This => "this shim",
+            Self::Api => "Sandbox API",
+            Self::Stock => "stock shim",
+            Self::Published => "published Rust shim",
+        }
+    }
+
+    /// `runtime_type`: containerd looks for a binary of that name.
+    pub(crate) fn runtime_type(self) -> &'static str {
+        match self {
+            Self::This | Self::Api => "io.containerd.pause.v2",
+            Self::Stock => "io.containerd.runc.v2",
+            Self::Published => "io.containerd.runc.v2-rs",
+        }
+    }
+
+    /// Why it cannot be measured on this containerd at all.
+    pub(crate) fn missing(self, version: Version) -> Option<&'static str> {
+        match self {
+            Self::Api if version != Version::V2_1 => Some("this containerd has no Sandbox API"),
+            Self::Api if lab::has_options_of_the_machine() => {
+                Some("its options would be those of this machine's file")
+            }
+            Self::Published if !crate::node::published().is_file() => {
+                Some("it is not installed: `make bench` does that")
+            }
+            Self::This | Self::Api | Self::Stock | Self::Published => None,
+        }
+    }
+
+    /// Why it cannot be measured with this network.
+    pub(crate) fn refuses(self, network: CniOrHost) -> Option<&'static str> {
+        (self == Self::Api && network == CniOrHost::Host).then_some(
+            "containerd 2.1 crashes (a nil pointer) on a pod with the host's network in this mode",
+        )
+    }
+}
+
+/// What was measured of one thing.
+#[derive(Debug)]
+struct Figure {
+    unit: &'static str,
+    values: Vec<f64>,
+}
+
+/// A shim with its figures, by name.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub(crate) shim: Shim,
+    figures: BTreeMap<String, Figure>,
+    /// What could not be measured, and why.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Column {
+    pub(crate) fn new(shim: Shim) -> Self {
+        Self {
+            shim,
+            figures: BTreeMap::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// One more value of a figure.
+    pub(crate) fn add(&mut self, name: &str, unit: &'static str, value: f64) {
+        let new = || Figure {
+            unit,
+            values: Vec::new(),
+        };
+        let figure = self.figures.entry(name.to_owned()).or_insert_with(new);
+        figure.values.push(value);
+    }
+
+    /// Why something is missing.
+    pub(crate) fn note(&mut self, what: &str, why: &str) {
+        screen::line(&format!("  {}: {why}", self.shim.title()));
+        // The second failure of a kind says nothing new.
+        let what = format!("{what}: ");
+        if !self.notes.iter().any(|note| note.starts_with(&what)) {
+            self.notes.push(what + why);
+        }
+    }
+
+    /// The figure's unit and values.
+    pub(crate) fn figure(&self, name: &str) -> Option<(&'static str, Spread)> {
+        let figure = self.figures.get(name)?;
+        Some((figure.unit, figure.values.iter().copied().collect()))
+    }
+
+    /// The names of all figures.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.figures.keys().map(String::as_str)
+    }
+
+    /// For bench.json.
+    pub(crate) fn json(&self) -> Value {
+        let figures = self.figures.iter().map(|(name, figure)| {
+            let spread: Spread = figure.values.iter().copied().collect();
+            let value = json!({
+                "unit": figure.unit,
+                "count": spread.count(),
+                "median": spread.median(),
+                "p90": spread.percentile(90),
+                "p99": spread.percentile(99),
+                "least": spread.least(),
+                "most": spread.most(),
+            });
+            (name.clone(), value)
+        });
+        json!({
+            "shim": self.shim.name(),
+            "figures": figures.collect::<serde_json::Map<_, _>>(),
+            "notes": self.notes,
+        })
+    }
+}
+
+/// Does `one` so often with each shim in turn; none is always the first. A failure is noted, and the others go on.
+pub(crate) fn in_turn(
+    node: &Node,
+    columns: &mut [Column],
+    what: &str,
+    network: CniOrHost,
+    rounds: usize,
+    mut one: impl FnMut(&mut Column) -> Result<(), Failure>,
+) {
+    screen::line(what);
+    let mut failures = vec![0; columns.len()];
+    let mut order: Vec<usize> = (0..columns.len()).collect();
+    order.retain(|&at| match columns[at].shim.refuses(network) {
+        Some(why) => {
+            columns[at].note(what, why);
+            false
+        }
+        None => true,
+    });
+    for _ in 0..rounds {
+        for &at in &order {
+            if failures[at] < GIVE_UP
+                && let Err(failure) = one(&mut columns[at])
+            {
+                failures[at] += 1;
+                columns[at].note(what, &screen::short(&failure.0, 600));
+                node.clear();
+            }
+        }
+        if !order.is_empty() {
+            order.rotate_left(1);
+        }
+    }
+}

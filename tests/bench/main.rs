@@ -1,0 +1,169 @@
+//! `make bench`: this shim beside the stock shim and the published Rust shim, on real containerds, measured.
+//!
+//! ```text
+//!   arguments   the command line
+//!   columns     the shims, and the figures of each
+//!   node        one containerd, its pods, the life of a pod
+//!   latency     how long each call takes, and the CPU time of all of them (cpu: how that is known)
+//!   throughput  pods per second with several clients
+//!   memory      memory, threads, processes, cgroups
+//!   logs        CPU time for a container's output
+//!   idle        wake-ups
+//!   trace       which programs run in each call (connector: how that is known)
+//!   targets     what is to be reached, and whether it is
+//!   report      JSON and Markdown
+//!   chart       a picture of the ratios
+//! ```
+//!
+//! A shim that fails is noted with what it said, and the others go on. What fails of the harness ends the bench, as it
+//! ends the demo, and everything is taken down.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "it fails as a test does; the harness' rescue.rs makes it readable"
+)]
+
+mod arguments;
+mod chart;
+mod columns;
+mod connector;
+mod cpu;
+mod idle;
+mod latency;
+mod logs;
+mod memory;
+mod node;
+mod report;
+mod targets;
+mod throughput;
+mod trace;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use arguments::{USAGE, Wanted, What};
+use columns::Column;
+use node::{CniOrHost, Node};
+use report::Run;
+use shim_tests::daemon::Network;
+use shim_tests::{Version, lab, rescue, screen};
+
+/// Pods of each shim that are traced, at most.
+const TRACED: usize = 10;
+/// Pods that several clients make together, at most.
+const THROUGH: usize = 40;
+
+fn main() {
+    let begin = Instant::now();
+    let wanted =
+        Wanted::of(std::env::args().skip(1)).unwrap_or_else(|why| rescue::refuse(&why, USAGE));
+    if !rustix::process::geteuid().is_root() {
+        rescue::refuse(
+            "namespaces and mounts need root.",
+            "`make bench` calls sudo when you are not root.",
+        );
+    }
+    rescue::arm("bench");
+    let out = wanted
+        .out
+        .as_ref()
+        .map_or_else(|| lab::target().join("bench"), PathBuf::from);
+    fs::create_dir_all(&out).unwrap();
+    let machine = machine();
+    let mut runs = Vec::new();
+    for &version in &wanted.containerds {
+        screen::title(&format!("containerd {}", version.line()));
+        rescue::step(
+            "measuring",
+            "The log says what containerd and the shims did.",
+        );
+        runs.push(measure(version, &wanted));
+        // What there is stays, whatever becomes of the next.
+        let json = serde_json::to_vec_pretty(&report::json(&machine, &runs)).unwrap();
+        fs::write(out.join("bench.json"), json).unwrap();
+        fs::write(out.join("bench.md"), report::markdown(&machine, &runs)).unwrap();
+        // The newest containerd comes first.
+        fs::write(out.join("bench.svg"), chart::svg(&runs[0])).unwrap();
+    }
+    screen::title("Results");
+    for line in report::markdown(&machine, &runs).lines() {
+        screen::line(line);
+    }
+    screen::line(&format!(
+        "In {}. It took {:.0} s.",
+        out.display(),
+        begin.elapsed().as_secs_f64()
+    ));
+}
+
+/// Everything that is wanted, on one containerd.
+fn measure(version: Version, wanted: &Wanted) -> Run {
+    let mut columns = Vec::new();
+    let mut absent = Vec::new();
+    for &shim in &wanted.shims {
+        let mut column = Column::new(shim);
+        match shim.missing(version) {
+            Some(why) => {
+                column.note("everything", why);
+                absent.push(column);
+            }
+            None => columns.push(column),
+        }
+    }
+    let shims: Vec<_> = columns.iter().map(|column| column.shim).collect();
+    for cni in [Network::Loopback, Network::Bridge] {
+        let networks: Vec<_> = wanted
+            .networks
+            .iter()
+            .copied()
+            .filter(|network| network.cni() == cni)
+            .collect();
+        // What does not depend on the network is measured with the one that costs least and suits everybody.
+        let others = cni == Network::Loopback;
+        if networks.is_empty() && !others {
+            continue;
+        }
+        let node = Node::start(version, cni, &shims);
+        let has = |what| wanted.what.contains(&what);
+        for &network in &networks {
+            if has(What::Latency) || has(What::Cpu) {
+                latency::run(&node, &mut columns, network, wanted.rounds);
+            }
+            if has(What::Trace) {
+                trace::run(&node, &mut columns, network, wanted.rounds.min(TRACED));
+            }
+        }
+        if others {
+            let (columns, network) = (&mut columns[..], CniOrHost::Cni(cni));
+            if has(What::Throughput) {
+                throughput::run(&node, columns, network, wanted.pods.min(THROUGH));
+            }
+            if has(What::Memory) {
+                memory::run(&node, columns, network, wanted.pods, wanted.execs);
+            }
+            if has(What::Logs) {
+                logs::run(&node, columns, network, wanted.mib);
+            }
+            if has(What::Idle) {
+                idle::run(&node, columns, network, wanted.seconds);
+            }
+        }
+        node.end();
+    }
+    columns.extend(absent);
+    Run { version, columns }
+}
+
+/// What is said of the machine.
+fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    format!(
+        "{processors} processors, Linux {}, load {load} at the start",
+        kernel.trim()
+    )
+}

@@ -1,0 +1,83 @@
+//! What a pod costs beside its app: memory, threads, processes, cgroups.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shim_tests::cri::Failure;
+use shim_tests::footprint::{self, Memory};
+use shim_tests::{cgroups, leaks};
+
+use crate::columns::{Column, in_turn};
+use crate::node::{CniOrHost, Node, Running, ready, remove};
+use crate::throughput::together;
+
+/// How long what was started may still be busy with that.
+const CALM: Duration = Duration::from_secs(1);
+
+/// So that it does not take so long.
+const CLIENTS: usize = 4;
+
+/// With so many pods at once, and after so many execs in one container.
+pub(crate) fn run(
+    node: &Node,
+    columns: &mut [Column],
+    network: CniOrHost,
+    most: usize,
+    execs: usize,
+) {
+    in_turn(node, columns, "memory", network, 1, |column| {
+        let mut pods = Vec::new();
+        for number in [1, 10, 50, 100] {
+            if number > most {
+                break;
+            }
+            let more = (pods.len()..number).map(|_| node.pod(network)).collect();
+            pods.extend(together(node, CLIENTS, more, |calls, config| {
+                ready(calls, &config, column.shim)
+            })?);
+            look(node, column, &pods, &format!("{number} pods"))?;
+            if number == 1 && execs > 0 {
+                let app = &pods[0].app;
+                together(node, CLIENTS, vec![(); execs], |calls, ()| {
+                    calls.exec(app, &["true"])
+                })?;
+                look(node, column, &pods, &format!("1 pod after {execs} execs"))?;
+            }
+        }
+        together(node, CLIENTS, pods, |calls, pod| remove(calls, &pod))?;
+        node.settle()
+    });
+}
+
+fn look(node: &Node, column: &mut Column, pods: &[Running], when: &str) -> Result<(), Failure> {
+    std::thread::sleep(CALM);
+    let apps: Result<BTreeSet<i32>, Failure> =
+        pods.iter().map(|pod| node.calls.pid(&pod.app)).collect();
+    let others = footprint::beside_the_apps(&node.daemon, &BTreeSet::new(), &apps?);
+    let others = others.map_err(Failure)?;
+    let memory = Memory::of(&others);
+    let threads: usize = others.iter().map(|process| process.threads).sum();
+    let mut add = |what: &str, unit, of_all: usize| {
+        let each = float(of_all) / float(pods.len());
+        column.add(&format!("memory {when}: {what} per pod"), unit, each);
+    };
+    let kb = |number: u64| usize::try_from(number).unwrap();
+    add("private", "kB", kb(memory.private));
+    add("PSS", "kB", kb(memory.pss));
+    add("RSS", "kB", kb(memory.rss));
+    add("threads", "", threads);
+    add("processes", "", others.len());
+    add("cgroups", "", groups(node));
+    Ok(())
+}
+
+/// The pods' cgroups, in one hierarchy.
+fn groups(node: &Node) -> usize {
+    let root = cgroups::root("memory");
+    let all = leaks::cgroups(&node.daemon.names);
+    all.iter().filter(|group| group.starts_with(&root)).count()
+}
+
+fn float(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap())
+}

@@ -1,0 +1,280 @@
+//! The containerd of a measurement, its pods, and the life of one of them.
+
+use std::cell::Cell;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_cri::v1::PodSandboxConfig;
+use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
+use shim_tests::cri::Failure;
+use shim_tests::cri_calls::{self, Calls};
+use shim_tests::daemon::{Handler, Network};
+use shim_tests::image::{self, PauseImage};
+use shim_tests::until::{so, within};
+use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, footprint, lab, proc, screen};
+
+use crate::columns::Shim;
+use crate::cpu::Accounting;
+
+/// A program that ends at once on SIGTERM.
+pub(crate) const APP: [&str; 3] = ["sh", "-c", "trap exit TERM; sleep 3600 & wait"];
+
+/// The network of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CniOrHost {
+    /// The node's.
+    Host,
+    /// Its own, made by CNI.
+    Cni(Network),
+}
+
+impl CniOrHost {
+    /// In the order in which they are measured.
+    pub(crate) const ALL: [Self; 3] = [
+        Self::Host,
+        Self::Cni(Network::Loopback),
+        Self::Cni(Network::Bridge),
+    ];
+
+    /// Its name on the command line and in the figures.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Cni(Network::Loopback) => "loopback",
+            Self::Cni(Network::Bridge) => "bridge",
+        }
+    }
+
+    /// What CNI must be configured for.
+    pub(crate) fn cni(self) -> Network {
+        match self {
+            Self::Host => Network::Loopback,
+            Self::Cni(network) => network,
+        }
+    }
+}
+
+/// Where `make bench` installs the published Rust shim.
+pub(crate) fn published() -> PathBuf {
+    lab::target().join("bench/published/bin/containerd-shim-runc-v2-rs")
+}
+
+/// Nanoseconds of the monotonic clock, which is also that of the kernel's process events.
+pub(crate) fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+/// One containerd with a handler for each shim.
+pub(crate) struct Node {
+    pub(crate) daemon: Daemon,
+    pub(crate) calls: Calls,
+    pub(crate) accounting: Accounting,
+    pods: Cell<usize>,
+}
+
+/// A pod that runs, with one container.
+pub(crate) struct Running {
+    pub(crate) id: String,
+    pub(crate) app: String,
+}
+
+impl Node {
+    pub(crate) fn start(version: Version, network: Network, shims: &[Shim]) -> Self {
+        let handlers = shims.iter().map(|&shim| Handler {
+            name: shim.name().to_owned(),
+            runtime_type: shim.runtime_type().to_owned(),
+            runtime_path: None,
+            options: match shim {
+                // Without a table, it would be the machine's own options.
+                Shim::This => "SystemdCgroup = false".to_owned(),
+                Shim::Api | Shim::Stock | Shim::Published => String::new(),
+            },
+            sandbox_api: shim == Shim::Api,
+        });
+        let options = Options {
+            handlers: handlers.collect(),
+            pause_image: PauseImage::Works,
+            debug: false,
+            network,
+            ..Options::default()
+        };
+        let daemon = Daemon::with(version, &options);
+        let binaries = [ShimUnderTest::Runc.binary(version), published()];
+        for binary in binaries {
+            let link = daemon.directory().join("bin");
+            symlink(&binary, link.join(binary.file_name().unwrap())).unwrap();
+        }
+        let calls = Calls::new(&daemon.names);
+        calls
+            .connect()
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        Self {
+            accounting: Accounting::of(&daemon),
+            daemon,
+            calls,
+            pods: Cell::new(0),
+        }
+    }
+
+    /// The configuration of one more pod.
+    pub(crate) fn pod(&self, network: CniOrHost) -> PodSandboxConfig {
+        self.pods.set(self.pods.get() + 1);
+        let pod = PodSpec::new(&format!("pod{}", self.pods.get()));
+        let pod = match network {
+            CniOrHost::Host => pod.host_network(),
+            CniOrHost::Cni(_) => pod,
+        };
+        cri_calls::pod_config(&self.daemon.names, pod)
+    }
+
+    /// A pod with one container, both started.
+    pub(crate) fn run(&self, shim: Shim, network: CniOrHost) -> Result<Running, Failure> {
+        ready(&self.calls, &self.pod(network), shim)
+    }
+
+    /// The shims that are there now.
+    pub(crate) fn shims(&self) -> Vec<proc::Process> {
+        let mut all = self.daemon.processes();
+        all.retain(footprint::is_shim);
+        all
+    }
+
+    /// Waits until no process of any pod is left, and a moment more: what a pod leaves to be done is not to count as the
+    /// time of the next one.
+    pub(crate) fn settle(&self) -> Result<(), Failure> {
+        within(Duration::from_secs(10), || {
+            let left = self.daemon.processes();
+            so(left.is_empty(), || {
+                let left: Vec<_> = left.iter().map(proc::Process::describe).collect();
+                format!("still there: {}", left.join("; "))
+            })
+        })
+        .map_err(Failure)?;
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(())
+    }
+
+    /// After a failure: removes all pods, by force if need be.
+    pub(crate) fn clear(&self) {
+        let remove = || {
+            for id in self.daemon.cri().pods() {
+                let _ = self.calls.stop_pod(&id);
+                let _ = self.calls.remove_pod(&id);
+            }
+        };
+        remove();
+        if self.settle().is_err() {
+            for process in self.daemon.processes() {
+                proc::kill(process.pid, Signal::KILL);
+            }
+            remove();
+        }
+    }
+
+    /// Ends it. What a shim has left behind is said, and removed.
+    pub(crate) fn end(self) {
+        self.daemon.look();
+        self.clear();
+        self.accounting.end();
+        let left = within(Duration::from_secs(5), || {
+            let left = self.daemon.left();
+            so(left.is_empty(), || left.join("\n"))
+        });
+        match left {
+            Ok(()) => self.daemon.end(),
+            // Dropping it takes everything down.
+            Err(left) => screen::note("left behind", &left),
+        }
+    }
+}
+
+/// A pod with one container, both started, by these calls.
+pub(crate) fn ready(
+    calls: &Calls,
+    config: &PodSandboxConfig,
+    shim: Shim,
+) -> Result<Running, Failure> {
+    let id = calls.run_pod(config, shim.name())?;
+    let app = calls.create((&id, config), "app", image::BUSYBOX, &APP, &[])?;
+    calls.start(&app)?;
+    Ok(Running { id, app })
+}
+
+/// Stops and removes a pod.
+pub(crate) fn remove(calls: &Calls, pod: &Running) -> Result<(), Failure> {
+    calls.stop_pod(&pod.id)?;
+    calls.remove_pod(&pod.id)
+}
+
+/// The calls in the life of a pod, in their order.
+pub(crate) const STEPS: [&str; 7] = [
+    "RunPodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "ExecSync",
+    "StopContainer",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+];
+
+/// When a call began and ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+}
+
+impl Times {
+    /// Milliseconds until `later` ended.
+    pub(crate) fn until(self, later: Self) -> f64 {
+        milliseconds(later.end - self.begin)
+    }
+}
+
+/// Nanoseconds as milliseconds.
+pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64() * 1000.0
+}
+
+/// The whole life of a pod, and when its [`STEPS`] were.
+pub(crate) fn life(node: &Node, shim: Shim, network: CniOrHost) -> Result<Vec<Times>, Failure> {
+    let calls = &node.calls;
+    let config = node.pod(network);
+    let mut times = Vec::new();
+    let pod = timed(&mut times, || calls.run_pod(&config, shim.name()))?;
+    let app = timed(&mut times, || {
+        calls.create((&pod, &config), "app", image::BUSYBOX, &APP, &[])
+    })?;
+    timed(&mut times, || calls.start(&app))?;
+    trapped(calls.pid(&app)?)?;
+    let code = timed(&mut times, || calls.exec(&app, &["true"]))?;
+    if code != 0 {
+        return Err(Failure(format!("ExecSync: exit code {code}")));
+    }
+    timed(&mut times, || calls.stop(&app))?;
+    timed(&mut times, || calls.stop_pod(&pod))?;
+    timed(&mut times, || calls.remove_pod(&pod))?;
+    node.settle()?;
+    Ok(times)
+}
+
+fn timed<T>(times: &mut Vec<Times>, call: impl FnOnce() -> T) -> T {
+    let begin = now();
+    let result = call();
+    let end = now();
+    times.push(Times { begin, end });
+    result
+}
+
+/// Waits until the app has its trap: it starts its child after that.
+fn trapped(app: i32) -> Result<(), Failure> {
+    within(Duration::from_secs(5), || {
+        so(!proc::children(app).is_empty(), || {
+            "the app does not come so far".to_owned()
+        })
+    })
+    .map_err(Failure)
+}

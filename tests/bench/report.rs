@@ -1,0 +1,193 @@
+//! What was measured, as JSON and as Markdown.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use shim_tests::Version;
+
+use crate::columns::{Column, Shim};
+use crate::targets;
+use crate::trace::{REST, RUNS, TRACE};
+
+/// All that was measured on one containerd.
+pub(crate) struct Run {
+    pub(crate) version: Version,
+    pub(crate) columns: Vec<Column>,
+}
+
+impl Run {
+    /// The exact version.
+    pub(crate) fn title(&self) -> String {
+        let exact = std::fs::read_to_string(self.version.binaries().join("version"));
+        format!("containerd {}", exact.unwrap_or_default().trim())
+    }
+
+    /// The column of this shim.
+    pub(crate) fn column(&self, shim: Shim) -> Option<&Column> {
+        self.columns.iter().find(|column| column.shim == shim)
+    }
+}
+
+/// For bench.json.
+pub(crate) fn json(machine: &str, runs: &[Run]) -> Value {
+    let runs = runs.iter().map(|run| {
+        json!({
+            "containerd": run.version.line(),
+            "title": run.title(),
+            "columns": run.columns.iter().map(Column::json).collect::<Vec<_>>(),
+        })
+    });
+    json!({ "machine": machine, "runs": runs.collect::<Vec<_>>() })
+}
+
+/// For the screen and bench.md.
+pub(crate) fn markdown(machine: &str, runs: &[Run]) -> String {
+    let mut text = format!("{machine}\n");
+    for run in runs {
+        write!(text, "\n## {}\n", run.title()).unwrap();
+        let parts = [
+            ("Targets", targets::rows(run)),
+            ("All figures: medians (90th, 99th percentile)", figures(run)),
+            (
+                "Where the time goes: in each call, the programs that ran meanwhile (how often), ms",
+                traces(run),
+            ),
+        ];
+        for (title, rows) in parts {
+            // The first row is the heading.
+            if rows.len() > 1 {
+                write!(text, "\n### {title}\n\n{}", table(&rows)).unwrap();
+            }
+        }
+        for column in &run.columns {
+            for note in &column.notes {
+                writeln!(text, "\n- {}: {note}", column.shim.title()).unwrap();
+            }
+        }
+    }
+    text
+}
+
+/// The names of the figures of all shims.
+fn names(run: &Run) -> BTreeSet<&str> {
+    run.columns.iter().flat_map(Column::names).collect()
+}
+
+/// What ran in each call.
+fn traces(run: &Run) -> Vec<Vec<String>> {
+    let mut head = vec![String::new()];
+    head.extend(
+        run.columns
+            .iter()
+            .map(|column| column.shim.title().to_owned()),
+    );
+    let mut rows = vec![head];
+    let wanted = |name: &&str| name.starts_with(TRACE) && !name.ends_with(RUNS);
+    for name in names(run).into_iter().filter(wanted) {
+        let cells = run.columns.iter().map(|column| {
+            let median = |name: &str| Some(column.figure(name)?.1.median());
+            let cell = median(name).map(|time| {
+                let runs = median(&format!("{name}{RUNS}")).unwrap_or_default();
+                if name.ends_with(REST) {
+                    digits(time)
+                } else {
+                    format!("{} ({runs}×)", digits(time))
+                }
+            });
+            cell.unwrap_or_default()
+        });
+        let label = name.trim_start_matches(TRACE).to_owned();
+        rows.push(std::iter::once(label).chain(cells).collect());
+    }
+    rows
+}
+
+/// Every figure of every shim, and the ratios of the medians to the stock shim's.
+fn figures(run: &Run) -> Vec<Vec<String>> {
+    let stock = run.column(Shim::Stock);
+    let others = |&column: &&Column| column.shim != Shim::Stock;
+    let mut head = vec![String::new()];
+    head.extend(
+        run.columns
+            .iter()
+            .map(|column| column.shim.title().to_owned()),
+    );
+    let ratios: Vec<&Column> = run.columns.iter().filter(others).collect();
+    head.extend(
+        ratios
+            .iter()
+            .map(|column| format!("{} / stock", column.shim.name())),
+    );
+    let mut rows = vec![head];
+    for name in names(run) {
+        if name.starts_with(TRACE) {
+            continue;
+        }
+        let mut row = vec![name.to_owned()];
+        for column in &run.columns {
+            row.push(
+                column
+                    .figure(name)
+                    .map_or_else(String::new, |(unit, spread)| {
+                        let mut cell = format!("{} {unit}", digits(spread.median()));
+                        if spread.count() > 2 {
+                            let [p90, p99] =
+                                [90, 99].map(|percent| digits(spread.percentile(percent)));
+                            write!(cell, " ({p90}, {p99})").unwrap();
+                        }
+                        cell.trim().to_owned()
+                    }),
+            );
+        }
+        row.extend(ratios.iter().map(|column| {
+            ratio(Some(column), stock, name).map_or_else(String::new, |ratio| format!("{ratio:.2}"))
+        }));
+        rows.push(row);
+    }
+    rows
+}
+
+/// The ratio of two medians.
+pub(crate) fn ratio(this: Option<&Column>, other: Option<&Column>, name: &str) -> Option<f64> {
+    let median = |column: Option<&Column>| Some(column?.figure(name)?.1.median());
+    let ratio = median(this)? / median(other)?;
+    ratio.is_finite().then_some(ratio)
+}
+
+/// Three digits, as far as they say something.
+pub(crate) fn digits(value: f64) -> String {
+    match value {
+        0.0 => "0".to_owned(),
+        value if value.abs() < 10.0 => format!("{value:.2}"),
+        value if value.abs() < 100.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
+/// A table of Markdown that can also be read as it is; the first row is the heading.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        for (cell, &width) in row.iter().zip(&widths) {
+            write!(text, "| {cell:<width$} ").unwrap();
+        }
+        text += "|\n";
+        if number == 0 {
+            for width in &widths {
+                write!(text, "|{:-<1$}", "", width + 2).unwrap();
+            }
+            text += "|\n";
+        }
+    }
+    text
+}
