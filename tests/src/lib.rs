@@ -18,6 +18,7 @@
 //!   task     one container on such a shim, by Task calls
 //!   direct   the Task service of one shim, from many threads at once
 //!   cgroups  the files of a process's cgroup, on either version
+//!   hold     a runc that waits, for who is killed in the middle of a call
 //!   terminal a program on a terminal of its own
 //!   flood    output by the gigabyte that can be checked
 //!   proc     processes, namespaces, threads, memory
@@ -44,6 +45,7 @@ pub mod direct;
 pub mod driver;
 pub mod flood;
 pub mod footprint;
+pub mod hold;
 pub mod image;
 pub mod lab;
 pub mod leaks;

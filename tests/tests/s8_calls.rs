@@ -1,7 +1,7 @@
 //! S8, call by call: containerd dies in the middle of a Task call, and is started again.
 //!
-//! A `runc` of the test's own, first in containerd's PATH, waits as long as a file is there. So the call is under way in
-//! the shim when containerd dies, and ends before containerd is back, or after.
+//! A `runc` of the test's own waits ([`Hold`]). So the call is under way in the shim when containerd dies, and ends before
+//! containerd is back, or after. What the shim does without runc waits in the socket of a shim that is stopped.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,62 +11,19 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::fs::{FileType, fstat};
+use rustix::io::ioctl_fionread;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use shim_tests::cri::Cri;
+use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
-use shim_tests::proc::children;
+use shim_tests::proc::{children, kill};
 use shim_tests::until::so;
-use shim_tests::{Daemon, PodSpec, eventually, lab, on_every_containerd};
-
-/// A runc that can be held up.
-struct Hold {
-    folder: PathBuf,
-}
-
-impl Hold {
-    fn install(daemon: &Daemon) -> Self {
-        let folder = daemon.directory().join("hold");
-        fs::create_dir(&folder).unwrap();
-        let script = format!(
-            "#!/bin/sh\n\
-             for word; do case $word in create|start|exec|delete|update|pause|resume|kill) call=$word; break;; esac; done\n\
-             if [ -e {folder}/$call ]; then\n\
-             echo > {folder}/$call-held\n\
-             while [ -e {folder}/$call ]; do sleep 0.05; done\n\
-             fi\n\
-             exec {runc} \"$@\"\n",
-            folder = folder.display(),
-            runc = lab::lab().join("host/runc").display(),
-        );
-        let program = daemon.directory().join("bin/runc");
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { folder }
-    }
-
-    /// From now on runc waits in this command.
-    fn hold(&self, call: &str) {
-        fs::write(self.folder.join(call), "").unwrap();
-    }
-
-    /// Waits until a runc waits.
-    #[track_caller]
-    fn held(&self, call: &str) {
-        let sign = self.folder.join(format!("{call}-held"));
-        eventually(Duration::from_secs(20), || {
-            so(sign.exists(), || format!("no runc {call} has come"))
-        });
-        fs::remove_file(sign).unwrap();
-    }
-
-    fn release(&self, call: &str) {
-        fs::remove_file(self.folder.join(call)).unwrap();
-    }
-}
+use shim_tests::{Daemon, PodSpec, Terminal, eventually, on_every_containerd};
 
 /// The state of a task, if there is one.
 fn state(daemon: &Daemon, id: &str) -> Option<String> {
@@ -96,6 +53,47 @@ fn works(daemon: &Daemon, id: &str, exec: &str) {
         .output()
         .unwrap();
     assert_eq!(output.stdout, b"works\n", "{output:?}");
+}
+
+/// Waits until an exec has done this.
+#[track_caller]
+fn has(daemon: &Daemon, exec: &str, condition: &str) {
+    let script = format!("while ! {condition}; do sleep 0.05; done");
+    let looked = daemon
+        .ctr_exec(&[], exec, "c", &["sh", "-c", &script])
+        .output()
+        .unwrap();
+    assert!(looked.status.success(), "{looked:?}");
+}
+
+/// Whether something waits to be read in a socket of the shim.
+fn asked(shim: i32) -> bool {
+    let pidfd = pidfd_open(Pid::from_raw(shim).unwrap(), PidfdFlags::empty()).unwrap();
+    fs::read_dir(format!("/proc/{shim}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| fd.file_name().to_str()?.parse().ok())
+        .filter_map(|fd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
+        .filter(|fd| FileType::from_raw_mode(fstat(fd).unwrap().st_mode) == FileType::Socket)
+        .any(|socket| ioctl_fionread(&socket).is_ok_and(|bytes| bytes > 0))
+}
+
+/// containerd dies while the shim, which is stopped, has this call in its socket, and has not read it. `ask` makes a
+/// client ask, and may be called again until it has.
+#[track_caller]
+fn dies_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMut()) {
+    let shim = daemon.shim().pid;
+    eventually(Duration::from_secs(5), || {
+        so(!asked(shim), || "the shim does not read".to_owned())
+    });
+    kill(shim, Signal::STOP);
+    eventually(Duration::from_secs(20), || {
+        ask();
+        so(asked(shim), || "no call has come".to_owned())
+    });
+    daemon.kill();
+    kill(shim, Signal::CONT);
+    daemon.start_again();
 }
 
 /// The container's task is made anew, runs, and ends as it should.
@@ -353,6 +351,59 @@ on_every_containerd! {
             assert!(one.running());
             assert_eq!(one.output(&["echo", "works"]), "works");
         }
+        daemon.end();
+    }
+
+    fn s8_containerd_dies_in_a_close_of_the_input(version) {
+        let daemon = Daemon::start(version);
+        daemon.detached(&[], "c", SLEEPS);
+        let reads = |exec: &str| {
+            let script = format!("cat; echo > /tmp/{exec}; exec sleep 3600");
+            let mut run = daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &script]);
+            let mut client = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut input = client.stdin.take().unwrap();
+            input.write_all(b"line\n").unwrap();
+            let mut line = [0; 5];
+            client.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+            assert_eq!(&line, b"line\n");
+            (client, input)
+        };
+        let (mut client, input) = reads("first");
+        // Its client sees the end and says so.
+        let mut input = Some(input);
+        dies_with_a_call_in_the_socket(&daemon, || drop(input.take()));
+        client.kill().unwrap();
+        client.wait().unwrap();
+        // That one may be lost with its containerd, but no other is.
+        let (mut client, input) = reads("second");
+        drop(input);
+        has(&daemon, "look", "[ -e /tmp/second ]");
+        client.kill().unwrap();
+        client.wait().unwrap();
+        works(&daemon, "c", "after");
+        ends(&daemon, "c");
+        daemon.end();
+    }
+
+    fn s8_containerd_dies_in_a_resize(version) {
+        let daemon = Daemon::start(version);
+        daemon.detached(&[], "c", SLEEPS);
+        let shows = |exec: &str| {
+            let script = format!("while stty size > /tmp/new; do mv /tmp/new /tmp/{exec}; sleep 0.05; done");
+            let terminal = Terminal::start(daemon.ctr_exec(&["--tty"], exec, "c", &["sh", "-c", &script]));
+            has(&daemon, &format!("before-{exec}"), &format!("grep -q '24 80' /tmp/{exec}"));
+            terminal
+        };
+        let terminal = shows("first");
+        dies_with_a_call_in_the_socket(&daemon, || terminal.resize(31, 97));
+        drop(terminal);
+        // That one may be lost with its containerd, but no other is.
+        let terminal = shows("second");
+        terminal.resize(33, 99);
+        has(&daemon, "look", "grep -q '33 99' /tmp/second");
+        drop(terminal);
+        works(&daemon, "c", "after");
+        ends(&daemon, "c");
         daemon.end();
     }
 

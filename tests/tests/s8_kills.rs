@@ -6,12 +6,16 @@
     reason = "a test reports by failing"
 )]
 
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use shim_tests::cri::Cri;
+use shim_tests::hold::Hold;
+use shim_tests::leaks::grpc_address;
 use shim_tests::proc::kill;
 use shim_tests::until::so;
-use shim_tests::{Daemon, PodSpec, eventually, in_every_mode};
+use shim_tests::{Daemon, Pod, PodSpec, eventually, in_every_mode};
 
 /// What is left of the pod; what CRI itself keeps until StopPodSandbox (its netns mount, /dev/shm, the link) left out.
 fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
@@ -22,17 +26,57 @@ fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
         .collect()
 }
 
+/// A bundle, or the FIFO in it that containerd makes and reads.
+fn is_of_a_bundle(line: &str) -> bool {
+    line.starts_with("bundle ") || (line.starts_with("socket or FIFO ") && line.ends_with("/log"))
+}
+
 /// Kills the daemon's only shim, and waits until nothing is left of its pod: five seconds at the most.
 #[track_caller]
 fn kill_the_shim(daemon: &Daemon) {
     daemon.look();
     kill(daemon.shim().pid, Signal::KILL);
+    nothing_left(daemon);
+}
+
+#[track_caller]
+fn nothing_left(daemon: &Daemon) {
     eventually(Duration::from_secs(5), || {
         let left = left_of_the_pod(daemon);
         so(left.is_empty(), || {
             format!("left behind:\n  {}", left.join("\n  "))
         })
     });
+}
+
+/// As [`kill_the_shim`], while a runc of it is held. It is let go only then: it must not go on without its shim.
+#[track_caller]
+fn kill_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
+    daemon.look();
+    let shim = daemon.shim();
+    kill(shim.pid, Signal::KILL);
+    eventually(Duration::from_secs(5), || {
+        so(!shim.alive(), || "the shim lives on".to_owned())
+    });
+    hold.release(point);
+    nothing_left(daemon);
+}
+
+/// `StartContainer` of a container that sleeps, in a thread: whether it failed.
+#[track_caller]
+fn starts(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
+    let id = pod.container("two").command(&["sleep", "3600"]).create().id;
+    let address = grpc_address(&daemon.names);
+    std::thread::spawn(move || Cri::new(&address).try_start(&id).is_err())
+}
+
+/// CRI has seen it, and can remove the pod.
+#[track_caller]
+fn removed(daemon: &Daemon, pod: &Pod<'_>) {
+    eventually(Duration::from_secs(5), || {
+        so(!pod.ready(), || "CRI still calls the pod ready".to_owned())
+    });
+    daemon.cri().remove_all_pods();
 }
 
 in_every_mode! {
@@ -58,6 +102,67 @@ in_every_mode! {
         let pod = PodSpec::new("killed").run(&daemon);
         kill_the_shim(&daemon);
         eventually(Duration::from_secs(5), || so(!pod.ready(), || "CRI still calls the pod ready".to_owned()));
+        daemon.end();
+    }
+
+    fn s8_a_killed_shim_in_a_create_leaves_nothing(version) {
+        let daemon = Daemon::start(version);
+        let hold = Hold::install(&daemon);
+        for (number, point) in ["create", "create-done"].into_iter().enumerate() {
+            let pod = PodSpec::new(&format!("killed{number}")).run(&daemon);
+            let _one = pod.sleeper("one");
+            hold.hold(point);
+            let client = starts(&daemon, &pod);
+            hold.held(point);
+            kill_in_a_call(&daemon, &hold, point);
+            assert!(client.join().unwrap(), "a container of a killed shim was started");
+            removed(&daemon, &pod);
+        }
+        daemon.end();
+    }
+
+    fn s8_a_killed_shim_anywhere_in_a_create_leaves_nothing(version) {
+        let daemon = Daemon::start(version);
+        let hold = Hold::install(&daemon);
+        // As long as runc needs for a create, and a bit longer: into the start.
+        for milliseconds in [0, 15, 30, 45, 60, 90] {
+            let pod = PodSpec::new(&format!("killed{milliseconds}")).run(&daemon);
+            hold.hold("create");
+            let client = starts(&daemon, &pod);
+            hold.held("create");
+            hold.release("create");
+            // It may hit anything: each must be survived.
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            daemon.look();
+            kill(daemon.shim().pid, Signal::KILL);
+            // Of a task that was created and could be neither started nor deleted, containerd keeps the bundle.
+            eventually(Duration::from_secs(5), || {
+                let left: Vec<_> = left_of_the_pod(&daemon).into_iter().filter(|line| !is_of_a_bundle(line)).collect();
+                so(left.is_empty(), || left.join("\n  "))
+            });
+            let _ = client.join().unwrap();
+            removed(&daemon, &pod);
+        }
+        // It looks for such bundles when it starts.
+        daemon.kill();
+        daemon.start_again();
+        daemon.nothing_left(Duration::from_secs(10));
+        daemon.end();
+    }
+
+    fn s8_a_killed_shim_in_a_delete_leaves_nothing(version) {
+        let daemon = Daemon::start(version);
+        let hold = Hold::install(&daemon);
+        for (number, point) in ["delete", "delete-done"].into_iter().enumerate() {
+            let pod = PodSpec::new(&format!("killed{number}")).run(&daemon);
+            let _one = pod.sleeper("one");
+            hold.hold(point);
+            // containerd deletes its task when it hears of the exit.
+            let _two = pod.container("two").shell("exit 3").start();
+            hold.held(point);
+            kill_in_a_call(&daemon, &hold, point);
+            removed(&daemon, &pod);
+        }
         daemon.end();
     }
 

@@ -56,7 +56,7 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
     say "the root file system of the VM (once)"
     root=$vm/root
     closure "$root" linux-image-cloud-amd64 base-files base-passwd bash coreutils dash libc-bin util-linux mount \
-        systemd systemd-sysv dbus kmod udev procps iproute2 iptables findutils grep sed mawk login criu libseccomp2 \
+        systemd systemd-sysv dbus kmod udev procps iproute2 iptables findutils grep sed mawk login criu gzip libseccomp2 \
         dpkg apt
     kernel=$(basename "$root"/lib/modules/*)
     mv "$root/boot/vmlinuz-$kernel" "$vm/vmlinuz"

@@ -8,8 +8,9 @@
 //!   v2   /sys/fs/cgroup/<path>               one directory for all controllers
 //! ```
 //!
-//! A machine with v1 may have an empty v2 hierarchy beside it ("hybrid"); that one is ignored. The root of a hierarchy
-//! is the node itself and never a container: what would change it, or list it, is refused.
+//! A machine with v1 may have an empty v2 hierarchy beside it ("hybrid"); that one is ignored, but for what a killed runc
+//! left there. The root of a hierarchy is the node itself and never a container: what would change it, or list it, is
+//! refused.
 //!
 //! The kernel's side: Documentation/admin-guide/cgroup-v2.rst, …/cgroup-v1/, cgroups(7). All waits are bounded, and all
 //! functions block; call them where blocking is allowed.
@@ -111,6 +112,8 @@ pub(crate) struct Cgroup {
     hierarchy: Hierarchy,
     /// v1: one for each hierarchy. v2: exactly one.
     directories: Vec<Directory>,
+    /// v1: its place in the v2 hierarchy beside it, where nothing is to be found out. runc makes it there, too.
+    beside: Option<Directory>,
 }
 
 /// A cgroup in one hierarchy.
@@ -156,6 +159,7 @@ impl Cgroup {
         Self {
             hierarchy,
             directories,
+            beside: None,
         }
         .or_nowhere(&source)
     }
@@ -170,6 +174,7 @@ impl Cgroup {
             Path::new(cgroups_path),
         ))?;
         let hierarchy = Hierarchy::detect()?;
+        let mut beside = None;
         let directories = match hierarchy {
             Hierarchy::V1 => {
                 let source = Path::new("/proc/self/cgroup");
@@ -180,13 +185,19 @@ impl Cgroup {
                     .lines()
                     .filter_map(|line| line.split(':').nth(1))
                     .map(parse::controllers);
-                v1::directories_at(&mount_table()?, names, &path)
+                let mounts = mount_table()?;
+                beside = mounts
+                    .iter()
+                    .find(|mount| mount.kind == "cgroup2")
+                    .map(|mount| Directory::new(&mount.target, &path));
+                v1::directories_at(&mounts, names, &path)
             }
             Hierarchy::V2 => vec![Directory::new(Path::new(ROOT), &path)],
         };
         Self {
             hierarchy,
             directories,
+            beside,
         }
         .or_nowhere(Path::new(cgroups_path))
     }
@@ -197,6 +208,7 @@ impl Cgroup {
         Self {
             hierarchy: Hierarchy::V2,
             directories: vec![Directory::new(root, Path::new(path))],
+            beside: None,
         }
     }
 
@@ -213,7 +225,7 @@ impl Cgroup {
     /// The one that this one is in; of the root, the root.
     pub(crate) fn parent(&self) -> Self {
         let mut parent = self.clone();
-        for directory in &mut parent.directories {
+        for directory in parent.directories.iter_mut().chain(&mut parent.beside) {
             if directory.path != directory.root {
                 directory.path.pop();
             }
@@ -321,6 +333,7 @@ impl Cgroup {
         };
         self.directories
             .iter()
+            .chain(&self.beside)
             .filter_map(|directory| remove(directory).err())
             .collect()
     }

@@ -238,15 +238,9 @@ pub struct Container<'a> {
 impl Container<'_> {
     /// `StartContainer`.
     pub fn try_start(&self) -> Result<(), Failure> {
-        let result = call!(
-            self.pod.daemon.cri(),
-            start_container,
-            api::StartContainerRequest {
-                container_id: self.id.clone()
-            }
-        );
+        let result = self.pod.daemon.cri().try_start(&self.id);
         self.pod.daemon.look();
-        result.map(drop)
+        result
     }
 
     /// `ExecSync`.

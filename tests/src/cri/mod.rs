@@ -109,6 +109,17 @@ impl Cri {
         call!(self, update_container_resources, request).map(|_| ())
     }
 
+    /// `StartContainer` of any container.
+    ///
+    /// # Errors
+    /// What CRI said, or that the connection is gone.
+    pub fn try_start(&self, container: &str) -> Result<(), Failure> {
+        let request = api::StartContainerRequest {
+            container_id: container.to_owned(),
+        };
+        call!(self, start_container, request).map(drop)
+    }
+
     /// `Ok` when containerd answers and has its network.
     pub fn ready(&self) -> Result<(), String> {
         let status = call!(self, status, api::StatusRequest { verbose: false })

@@ -12,6 +12,8 @@
 mod machine;
 mod systemd;
 
+#[path = "../checkpoint.rs"]
+mod checkpoint;
 #[path = "../oom.rs"]
 mod oom;
 #[path = "../resources.rs"]

@@ -1,0 +1,66 @@
+//! A `runc` of the test's own, first in containerd's PATH, that waits before or after its work as long as a file is there.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::daemon::Daemon;
+use crate::lab;
+use crate::until::{eventually, so};
+
+/// A runc that can be held up: by the name of a command before it begins (`create`), and when it has ended and the shim
+/// does not know (`create-done`).
+pub struct Hold {
+    folder: PathBuf,
+}
+
+impl Hold {
+    /// Puts it into containerd's PATH. Nothing is held yet.
+    pub fn install(daemon: &Daemon) -> Self {
+        let folder = daemon.directory().join("hold");
+        fs::create_dir(&folder).unwrap();
+        // Where it is not held after its work it becomes runc: who kills it kills runc.
+        let script = format!(
+            "#!/bin/sh\n\
+             for word; do case $word in create|start|exec|delete|update|pause|resume|kill) call=$word; break;; esac; done\n\
+             held() {{\n\
+             [ -e {folder}/$1 ] || return 0\n\
+             echo > {folder}/$1-held\n\
+             while [ -e {folder}/$1 ]; do sleep 0.05; done\n\
+             }}\n\
+             held $call\n\
+             [ -e {folder}/$call-done ] || exec {runc} \"$@\"\n\
+             {runc} \"$@\"\n\
+             code=$?\n\
+             held $call-done\n\
+             exit $code\n",
+            folder = folder.display(),
+            runc = lab::lab().join("host/runc").display(),
+        );
+        let program = daemon.directory().join("bin/runc");
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { folder }
+    }
+
+    /// From now on runc waits here.
+    pub fn hold(&self, point: &str) {
+        fs::write(self.folder.join(point), "").unwrap();
+    }
+
+    /// Waits until a runc waits.
+    #[track_caller]
+    pub fn held(&self, point: &str) {
+        let sign = self.folder.join(format!("{point}-held"));
+        eventually(Duration::from_secs(20), || {
+            so(sign.exists(), || format!("no runc has come to {point}"))
+        });
+        fs::remove_file(sign).unwrap();
+    }
+
+    /// Lets go.
+    pub fn release(&self, point: &str) {
+        fs::remove_file(self.folder.join(point)).unwrap();
+    }
+}
