@@ -14,9 +14,27 @@ use crate::trace::{REST, RUNS, TRACE};
 pub(crate) struct Run {
     pub(crate) version: Version,
     pub(crate) columns: Vec<Column>,
+    /// Which shims cannot be measured, and why.
+    absent: Vec<String>,
 }
 
 impl Run {
+    /// Without figures. What cannot be measured at all is only said.
+    pub(crate) fn new(version: Version, shims: &[Shim]) -> Self {
+        let mut run = Self {
+            version,
+            columns: Vec::new(),
+            absent: Vec::new(),
+        };
+        for &shim in shims {
+            match shim.missing(version) {
+                Some(why) => run.absent.push(format!("{}: {why}", shim.title())),
+                None => run.columns.push(Column::new(shim)),
+            }
+        }
+        run
+    }
+
     /// The exact version.
     pub(crate) fn title(&self) -> String {
         let exact = std::fs::read_to_string(self.version.binaries().join("version"));
@@ -35,6 +53,7 @@ pub(crate) fn json(machine: &str, runs: &[Run]) -> Value {
         json!({
             "containerd": run.version.line(),
             "title": run.title(),
+            "absent": run.absent,
             "columns": run.columns.iter().map(Column::json).collect::<Vec<_>>(),
         })
     });
@@ -60,11 +79,14 @@ pub(crate) fn markdown(machine: &str, runs: &[Run]) -> String {
                 write!(text, "\n### {title}\n\n{}", table(&rows)).unwrap();
             }
         }
-        for column in &run.columns {
-            for note in &column.notes {
-                writeln!(text, "\n- {}: {note}", column.shim.title()).unwrap();
-            }
+        let notes = run.columns.iter().flat_map(|column| {
+            let said = column.notes.iter();
+            said.map(|note| format!("{}: {note}", column.shim.title()))
+        });
+        for note in run.absent.iter().cloned().chain(notes) {
+            write!(text, "\n- {note}").unwrap();
         }
+        text += "\n";
     }
     text
 }
