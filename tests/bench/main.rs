@@ -140,7 +140,7 @@ fn measure(wanted: &Wanted, begin: Instant, runs: &mut [Run], save: &dyn Fn(&[Ru
                 What::Latency | What::Cpu => latency::run(&node, columns, network, wanted.rounds),
                 What::Trace => trace::run(&node, columns, network, wanted.rounds.min(TRACED)),
                 What::Throughput => {
-                    throughput::run(&node, columns, network, wanted.pods.min(THROUGH))
+                    throughput::run(&node, columns, network, wanted.pods.min(THROUGH));
                 }
                 What::Memory => memory::run(&node, columns, network, wanted.pods, wanted.execs),
                 What::Logs => logs::run(&node, columns, network, wanted.mib),

@@ -25,7 +25,7 @@ pub(crate) fn run(
     most: usize,
     execs: usize,
 ) {
-    in_turn(node, columns, "memory", network, 1, |column| {
+    in_turn(node, columns, "memory", network, 1, |column, _| {
         let mut pods = Vec::new();
         for number in [1, 10, 50, 100] {
             if number > most {

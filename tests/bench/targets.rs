@@ -2,7 +2,7 @@
 
 use crate::columns::Shim;
 use crate::node::{CniOrHost, STEPS};
-use crate::report::{Run, digits, ratio};
+use crate::report::{Run, digits, median, ratio};
 use shim_tests::daemon::Network;
 
 /// How a figure is compared.
@@ -36,7 +36,7 @@ impl Target {
         let column = run.column(shim);
         match self.kind {
             Kind::AtMost | Kind::AtLeast => ratio(column, run.column(Shim::Stock), name),
-            Kind::Itself => Some(column?.figure(name)?.1.median()),
+            Kind::Itself => median(column, name),
         }
     }
 
@@ -190,12 +190,16 @@ fn cells(target: &Target, run: &Run, mode: Shim) -> [String; 4] {
     };
     let goal = limit.map_or_else(String::new, |limit| format!("{sign} {}", digits(limit)));
     let Some(measured) = target.measured(run, mode, mode) else {
-        return [
-            goal,
-            "not measured".to_owned(),
-            String::new(),
-            String::new(),
-        ];
+        // Why that is so stands below the tables.
+        let noted = run
+            .column(mode)
+            .is_none_or(|column| !column.notes.is_empty());
+        let why = if noted {
+            "not measurable (see below)"
+        } else {
+            "not measured"
+        };
+        return [goal, why.to_owned(), String::new(), String::new()];
     };
     let verdict = limit.map_or_else(String::new, |limit| {
         let by = (measured - limit).abs();
