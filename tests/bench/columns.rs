@@ -10,7 +10,7 @@ use shim_tests::{Version, lab, screen};
 use crate::node::{CniOrHost, Node};
 
 /// After so many failures in one measurement a shim is left out of the rest of it.
-const GIVE_UP: usize = 3;
+const GIVE_UP: usize = 2;
 
 /// A shim, and how containerd drives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,7 +35,8 @@ pub(crate) fn run(
             pods.extend(together(node, CLIENTS, more, |calls, config| {
                 ready(calls, &config, column.shim)
             })?);
-            look(node, column, &pods, &format!("{number} pods"))?;
+            let plural = if number == 1 { "" } else { "s" };
+            look(node, column, &pods, &format!("{number} pod{plural}"))?;
             if number == 1 && execs > 0 {
                 let app = &pods[0].app;
                 together(node, CLIENTS, vec![(); execs], |calls, ()| {

@@ -212,6 +212,7 @@ pub(crate) fn ratio(this: Option<&Column>, other: Option<&Column>, name: &str) -
 pub(crate) fn digits(value: f64) -> String {
     match value {
         0.0 => "0".to_owned(),
+        value if value.abs() < 0.1 => format!("{value:.3}"),
         value if value.abs() < 10.0 => format!("{value:.2}"),
         value if value.abs() < 100.0 => format!("{value:.1}"),
         value => format!("{value:.0}"),
