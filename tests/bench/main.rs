@@ -41,6 +41,7 @@ mod trace;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use arguments::{USAGE, Wanted, What};
@@ -107,33 +108,20 @@ fn main() {
 
 /// Everything that is wanted, on the containerd of the last run. `save` is called whenever something was measured.
 fn measure(wanted: &Wanted, begin: Instant, runs: &mut [Run], save: &dyn Fn(&[Run])) {
-    let version = runs.last().unwrap().version;
-    let mut parts: Vec<(What, CniOrHost)> = Vec::new();
-    for &network in &wanted.networks {
-        parts.extend([What::Latency, What::Trace].map(|what| (what, network)));
-    }
-    // What does not depend on the network is measured with the one that costs least and suits everybody.
-    let cheap = CniOrHost::Cni(Network::Loopback);
-    parts
-        .extend([What::Throughput, What::Memory, What::Logs, What::Idle].map(|what| (what, cheap)));
-    parts.retain(|(what, _)| wanted.has(*what));
+    let parts = parts(wanted);
     for cni in [Network::Loopback, Network::Bridge] {
         let mut parts = parts
             .iter()
+            .copied()
             .filter(|(_, network)| network.cni() == cni)
             .peekable();
         if parts.peek().is_none() {
             continue;
         }
-        let shims: Vec<_> = runs
-            .last()
-            .unwrap()
-            .columns
-            .iter()
-            .map(|column| column.shim)
-            .collect();
-        let node = Node::start(version, cni, &shims);
-        for &(what, network) in parts {
+        let run = runs.last().unwrap();
+        let shims: Vec<_> = run.columns.iter().map(|column| column.shim).collect();
+        let node = Node::start(run.version, cni, &shims);
+        for (what, network) in parts {
             screen::line(&format!("{:4} s", begin.elapsed().as_secs()));
             let columns = &mut runs.last_mut().unwrap().columns[..];
             match what {
@@ -152,14 +140,46 @@ fn measure(wanted: &Wanted, begin: Instant, runs: &mut [Run], save: &dyn Fn(&[Ru
     }
 }
 
-/// What is said of the machine.
+/// What is measured, in this order, and with which network.
+fn parts(wanted: &Wanted) -> Vec<(What, CniOrHost)> {
+    let mut parts = Vec::new();
+    for &network in &wanted.networks {
+        parts.extend([What::Latency, What::Trace].map(|what| (what, network)));
+    }
+    // What does not depend on the network is measured with the one that costs least and suits everybody.
+    let cheap = CniOrHost::Cni(Network::Loopback);
+    let others = [What::Throughput, What::Memory, What::Logs, What::Idle];
+    parts.extend(others.map(|what| (what, cheap)));
+    parts.retain(|(what, _)| wanted.has(*what));
+    parts
+}
+
+/// What is said of the machine, and of the programs whose versions stand nowhere else.
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    let first_word = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.split_whitespace().next().unwrap_or("?").to_owned()
+    };
+    let runc = Command::new(lab::lab().join("host/runc"))
+        .arg("--version")
+        .output();
+    let runc = String::from_utf8(runc.unwrap().stdout).unwrap();
+    // What cargo has written down: "NAME VERSION (SOURCE)" = ["BINARY"]
+    let installed = fs::read_to_string(node::published().with_file_name("../.crates.toml"));
+    let installed = installed.unwrap_or_default();
+    let published = installed
+        .split('"')
+        .nth(1)
+        .and_then(|name| name.split(" (").next());
     format!(
-        "{processors} processors, Linux {}, load {load} at the start",
-        kernel.trim()
+        "{processors} processors, Linux {}, load {} at the start; {}; published Rust shim: {}",
+        first_word("/proc/sys/kernel/osrelease"),
+        first_word("/proc/loadavg"),
+        runc.lines()
+            .next()
+            .unwrap_or("runc ?")
+            .replace(" version", ""),
+        published.unwrap_or("none")
     )
 }
