@@ -3,7 +3,7 @@
 //! ```text
 //!  nothing ─────────────────────────────▶ /etc/containerd-shim-pause-v2/config.toml, else defaults
 //!  containerd.runc.v1.Options ──────────▶ taken field by field   (ctr, Docker, io.containerd.runc.v2 + runtime_path);
-//!                                         `holder`, which has no field there, from that same file
+//!                                         `holder` and `shortcuts`, which it has no fields for, from that same file
 //!  runtimeoptions.v1.Options ──┬ body ──▶ TOML text              (CRI of containerd ≥ 1.7)
 //!                              └ path ──▶ a TOML file            (CRI of containerd 1.6)
 //! ```
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoError, Result};
 
-/// Read when containerd passes no options at all, and for `holder` when it passes options that cannot say it.
+/// Read when containerd passes no options at all, and for what is ours when it passes options that cannot say it.
 pub(crate) const DEFAULT_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// The file in a bundle that [`Options::keep`] writes.
@@ -43,7 +43,7 @@ pub(crate) enum Holder {
 }
 
 /// The operator's settings. Field names in TOML are those of the stock shim's options, so that a table can be moved
-/// from one runtime to the other; `holder` is ours.
+/// from one runtime to the other; `holder` and `shortcuts` are ours.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub(crate) struct Options {
@@ -72,9 +72,13 @@ pub(crate) struct Options {
     /// What holds the namespaces of a sandbox.
     #[serde(rename = "holder")]
     pub(crate) holder: Holder,
+    /// Start and delete containers of a program named `runc` without running it.
+    #[serde(rename = "shortcuts")]
+    pub(crate) shortcuts: bool,
 }
 
-const RUNC: &str = "runc";
+/// The program that is meant when none is named.
+pub(crate) const RUNC: &str = "runc";
 const RUNC_ROOT: &str = "/run/containerd/runc";
 
 impl Default for Options {
@@ -91,6 +95,7 @@ impl Default for Options {
             criu_image_path: None,
             criu_work_path: None,
             holder: Holder::Auto,
+            shortcuts: true,
         }
     }
 }
@@ -141,8 +146,7 @@ impl Options {
             "containerd.runc.v1.Options" => {
                 let options = oci::Options::parse_from_bytes(&any.value)
                     .map_err(|e| undecodable(&any.type_url, &e))?;
-                let Self { holder, .. } = Self::from_default_file(default_file)?;
-                Ok(Self::from_runc(options, holder))
+                Ok(Self::from_default_file(default_file)?.with(options))
             }
             "runtimeoptions.v1.Options" => {
                 let options = RuntimeOptions::decode(any.value.as_slice())
@@ -214,7 +218,8 @@ impl Options {
         })
     }
 
-    fn from_runc(options: oci::Options, holder: Holder) -> Self {
+    /// runc's own options, with what is ours as it is here.
+    fn with(self, options: oci::Options) -> Self {
         Self {
             binary_name: path_or(options.binary_name, RUNC),
             root: path_or(options.root, RUNC_ROOT),
@@ -226,7 +231,8 @@ impl Options {
             io_gid: options.io_gid,
             criu_image_path: path(options.criu_image_path),
             criu_work_path: path(options.criu_work_path),
-            holder,
+            holder: self.holder,
+            shortcuts: self.shortcuts,
         }
     }
 }
@@ -279,14 +285,19 @@ mod tests {
     }
 
     #[test]
-    fn options_of_runc_leave_the_holder_to_the_fixed_file() {
+    fn options_of_runc_leave_what_is_ours_to_the_fixed_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
-        std::fs::write(&file, "holder = 'process'\nSystemdCgroup = true\n").unwrap();
+        std::fs::write(
+            &file,
+            "holder = 'process'\nshortcuts = false\nSystemdCgroup = true\n",
+        )
+        .unwrap();
         let any = any("containerd.runc.v1.Options", Vec::new());
         let options = Options::read(Some(&any), &file).unwrap();
         let expected = Options {
             holder: Holder::Process,
+            shortcuts: false,
             ..Options::default()
         };
         assert_eq!(options, expected, "nothing else comes from the file");

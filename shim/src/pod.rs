@@ -142,29 +142,22 @@ impl Pod {
         }
     }
 
-    /// Makes a container or the sandbox, as its spec says; its pid, if it has one yet. Goes on when the caller gives up.
+    /// Makes a container or the sandbox, as its spec says; its pid, if it has one yet. To be run [`to_the_end`].
     ///
     /// # Errors
     /// `AlreadyExists` when the id is taken, and what the making says.
-    pub(crate) async fn create(self: &Arc<Self>, create: Create) -> Result<Option<Pid>> {
-        let pod = self.clone();
+    pub(crate) async fn create(&self, create: Create) -> Result<Option<Pid>> {
         let id = create.id.clone();
-        tokio::spawn(async move { pod.make(&id, Wanted::Task(create)).await })
-            .await
-            .map_err(|_| Error::Internal("a create was cancelled"))?
+        self.make(&id, Wanted::Task(create)).await
     }
 
-    /// Makes the sandbox through the Sandbox API. Goes on when the caller gives up.
+    /// Makes the sandbox through the Sandbox API. To be run [`to_the_end`].
     ///
     /// # Errors
     /// As [`Pod::create`].
-    pub(crate) async fn create_sandbox(self: &Arc<Self>, create: CreateSandbox) -> Result<()> {
-        let pod = self.clone();
+    pub(crate) async fn create_sandbox(&self, create: CreateSandbox) -> Result<()> {
         let id = create.id.clone();
-        let made = tokio::spawn(async move { pod.make(&id, Wanted::Sandbox(create)).await });
-        made.await
-            .map_err(|_| Error::Internal("a create was cancelled"))??;
-        Ok(())
+        self.make(&id, Wanted::Sandbox(create)).await.map(drop)
     }
 
     async fn make(&self, id: &str, wanted: Wanted) -> Result<Option<Pid>> {
@@ -295,14 +288,14 @@ impl Pod {
     }
 
     /// Ends and deletes the sandbox. That there is none is no error: its making may have failed. The shim is to end if
-    /// nothing else is left; otherwise with the last container ([`Pod::is_over`]).
+    /// nothing else is left; otherwise with the last container ([`Pod::is_over`]). To be run [`to_the_end`].
     ///
     /// # Errors
     /// What the deletion says.
-    pub(crate) async fn shut_down_sandbox(self: &Arc<Self>, id: &str) -> Result<()> {
+    pub(crate) async fn shut_down_sandbox(&self, id: &str) -> Result<()> {
         match self.stop_sandbox(id).await {
             Ok(()) => {
-                self.delete(id.to_owned(), ProcessId::Init).await?;
+                self.delete(id, ProcessId::Init).await?;
             }
             Err(Error::NotFound(_)) => {}
             Err(error) => return Err(error),
@@ -360,36 +353,26 @@ impl Pod {
         })
     }
 
-    /// Deletes a container, the sandbox or an exec; goes on when the caller gives up. Of one that is being made the making
+    /// Deletes a container, the sandbox or an exec; to be run [`to_the_end`]. Of one that is being made the making
     /// is ended, and that is waited for: containerd deletes what it has given up on, and must not leave behind what comes
     /// later.
     ///
     /// # Errors
     /// As [`Pod::get`], and what the deletion says.
-    pub(crate) async fn delete(
-        self: &Arc<Self>,
-        id: String,
-        process: ProcessId,
-    ) -> Result<Deleted> {
-        let pod = self.clone();
-        let deleted = tokio::spawn(async move {
-            let coming = match pod.members().get(&id) {
-                Some(Member::Coming(coming)) => Some(coming.clone()),
-                _ => None,
-            };
-            if let Some(Coming { mut come, given_up }) = coming {
-                if process == ProcessId::Init {
-                    given_up.send_replace(true);
-                }
-                // Nothing is ever sent; the end of the sender is what counts.
-                let _ = come.changed().await;
+    pub(crate) async fn delete(&self, id: &str, process: ProcessId) -> Result<Deleted> {
+        let coming = match self.members().get(id) {
+            Some(Member::Coming(coming)) => Some(coming.clone()),
+            _ => None,
+        };
+        if let Some(Coming { mut come, given_up }) = coming {
+            if process == ProcessId::Init {
+                given_up.send_replace(true);
             }
-            let handle = pod.get(&id)?;
-            handle.ask(|reply| Command::Delete(process, reply)).await
-        });
-        deleted
-            .await
-            .map_err(|_| Error::Internal("a delete was cancelled"))?
+            // Nothing is ever sent; the end of the sender is what counts.
+            let _ = come.changed().await;
+        }
+        let handle = self.get(id)?;
+        handle.ask(|reply| Command::Delete(process, reply)).await
     }
 
     /// The container or sandbox with this id.
@@ -461,4 +444,16 @@ impl Stop {
         }
         self.ending.send_replace(true);
     }
+}
+
+/// Does `work` to its end, also when the connection that it was asked over is closed, which drops the call.
+///
+/// # Errors
+/// What the work says.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(|_| Error::Internal("a call was cancelled"))?
 }

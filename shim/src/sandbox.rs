@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::convert::{timestamp, wire_pid};
 use crate::mailbox::{Command, ProcessId, View};
-use crate::pod::{CreateSandbox, Described, Pod, Stop};
+use crate::pod::{CreateSandbox, Described, Pod, Stop, to_the_end};
 use crate::podconfig::PodConfig;
 use crate::state::State;
 
@@ -58,7 +58,8 @@ impl Sandbox for SandboxService {
             network: PathBuf::from(req.netns_path),
             annotations: req.annotations.into_iter().collect(),
         };
-        self.pod.create_sandbox(create).await?;
+        let pod = self.pod.clone();
+        to_the_end(async move { pod.create_sandbox(create).await }).await?;
         Ok(CreateSandboxResponse::default())
     }
 
@@ -152,11 +153,16 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: ShutdownSandboxRequest,
     ) -> Rpc<ShutdownSandboxResponse> {
-        self.pod.shut_down_sandbox(&req.sandbox_id).await?;
-        if self.pod.shut_down() {
-            info!("shutdown of the sandbox: nothing is left, ending");
-            self.stop.stop();
-        }
+        let service = self.clone();
+        to_the_end(async move {
+            service.pod.shut_down_sandbox(&req.sandbox_id).await?;
+            if service.pod.shut_down() {
+                info!("shutdown of the sandbox: nothing is left, ending");
+                service.stop.stop();
+            }
+            Ok(())
+        })
+        .await?;
         Ok(ShutdownSandboxResponse::default())
     }
 

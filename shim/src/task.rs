@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::mailbox::{Command, Handle, Listed, ProcessId, Target};
 use crate::options::Options;
-use crate::pod::{Pod, Stop};
+use crate::pod::{Pod, Stop, to_the_end};
 use crate::spec::Spec;
 use crate::state::State;
 
@@ -72,15 +72,6 @@ impl TaskService {
     ) -> Rpc<T> {
         Ok(self.container(id)?.ask(make).await?)
     }
-}
-
-/// Does `work` to its end, also when the connection that it was asked over is closed, which drops the call.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    tokio::spawn(work)
-        .await
-        .map_err(|_| Error::Internal("a call was cancelled"))?
 }
 
 #[async_trait]
@@ -163,7 +154,7 @@ impl Task for TaskService {
         let process = ProcessId::from_wire(&req.exec_id);
         let service = self.clone();
         let deleted = to_the_end(async move {
-            let deleted = service.pod.delete(req.id, process).await;
+            let deleted = service.pod.delete(&req.id, process).await;
             if service.pod.is_over() {
                 info!("the last container of an ended pod is deleted, ending");
                 service.stop.stop();

@@ -8,8 +8,8 @@ use std::time::Duration;
 use k8s_cri::v1::PodSandboxConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
-use shim_tests::calls::{self, Calls};
 use shim_tests::cri::Failure;
+use shim_tests::cri_calls::{self, Calls};
 use shim_tests::daemon::{Handler, Network};
 use shim_tests::image::{self, PauseImage};
 use shim_tests::until::{so, within};
@@ -127,7 +127,7 @@ impl Node {
             CniOrHost::Host => pod.host_network(),
             CniOrHost::Cni(_) => pod,
         };
-        calls::pod_config(&self.daemon.names, pod)
+        cri_calls::pod_config(&self.daemon.names, pod)
     }
 
     /// A pod with one container, both started.

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use shim_tests::calls::Calls;
 use shim_tests::cri::Failure;
+use shim_tests::cri_calls::Calls;
 
 use crate::columns::{Column, in_turn};
 use crate::node::{CniOrHost, Node, milliseconds, now, ready, remove};

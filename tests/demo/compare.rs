@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use shim_tests::calls::{self, Calls};
 use shim_tests::cri::Failure;
+use shim_tests::cri_calls::{self, Calls};
 use shim_tests::footprint::{self, Memory};
 use shim_tests::proc::{self, Process};
 use shim_tests::spread::Spread;
@@ -180,7 +180,7 @@ fn kb(number: u64) -> f64 {
 
 fn round(calls: &Calls, daemon: &Daemon, handler: &str, round: usize) -> Result<Round, Failure> {
     let before: BTreeSet<i32> = daemon.processes().iter().map(|one| one.pid).collect();
-    let config = calls::pod_config(
+    let config = cri_calls::pod_config(
         &daemon.names,
         PodSpec::new(&format!("round{round}-{handler}")),
     );

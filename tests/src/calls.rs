@@ -1,198 +1,320 @@
-//! CRI calls with nothing in between, for what measures: those of [`crate::cri`] look at all processes.
+//! The ttrpc calls of a shim, each with its answer's code: what containerd says to it, without containerd.
 
-use std::fs;
+use std::fmt;
 use std::time::Duration;
 
-use k8s_cri::v1 as api;
-use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint};
+use containerd_shim_protos::Client;
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty,
+    ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::types::task::ProcessInfo;
+use serde_json::{Value, json};
 
-use crate::PodSpec;
-use crate::cri::Failure;
-use crate::leaks;
-use crate::slot::{Names, text};
+use crate::raw::Ran;
 
-/// No call may take longer.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long an answer may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A client of the runtime service.
-pub struct Calls {
-    runtime: Runtime,
-    channel: Channel,
+/// What a shim refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The code that containerd branches on; none when the connection failed.
+    pub code: Option<Code>,
+    /// The words.
+    pub message: String,
 }
 
-/// Calls one method of the runtime service by name.
-macro_rules! call {
-    ($calls:expr, $method:ident, $request:expr) => {{
-        let calls = $calls;
-        let request = $request;
-        let mut client = RuntimeServiceClient::new(calls.channel.clone());
-        let what = stringify!($method);
-        calls.runtime.block_on(async move {
-            match tokio::time::timeout(DEADLINE, client.$method(request)).await {
-                Ok(Ok(response)) => Ok(response.into_inner()),
-                Ok(Err(status)) => Err(Failure(format!(
-                    "{what}: {:?}: {}",
-                    status.code(),
-                    status.message()
-                ))),
-                Err(_) => Err(Failure(format!("{what}: no answer within {DEADLINE:?}"))),
-            }
-        })
-    }};
+impl fmt::Display for Refusal {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            Some(code) => write!(to, "{code:?}: {}", self.message),
+            None => to.write_str(&self.message),
+        }
+    }
 }
 
-/// The configuration of a pod in this slot, with a folder for its logs.
-pub fn pod_config(names: &Names, spec: PodSpec) -> api::PodSandboxConfig {
-    let mut pod = spec.config;
-    let name = &pod.metadata.as_ref().unwrap().name;
-    let logs = names.directory().join("logs").join(name);
-    fs::create_dir_all(&logs).unwrap();
-    pod.log_directory = text(&logs);
-    pod.linux.as_mut().unwrap().cgroup_parent = names.cgroup_parent();
-    pod
+impl From<ttrpc::Error> for Refusal {
+    fn from(error: ttrpc::Error) -> Self {
+        if let ttrpc::Error::RpcStatus(status) = error {
+            return Self {
+                code: Some(status.code()),
+                message: status.message,
+            };
+        }
+        Self {
+            code: None,
+            message: error.to_string(),
+        }
+    }
 }
 
-impl Calls {
-    /// To the containerd of this slot.
-    pub fn new(names: &Names) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let address = format!("unix://{}", leaks::grpc_address(names));
-        let channel = {
-            let _inside = runtime.enter();
-            Endpoint::from_shared(address).unwrap().connect_lazy()
+/// What a call gives.
+pub type Answer<T> = Result<T, Refusal>;
+
+/// The code of an answer: `OK`, or that of the refusal.
+#[track_caller]
+pub fn code<T>(answer: &Answer<T>) -> Code {
+    match answer {
+        Ok(_) => Code::OK,
+        Err(refusal) => refusal
+            .code
+            .unwrap_or_else(|| panic!("no answer: {}", refusal.message)),
+    }
+}
+
+/// The code of an answer that must be a refusal, and the words.
+#[track_caller]
+pub fn refused<T>(answer: Answer<T>) -> (Code, String) {
+    let code = code(&answer);
+    match answer {
+        Ok(_) => panic!("not refused"),
+        Err(refusal) => (code, refusal.message),
+    }
+}
+
+/// The streams of a process, as containerd names them: paths of FIFOs, URIs, or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// Input.
+    pub stdin: String,
+    /// Output.
+    pub stdout: String,
+    /// Errors.
+    pub stderr: String,
+    /// A terminal.
+    pub terminal: bool,
+}
+
+impl Streams {
+    /// Both outputs under this name.
+    pub fn both(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            stderr: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// A terminal with this output.
+    pub fn terminal(name: &str) -> Self {
+        Self {
+            stdout: name.to_owned(),
+            terminal: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// A connection to a service of a shim; what has a name of its own here belongs to the Task service.
+pub struct Shim {
+    client: Client,
+    service: &'static str,
+}
+
+impl Shim {
+    /// Connects to the shim that answered so to `start`, for the version of the Task service that it announced.
+    #[track_caller]
+    pub fn connect(started: &Ran) -> Self {
+        let version = serde_json::from_str::<Value>(&started.text())
+            .ok()
+            .and_then(|answer| answer["version"].as_u64());
+        let service = if version >= Some(3) {
+            "containerd.task.v3.Task"
+        } else {
+            "containerd.task.v2.Task"
         };
-        Self { runtime, channel }
+        Self::dial(&started.address(), service)
     }
 
-    /// Connects, so that the first call that is measured need not.
-    ///
-    /// # Errors
-    /// As for every call here: what CRI said, or that there is no answer.
-    pub fn connect(&self) -> Result<(), Failure> {
-        call!(self, version, api::VersionRequest::default()).map(drop)
+    /// Connects to a service at this address.
+    #[track_caller]
+    pub fn dial(address: &str, service: &'static str) -> Self {
+        let client = Client::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self { client, service }
     }
 
-    /// `RunPodSandbox`: the pod's id.
-    pub fn run_pod(&self, pod: &api::PodSandboxConfig, handler: &str) -> Result<String, Failure> {
-        let request = api::RunPodSandboxRequest {
-            config: Some(pod.clone()),
-            runtime_handler: handler.to_owned(),
-        };
-        Ok(call!(self, run_pod_sandbox, request)?.pod_sandbox_id)
+    /// Calls a method.
+    pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Answer<T> {
+        self.call_for(method, request, PATIENCE)
     }
 
-    /// `CreateContainer` with an image and a command: the container's id. `mounts` are bound at the same place.
-    pub fn create(
+    /// Calls a method, and gives up after this time.
+    pub fn call_for<T: Message>(
         &self,
-        (pod, config): (&str, &api::PodSandboxConfig),
-        name: &str,
-        image: &str,
-        command: &[&str],
-        mounts: &[&str],
-    ) -> Result<String, Failure> {
-        let security = config.linux.as_ref().unwrap().security_context.as_ref();
-        let mounts = mounts.iter().map(|&path| api::Mount {
-            host_path: path.to_owned(),
-            container_path: path.to_owned(),
-            ..Default::default()
+        method: &str,
+        request: &impl Message,
+        timeout: Duration,
+    ) -> Answer<T> {
+        let request = ttrpc::Request {
+            service: self.service.to_owned(),
+            method: method.to_owned(),
+            timeout_nano: i64::try_from(timeout.as_nanos()).unwrap(),
+            payload: request.write_to_bytes().unwrap(),
+            ..ttrpc::Request::default()
+        };
+        let response = self.client.request(request)?;
+        Ok(T::parse_from_bytes(&response.payload).unwrap())
+    }
+
+    /// Calls a method that must fail; the code, and the words.
+    #[track_caller]
+    pub fn refuses(&self, method: &str, request: &impl Message) -> (Code, String) {
+        refused(self.call::<Empty>(method, request))
+    }
+
+    /// Connect: the shim's own pid, and that of the task.
+    pub fn pids_of(&self, id: &str) -> Answer<ConnectResponse> {
+        let request = ConnectRequest {
+            id: id.to_owned(),
+            ..ConnectRequest::default()
+        };
+        self.call("Connect", &request)
+    }
+
+    /// Start of the init (an empty `exec`) or of an exec; its pid.
+    pub fn start(&self, id: &str, exec: &str) -> Answer<u32> {
+        let request = StartRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..StartRequest::default()
+        };
+        self.call::<StartResponse>("Start", &request)
+            .map(|response| response.pid)
+    }
+
+    /// Exec: adds a process, and does not start it.
+    pub fn exec(&self, id: &str, exec: &str, command: &[&str], streams: &Streams) -> Answer<()> {
+        let process = json!({
+            "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/", "env": ["PATH=/bin"],
+            "noNewPrivileges": true, "terminal": streams.terminal,
         });
-        let container = api::ContainerConfig {
-            metadata: Some(api::ContainerMetadata {
-                name: name.to_owned(),
-                attempt: 0,
-            }),
-            image: Some(api::ImageSpec {
-                image: image.to_owned(),
-                ..Default::default()
-            }),
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-            mounts: mounts.collect(),
-            log_path: format!("{name}.log"),
-            linux: Some(api::LinuxContainerConfig {
-                security_context: Some(api::LinuxContainerSecurityContext {
-                    namespace_options: security.unwrap().namespace_options.clone(),
-                    ..Default::default()
-                }),
-                resources: Some(api::LinuxContainerResources::default()),
-            }),
-            ..Default::default()
+        let spec = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            value: serde_json::to_vec(&process).unwrap(),
+            ..Any::default()
         };
-        let request = api::CreateContainerRequest {
-            pod_sandbox_id: pod.to_owned(),
-            config: Some(container),
-            sandbox_config: Some(config.clone()),
+        let request = ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            spec: Some(spec).into(),
+            ..ExecProcessRequest::default()
         };
-        Ok(call!(self, create_container, request)?.container_id)
+        self.call::<Empty>("Exec", &request).map(drop)
     }
 
-    /// `StartContainer`.
-    pub fn start(&self, container: &str) -> Result<(), Failure> {
-        let container_id = container.to_owned();
-        let request = api::StartContainerRequest { container_id };
-        call!(self, start_container, request).map(drop)
-    }
-
-    /// `ExecSync`: the exit code.
-    pub fn exec(&self, container: &str, command: &[&str]) -> Result<i32, Failure> {
-        let request = api::ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: command.iter().map(|&word| word.to_owned()).collect(),
-            timeout: 10,
+    /// State.
+    pub fn state(&self, id: &str, exec: &str) -> Answer<StateResponse> {
+        let request = StateRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..StateRequest::default()
         };
-        Ok(call!(self, exec_sync, request)?.exit_code)
+        self.call("State", &request)
     }
 
-    /// `StopContainer`, with ten seconds for its end.
-    pub fn stop(&self, container: &str) -> Result<(), Failure> {
-        let container_id = container.to_owned();
-        let request = api::StopContainerRequest {
-            container_id,
-            timeout: 10,
+    /// Wait: the exit code.
+    pub fn wait(&self, id: &str, exec: &str) -> Answer<u32> {
+        self.wait_for(id, exec, PATIENCE)
+    }
+
+    /// Wait, given up after this time.
+    pub fn wait_for(&self, id: &str, exec: &str, timeout: Duration) -> Answer<u32> {
+        let request = WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..WaitRequest::default()
         };
-        call!(self, stop_container, request).map(drop)
+        self.call_for::<WaitResponse>("Wait", &request, timeout)
+            .map(|response| response.exit_status)
     }
 
-    /// `StopPodSandbox`.
-    pub fn stop_pod(&self, pod: &str) -> Result<(), Failure> {
-        let pod_sandbox_id = pod.to_owned();
-        let request = api::StopPodSandboxRequest { pod_sandbox_id };
-        call!(self, stop_pod_sandbox, request).map(drop)
-    }
-
-    /// `RemovePodSandbox`.
-    pub fn remove_pod(&self, pod: &str) -> Result<(), Failure> {
-        let pod_sandbox_id = pod.to_owned();
-        let request = api::RemovePodSandboxRequest { pod_sandbox_id };
-        call!(self, remove_pod_sandbox, request).map(drop)
-    }
-
-    /// The pid of a container's first process.
-    pub fn pid(&self, container: &str) -> Result<i32, Failure> {
-        let request = api::ContainerStatusRequest {
-            container_id: container.to_owned(),
-            verbose: true,
+    /// Kill.
+    pub fn kill(&self, id: &str, exec: &str, signal: u32) -> Answer<()> {
+        let request = KillRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            ..KillRequest::default()
         };
-        let status = call!(self, container_status, request)?;
-        let info = status.info.get("info").cloned().unwrap_or_default();
-        let info: serde_json::Value = serde_json::from_str(&info).unwrap_or_default();
-        let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        pid.ok_or_else(|| Failure(format!("no pid in {info}")))
+        self.call::<Empty>("Kill", &request).map(drop)
     }
 
-    /// The exit code of a container that has ended.
-    pub fn exit_code(&self, container: &str) -> Result<Option<i32>, Failure> {
-        let request = api::ContainerStatusRequest {
-            container_id: container.to_owned(),
-            verbose: false,
+    /// Delete: the exit code.
+    pub fn delete(&self, id: &str, exec: &str) -> Answer<u32> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..DeleteRequest::default()
         };
-        let status = call!(self, container_status, request)?.status;
-        Ok(status
-            .filter(|status| status.state() == api::ContainerState::ContainerExited)
-            .map(|status| status.exit_code))
+        self.call::<DeleteResponse>("Delete", &request)
+            .map(|response| response.exit_status)
+    }
+
+    /// CloseIO of the input.
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Answer<()> {
+        let request = CloseIORequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: true,
+            ..CloseIORequest::default()
+        };
+        self.call::<Empty>("CloseIO", &request).map(drop)
+    }
+
+    /// Pause.
+    pub fn pause(&self, id: &str) -> Answer<()> {
+        let request = PauseRequest {
+            id: id.to_owned(),
+            ..PauseRequest::default()
+        };
+        self.call::<Empty>("Pause", &request).map(drop)
+    }
+
+    /// Resume.
+    pub fn resume(&self, id: &str) -> Answer<()> {
+        let request = ResumeRequest {
+            id: id.to_owned(),
+            ..ResumeRequest::default()
+        };
+        self.call::<Empty>("Resume", &request).map(drop)
+    }
+
+    /// Stats.
+    pub fn stats(&self, id: &str) -> Answer<Any> {
+        let request = StatsRequest {
+            id: id.to_owned(),
+            ..StatsRequest::default()
+        };
+        self.call::<StatsResponse>("Stats", &request)
+            .map(|response| response.stats.into_option().unwrap_or_default())
+    }
+
+    /// Pids.
+    pub fn pids(&self, id: &str) -> Answer<Vec<ProcessInfo>> {
+        let request = PidsRequest {
+            id: id.to_owned(),
+            ..PidsRequest::default()
+        };
+        self.call::<PidsResponse>("Pids", &request)
+            .map(|response| response.processes)
+    }
+
+    /// Shutdown; that the shim ends before it has answered is no failure.
+    pub fn shutdown(&self, id: &str) {
+        let request = ShutdownRequest {
+            id: id.to_owned(),
+            ..ShutdownRequest::default()
+        };
+        let _ = self.call_for::<Empty>("Shutdown", &request, Duration::from_secs(10));
     }
 }

@@ -13,10 +13,10 @@ use containerd_shim_protos::sandbox_api::{
     ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest, StartSandboxResponse,
     StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
 };
-use containerd_shim_protos::{Client, ttrpc};
 use k8s_cri::v1 as api;
 use prost::Message as _;
 
+use crate::calls::{Answer, Shim};
 use crate::daemon::Daemon;
 use crate::leaks::{TaskId, grpc_address, shim_socket};
 use crate::raw::Bundle;
@@ -39,7 +39,10 @@ pub struct Driver<'a> {
     pub expected: Vec<u8>,
     /// Where the shim listens.
     pub socket: PathBuf,
-    client: Client,
+    /// Its Sandbox service.
+    pub sandbox: Shim,
+    /// Its Task service, version 3.
+    pub task: Shim,
 }
 
 impl<'a> Driver<'a> {
@@ -70,14 +73,13 @@ impl<'a> Driver<'a> {
             protocol: "ttrpc".to_owned(),
             ..BootstrapResult::default()
         };
-        let client = Client::connect(&expected.address)
-            .unwrap_or_else(|error| panic!("{}: {error}; start said {ran:?}", expected.address));
         Self {
             bundle,
             answer: ran.output,
+            sandbox: Shim::dial(&expected.address, SANDBOX),
+            task: Shim::dial(&expected.address, TASK),
             expected: expected.write_to_bytes().unwrap(),
             socket,
-            client,
         }
     }
 
@@ -85,48 +87,8 @@ impl<'a> Driver<'a> {
         self.bundle.id.clone()
     }
 
-    fn call<T: Message>(
-        &self,
-        service: &str,
-        method: &str,
-        request: &impl Message,
-    ) -> Result<T, ttrpc::Error> {
-        let request = ttrpc::Request {
-            service: service.to_owned(),
-            method: method.to_owned(),
-            timeout_nano: 20_000_000_000,
-            payload: request.write_to_bytes().unwrap(),
-            ..ttrpc::Request::default()
-        };
-        let response = self.client.request(request)?;
-        T::parse_from_bytes(&response.payload).map_err(|e| ttrpc::Error::Others(e.to_string()))
-    }
-
-    /// A call of the Sandbox service.
-    pub fn sandbox<T: Message>(
-        &self,
-        method: &str,
-        request: &impl Message,
-    ) -> Result<T, ttrpc::Error> {
-        self.call(SANDBOX, method, request)
-    }
-
-    /// A call of the Task service, version 3.
-    pub fn task<T: Message>(
-        &self,
-        method: &str,
-        request: &impl Message,
-    ) -> Result<T, ttrpc::Error> {
-        self.call(TASK, method, request)
-    }
-
     /// `CreateSandbox` with these options.
-    pub fn create_with(
-        &self,
-        type_url: &str,
-        value: Vec<u8>,
-        network: &str,
-    ) -> Result<(), ttrpc::Error> {
+    pub fn create_with(&self, type_url: &str, value: Vec<u8>, network: &str) -> Answer<()> {
         let request = CreateSandboxRequest {
             sandbox_id: self.id(),
             bundle_path: text(&self.bundle.path),
@@ -139,16 +101,13 @@ impl<'a> Driver<'a> {
             netns_path: network.to_owned(),
             ..CreateSandboxRequest::default()
         };
-        self.sandbox::<CreateSandboxResponse>("CreateSandbox", &request)
+        self.sandbox
+            .call::<CreateSandboxResponse>("CreateSandbox", &request)
             .map(drop)
     }
 
     /// `CreateSandbox` of a pod.
-    pub fn create(
-        &self,
-        config: &api::PodSandboxConfig,
-        network: &str,
-    ) -> Result<(), ttrpc::Error> {
+    pub fn create(&self, config: &api::PodSandboxConfig, network: &str) -> Answer<()> {
         self.create_with(CONFIG, config.encode_to_vec(), network)
     }
 
@@ -159,39 +118,40 @@ impl<'a> Driver<'a> {
             sandbox_id: self.id(),
             ..StartSandboxRequest::default()
         };
-        let started: StartSandboxResponse = self.sandbox("StartSandbox", &request).unwrap();
+        let started: StartSandboxResponse = self.sandbox.call("StartSandbox", &request).unwrap();
         let spec = serde_json::from_slice(&started.spec.value).unwrap();
         (started, spec)
     }
 
     /// `SandboxStatus`, verbose: the answer, and the JSON in it.
-    pub fn status(&self) -> Result<(SandboxStatusResponse, serde_json::Value), ttrpc::Error> {
+    pub fn status(&self) -> Answer<(SandboxStatusResponse, serde_json::Value)> {
         let request = SandboxStatusRequest {
             sandbox_id: self.id(),
             verbose: true,
             ..SandboxStatusRequest::default()
         };
-        let status: SandboxStatusResponse = self.sandbox("SandboxStatus", &request)?;
+        let status: SandboxStatusResponse = self.sandbox.call("SandboxStatus", &request)?;
         let info = serde_json::from_str(&status.info["info"]).unwrap();
         Ok((status, info))
     }
 
     /// `WaitSandbox`.
-    pub fn wait(&self) -> Result<WaitSandboxResponse, ttrpc::Error> {
+    pub fn wait(&self) -> Answer<WaitSandboxResponse> {
         let request = WaitSandboxRequest {
             sandbox_id: self.id(),
             ..WaitSandboxRequest::default()
         };
-        self.sandbox("WaitSandbox", &request)
+        self.sandbox.call("WaitSandbox", &request)
     }
 
     /// `StopSandbox`.
-    pub fn stop(&self) -> Result<(), ttrpc::Error> {
+    pub fn stop(&self) -> Answer<()> {
         let request = StopSandboxRequest {
             sandbox_id: self.id(),
             ..StopSandboxRequest::default()
         };
-        self.sandbox::<StopSandboxResponse>("StopSandbox", &request)
+        self.sandbox
+            .call::<StopSandboxResponse>("StopSandbox", &request)
             .map(drop)
     }
 
@@ -204,7 +164,8 @@ impl<'a> Driver<'a> {
             sandbox_id: self.id(),
             ..ShutdownSandboxRequest::default()
         };
-        self.sandbox::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
+        self.sandbox
+            .call::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
             .unwrap();
         assert!(!self.socket.exists(), "the socket is still there");
         gone(pid);

@@ -7,7 +7,8 @@
 //!   slot     a number that only this test has: directory, bridge, subnet, cgroup parent follow from it
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
-//!   calls    CRI calls with nothing in between, for what measures
+//!   calls    the ttrpc calls of a shim, with the code of each answer
+//!   cri_calls  CRI calls with nothing in between, for what measures
 //!   footprint  the processes and the memory of a pod beside its apps
 //!   spread   many figures of one thing
 //!   rescue   for programs: failure and Ctrl-C, everything is taken down
@@ -15,7 +16,7 @@
 //!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
 //!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
 //!   task     one container on such a shim, by Task calls
-//!   direct   the Task service of one shim, from many threads at once, with the code of each answer
+//!   direct   the Task service of one shim, from many threads at once
 //!   cgroups  the files of a process's cgroup, on either version
 //!   terminal a program on a terminal of its own
 //!   flood    output by the gigabyte that can be checked
@@ -37,6 +38,7 @@
 pub mod calls;
 pub mod cgroups;
 pub mod cri;
+pub mod cri_calls;
 pub mod daemon;
 pub mod direct;
 pub mod driver;

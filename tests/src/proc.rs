@@ -136,6 +136,17 @@ pub fn private_kb(pid: i32) -> u64 {
         .sum()
 }
 
+/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
+/// that run it come and go.
+pub fn anonymous_kb(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap()
+}
+
 /// The CPU time that a process and its threads have used, without its children; in ticks of the clock.
 #[track_caller]
 pub fn cpu_time(pid: i32) -> Duration {

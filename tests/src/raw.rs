@@ -6,18 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
-    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, ShutdownRequest,
-    StartRequest, StartResponse, WaitRequest, WaitResponse,
-};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
 use containerd_shim_protos::types::mount::Mount;
-use containerd_shim_protos::{Client, ttrpc};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
+use crate::calls::{Answer, Shim, Streams};
 use crate::daemon::Daemon;
 use crate::image;
 use crate::lab::{self, ShimUnderTest, Version};
@@ -36,39 +30,6 @@ pub struct Bundle<'a> {
     /// More of the environment of the shim, as that of containerd may be.
     pub environment: Vec<(&'static str, String)>,
     _log: File,
-}
-
-/// The streams of a process, as containerd names them.
-#[derive(Clone, Debug, Default)]
-pub struct Streams {
-    /// Input.
-    pub stdin: String,
-    /// Output.
-    pub stdout: String,
-    /// Errors.
-    pub stderr: String,
-    /// A terminal.
-    pub terminal: bool,
-}
-
-impl Streams {
-    /// Both outputs under this name.
-    pub fn both(name: &str) -> Self {
-        Self {
-            stdout: name.to_owned(),
-            stderr: name.to_owned(),
-            ..Self::default()
-        }
-    }
-
-    /// A terminal with this output.
-    pub fn terminal(name: &str) -> Self {
-        Self {
-            stdout: name.to_owned(),
-            terminal: true,
-            ..Self::default()
-        }
-    }
 }
 
 /// What `start` or `delete` did.
@@ -253,21 +214,21 @@ impl<'a> Bundle<'a> {
     }
 
     /// Create on the shim at this address; the pid, or what it said.
-    pub fn create(&self, shim: &Shim) -> Result<u32, String> {
+    pub fn create(&self, shim: &Shim) -> Answer<u32> {
         self.create_of(shim, &Streams::default(), Vec::new())
     }
 
     /// As [`Self::create`], with these streams.
-    pub fn create_with(&self, shim: &Shim, streams: &Streams) -> Result<u32, String> {
+    pub fn create_with(&self, shim: &Shim, streams: &Streams) -> Answer<u32> {
         self.create_of(shim, streams, Vec::new())
     }
 
     /// As [`Self::create`], with these mounts as root filesystem.
-    pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Result<u32, String> {
+    pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Answer<u32> {
         self.create_of(shim, &Streams::default(), rootfs)
     }
 
-    fn create_of(&self, shim: &Shim, streams: &Streams, rootfs: Vec<Mount>) -> Result<u32, String> {
+    fn create_of(&self, shim: &Shim, streams: &Streams, rootfs: Vec<Mount>) -> Answer<u32> {
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: text(&self.path),
@@ -293,25 +254,19 @@ impl<'a> Bundle<'a> {
         let shim = Shim::connect(&started);
         let answer = self.create(&shim);
         if answer.is_ok() {
-            let _ = shim.kill(&self.id, "");
+            let _ = shim.kill(&self.id, "", 9);
             let _ = shim.delete(&self.id, "");
         }
         self.shut_down(&shim);
         match answer {
-            Err(message) => message,
+            Err(refusal) => refusal.message,
             Ok(pid) => panic!("not refused: pid {pid}"),
         }
     }
-}
 
-impl Bundle<'_> {
     /// Shutdown, and `delete`, as containerd calls them when a task is gone.
     pub fn shut_down(&self, shim: &Shim) {
-        let request = ShutdownRequest {
-            id: self.id.clone(),
-            ..ShutdownRequest::default()
-        };
-        let _ = shim.call::<Empty>("Shutdown", &request);
+        shim.shutdown(&self.id);
         self.delete();
     }
 }
@@ -319,154 +274,6 @@ impl Bundle<'_> {
 impl Drop for Bundle<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// A connection to a shim. It speaks the version of the Task API that the shim announced.
-pub struct Shim {
-    client: Client,
-    service: &'static str,
-}
-
-impl Shim {
-    /// Connects to the shim that answered so to `start`.
-    #[track_caller]
-    pub fn connect(started: &Ran) -> Self {
-        let address = started.address();
-        let client = Client::connect(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        let version = serde_json::from_str::<Value>(&started.text())
-            .ok()
-            .and_then(|answer| answer["version"].as_u64());
-        let service = if version >= Some(3) {
-            "containerd.task.v3.Task"
-        } else {
-            "containerd.task.v2.Task"
-        };
-        Self { client, service }
-    }
-
-    /// Calls a method; the answer, or what the shim said.
-    pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Result<T, String> {
-        self.ask(method, request).map_err(|error| error.to_string())
-    }
-
-    /// Calls a method that must fail; the code that containerd branches on, and the text.
-    #[track_caller]
-    pub fn refuses(&self, method: &str, request: &impl Message) -> (ttrpc::Code, String) {
-        match self.ask::<Empty>(method, request) {
-            Ok(_) => panic!("{method} was not refused"),
-            Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
-            Err(error) => panic!("{method}: {error}"),
-        }
-    }
-
-    fn ask<T: Message>(&self, method: &str, request: &impl Message) -> ttrpc::Result<T> {
-        let request = ttrpc::Request {
-            service: self.service.to_owned(),
-            method: method.to_owned(),
-            timeout_nano: 30_000_000_000,
-            payload: request.write_to_bytes().unwrap(),
-            ..ttrpc::Request::default()
-        };
-        let response = self.client.request(request)?;
-        T::parse_from_bytes(&response.payload)
-            .map_err(|error| ttrpc::Error::Others(error.to_string()))
-    }
-
-    /// The shim's own pid.
-    #[track_caller]
-    pub fn pid(&self, id: &str) -> i32 {
-        let request = ConnectRequest {
-            id: id.to_owned(),
-            ..ConnectRequest::default()
-        };
-        let answer: ConnectResponse = self.call("Connect", &request).unwrap();
-        answer.shim_pid.cast_signed()
-    }
-
-    /// Start of the init (an empty `exec`) or of an exec; its pid.
-    pub fn start(&self, id: &str, exec: &str) -> Result<u32, String> {
-        let request = StartRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..StartRequest::default()
-        };
-        self.call::<StartResponse>("Start", &request)
-            .map(|answer| answer.pid)
-    }
-
-    /// Exec: adds a process, and does not start it.
-    pub fn exec(
-        &self,
-        id: &str,
-        exec: &str,
-        command: &[&str],
-        streams: &Streams,
-    ) -> Result<(), String> {
-        let process = json!({
-            "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/",
-            "env": ["PATH=/bin"], "noNewPrivileges": true, "terminal": streams.terminal,
-        });
-        let spec = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
-            value: process.to_string().into_bytes(),
-            ..Any::default()
-        };
-        let request = ExecProcessRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            stdin: streams.stdin.clone(),
-            stdout: streams.stdout.clone(),
-            stderr: streams.stderr.clone(),
-            terminal: streams.terminal,
-            spec: MessageField::some(spec),
-            ..ExecProcessRequest::default()
-        };
-        self.call::<Empty>("Exec", &request).map(drop)
-    }
-
-    /// Wait; the exit code.
-    pub fn wait(&self, id: &str, exec: &str) -> Result<u32, String> {
-        let request = WaitRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..WaitRequest::default()
-        };
-        self.call::<WaitResponse>("Wait", &request)
-            .map(|answer| answer.exit_status)
-    }
-
-    /// SIGKILL.
-    pub fn kill(&self, id: &str, exec: &str) -> Result<(), String> {
-        let request = KillRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            signal: 9,
-            ..KillRequest::default()
-        };
-        self.call::<Empty>("Kill", &request).map(drop)
-    }
-
-    /// Delete; the exit code.
-    pub fn delete(&self, id: &str, exec: &str) -> Result<u32, String> {
-        let request = DeleteRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..DeleteRequest::default()
-        };
-        self.call::<DeleteResponse>("Delete", &request)
-            .map(|answer| answer.exit_status)
-    }
-
-    /// CloseIO of the input.
-    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<(), String> {
-        let request = CloseIORequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            stdin: true,
-            ..CloseIORequest::default()
-        };
-        self.call::<Empty>("CloseIO", &request).map(drop)
     }
 }
 

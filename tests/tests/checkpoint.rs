@@ -15,9 +15,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse,
-    Empty, ExecProcessRequest, KillRequest, ShutdownRequest, StartRequest, StartResponse,
-    StateRequest, StateResponse, StatsRequest, StatsResponse, Status, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CreateTaskRequest, CreateTaskResponse, Empty, ExecProcessRequest,
+    StateResponse, StatsRequest, StatsResponse, Status,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -25,7 +24,8 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use serde_json::{Value, json};
-use shim_tests::raw::{Bundle, Shim};
+use shim_tests::calls::{Answer, Shim, refused};
+use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{
     Daemon, ShimUnderTest, eventually, lab, left_out, on_every_containerd, ours_only,
@@ -164,25 +164,13 @@ impl<'a> Task<'a> {
         self.bundle.id.clone()
     }
 
-    fn start(&self) -> Result<u32, String> {
-        let started: StartResponse = self.shim.call("Start", &self.start_request())?;
-        Ok(started.pid)
-    }
-
-    fn start_request(&self) -> StartRequest {
-        StartRequest {
-            id: self.id(),
-            ..StartRequest::default()
-        }
+    fn start(&self) -> Answer<u32> {
+        self.shim.start(&self.bundle.id, "")
     }
 
     #[track_caller]
     fn state(&self) -> StateResponse {
-        let request = StateRequest {
-            id: self.id(),
-            ..StateRequest::default()
-        };
-        self.shim.call("State", &request).unwrap()
+        self.shim.state(&self.bundle.id, "").unwrap()
     }
 
     /// The next word that it says.
@@ -229,20 +217,11 @@ impl<'a> Task<'a> {
 
     #[track_caller]
     fn wait(&self) -> u32 {
-        let request = WaitRequest {
-            id: self.id(),
-            ..WaitRequest::default()
-        };
-        let exit: WaitResponse = self.shim.call("Wait", &request).unwrap();
-        exit.exit_status
+        self.shim.wait(&self.bundle.id, "").unwrap()
     }
 
-    fn kill(&self) -> KillRequest {
-        KillRequest {
-            id: self.id(),
-            signal: 9,
-            ..KillRequest::default()
-        }
+    fn kill(&self) -> Answer<()> {
+        self.shim.kill(&self.bundle.id, "", 9)
     }
 
     /// Kills it, if it runs, and deletes it as containerd does.
@@ -250,19 +229,11 @@ impl<'a> Task<'a> {
     fn end(self) {
         let state = self.state();
         if state.pid != 0 && state.status.unwrap() != Status::STOPPED {
-            let _: Empty = self.shim.call("Kill", &self.kill()).unwrap();
+            self.kill().unwrap();
             assert_eq!(self.wait(), 137);
         }
-        let request = DeleteRequest {
-            id: self.id(),
-            ..DeleteRequest::default()
-        };
-        let _: DeleteResponse = self.shim.call("Delete", &request).unwrap();
-        let request = ShutdownRequest {
-            id: self.id(),
-            ..ShutdownRequest::default()
-        };
-        let _ = self.shim.call::<Empty>("Shutdown", &request);
+        self.shim.delete(&self.bundle.id, "").unwrap();
+        self.shim.shutdown(&self.bundle.id);
         let ran = self.bundle.delete();
         assert!(ran.status.success(), "{}", ran.text());
     }
@@ -318,7 +289,7 @@ on_every_containerd! {
         let mut second = Task::create(&daemon, "second", Some(&image));
         let state = second.state();
         assert_eq!((second.pid, state.pid, state.status.unwrap()), (0, 0, Status::CREATED));
-        let (code, why) = second.shim.refuses("Kill", &second.kill());
+        let (code, why) = refused(second.kill());
         assert_eq!(code, Code::NOT_FOUND, "{why}");
         let exec = ExecProcessRequest { id: second.id(), exec_id: "e".to_owned(), ..ExecProcessRequest::default() };
         let (code, why) = second.shim.refuses("Exec", &exec);
@@ -435,7 +406,7 @@ on_every_containerd! {
         let image = daemon.directory().join("image");
         fs::create_dir_all(&image).unwrap();
         let task = Task::create(&daemon, "restored", Some(&image));
-        let (code, why) = task.shim.refuses("Start", &task.start_request());
+        let (code, why) = refused(task.start());
         if ours() {
             assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
             assert!(why.contains("the kernel is too new for me"), "{why}");

@@ -10,15 +10,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use containerd_shim_protos::api::{
-    CloseIORequest, Empty, PauseRequest, ResizePtyRequest, ResumeRequest, StatsRequest,
-    StatsResponse,
-};
+use containerd_shim_protos::api::{Empty, ResizePtyRequest};
 use containerd_shim_protos::ttrpc::Code;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
+use shim_tests::calls::{Answer, Streams, code};
 use shim_tests::daemon::Events;
-use shim_tests::direct::{Answer, Group, Streams, Tasks, code};
+use shim_tests::direct::{Group, Tasks};
 use shim_tests::lab::ShimUnderTest;
 use shim_tests::until::so;
 use shim_tests::{Daemon, eventually, on_every_containerd, ours_only};
@@ -51,36 +49,6 @@ fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     });
 }
 
-fn pause(group: &Group<'_>, id: &str) -> Answer<Empty> {
-    group.shim.call(
-        "Pause",
-        &PauseRequest {
-            id: id.to_owned(),
-            ..PauseRequest::default()
-        },
-    )
-}
-
-fn resume(group: &Group<'_>, id: &str) -> Answer<Empty> {
-    group.shim.call(
-        "Resume",
-        &ResumeRequest {
-            id: id.to_owned(),
-            ..ResumeRequest::default()
-        },
-    )
-}
-
-fn stats(group: &Group<'_>, id: &str) -> Answer<StatsResponse> {
-    group.shim.call(
-        "Stats",
-        &StatsRequest {
-            id: id.to_owned(),
-            ..StatsRequest::default()
-        },
-    )
-}
-
 fn resize(group: &Group<'_>, id: &str, exec: &str) -> Answer<Empty> {
     let request = ResizePtyRequest {
         id: id.to_owned(),
@@ -90,16 +58,6 @@ fn resize(group: &Group<'_>, id: &str, exec: &str) -> Answer<Empty> {
         ..ResizePtyRequest::default()
     };
     group.shim.call("ResizePty", &request)
-}
-
-fn close_io(group: &Group<'_>, id: &str, exec: &str) -> Answer<Empty> {
-    let request = CloseIORequest {
-        id: id.to_owned(),
-        exec_id: exec.to_owned(),
-        stdin: true,
-        ..CloseIORequest::default()
-    };
-    group.shim.call("CloseIO", &request)
 }
 
 on_every_containerd! {
@@ -116,15 +74,15 @@ on_every_containerd! {
             assert_code(&shim.kill(id, exec, 9), Code::NOT_FOUND);
             assert_code(&shim.delete(id, exec), Code::NOT_FOUND);
             assert_code(&resize(&group, id, exec), Code::NOT_FOUND);
-            assert!(close_io(&group, id, exec).is_err());
+            assert!(group.shim.close_stdin(id, exec).is_err());
         }
-        assert_code(&shim.exec("nobody", "e", "true", &Streams::default()), Code::NOT_FOUND);
+        assert_code(&shim.exec("nobody", "e", &["sh", "-c", "true"], &Streams::default()), Code::NOT_FOUND);
         assert_code(&shim.pids("nobody"), Code::NOT_FOUND);
-        assert_code(&stats(&group, "nobody"), Code::NOT_FOUND);
-        assert_code(&pause(&group, "nobody"), Code::NOT_FOUND);
-        assert_code(&resume(&group, "nobody"), Code::NOT_FOUND);
+        assert_code(&group.shim.stats("nobody"), Code::NOT_FOUND);
+        assert_code(&group.shim.pause("nobody"), Code::NOT_FOUND);
+        assert_code(&group.shim.resume("nobody"), Code::NOT_FOUND);
         // Not an error: a containerd that comes back asks this before it asks anything else.
-        assert_eq!(shim.connect("nobody").unwrap(), 0);
+        assert_eq!(shim.pids_of("nobody").unwrap().task_pid, 0);
         group.remove("there");
         group.end();
         daemon.end();
@@ -136,28 +94,28 @@ on_every_containerd! {
         let shim = &group.shim;
         let none = Streams::default();
         let pid = group.create("c", "sleep 3600").unwrap();
-        assert_eq!(shim.connect("c").unwrap(), pid);
+        assert_eq!(shim.pids_of("c").unwrap().task_pid, pid);
         // The stock shim leaves this one to runc.
         assert_code(&group.create("c", "true"), either(Code::ALREADY_EXISTS, Code::UNKNOWN));
-        assert_code(&pause(&group, "c"), misfit());
-        assert_code(&resume(&group, "c"), misfit());
+        assert_code(&group.shim.pause("c"), misfit());
+        assert_code(&group.shim.resume("c"), misfit());
         shim.start("c", "").unwrap();
         assert_code(&shim.start("c", ""), misfit());
         assert_code(&shim.delete("c", ""), misfit());
-        assert_code(&resume(&group, "c"), misfit());
-        pause(&group, "c").unwrap();
-        assert_code(&pause(&group, "c"), misfit());
+        assert_code(&group.shim.resume("c"), misfit());
+        group.shim.pause("c").unwrap();
+        assert_code(&group.shim.pause("c"), misfit());
         assert_code(&shim.delete("c", ""), misfit());
-        assert_code(&shim.exec("c", "e", "true", &none), misfit());
-        resume(&group, "c").unwrap();
+        assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), misfit());
+        group.shim.resume("c").unwrap();
         // An exec: known, running, ended.
-        shim.exec("c", "e", "sleep 3600", &none).unwrap();
-        assert_code(&shim.exec("c", "e", "true", &none), Code::ALREADY_EXISTS);
+        shim.exec("c", "e", &["sh", "-c", "sleep 3600"], &none).unwrap();
+        assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), Code::ALREADY_EXISTS);
         assert_code(&shim.kill("c", "e", 9), Code::FAILED_PRECONDITION);
         shim.start("c", "e").unwrap();
         assert_code(&shim.start("c", "e"), misfit());
         assert_code(&shim.delete("c", "e"), misfit());
-        assert_code(&shim.exec("c", "e", "true", &none), Code::ALREADY_EXISTS);
+        assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), Code::ALREADY_EXISTS);
         shim.kill("c", "e", 9).unwrap();
         assert_eq!(shim.wait("c", "e").unwrap(), 137);
         assert_code(&shim.kill("c", "e", 9), Code::NOT_FOUND);
@@ -165,13 +123,13 @@ on_every_containerd! {
         assert_eq!(shim.delete("c", "e").unwrap(), 137);
         assert_code(&shim.delete("c", "e"), Code::NOT_FOUND);
         // The same for the init.
-        shim.exec("c", "late", "true", &none).unwrap();
+        shim.exec("c", "late", &["sh", "-c", "true"], &none).unwrap();
         shim.kill("c", "", 9).unwrap();
         assert_eq!(shim.wait("c", "").unwrap(), 137);
         assert_code(&shim.kill("c", "", 9), Code::NOT_FOUND);
         assert_code(&shim.start("c", ""), misfit());
-        assert_code(&pause(&group, "c"), misfit());
-        assert_code(&shim.exec("c", "f", "true", &none), misfit());
+        assert_code(&group.shim.pause("c"), misfit());
+        assert_code(&shim.exec("c", "f", &["sh", "-c", "true"], &none), misfit());
         assert_code(&shim.start("c", "late"), Code::FAILED_PRECONDITION);
         assert_eq!(shim.delete("c", "").unwrap(), 137);
         assert_code(&shim.delete("c", ""), Code::NOT_FOUND);
@@ -207,7 +165,7 @@ on_every_containerd! {
         let group = Group::start(&daemon, "before");
         let shim = &group.shim;
         group.create("c", "sleep 3600").unwrap();
-        shim.exec("c", "e", "exit 5", &Streams::default()).unwrap();
+        shim.exec("c", "e", &["sh", "-c", "exit 5"], &Streams::default()).unwrap();
         shim.start("c", "e").unwrap();
         assert_eq!(shim.wait("c", "e").unwrap(), 5);
         assert_eq!(shim.delete("c", "e").unwrap(), 5);
@@ -226,13 +184,13 @@ on_every_containerd! {
         group.run("c", "sleep 3600");
         let mut expected = vec!["create".to_owned(), "start".to_owned()];
         for round in 0..3_u32 {
-            shim.exec_command("c", "e", &["/no/such/program"], &none).unwrap();
+            shim.exec("c", "e", &["/no/such/program"], &none).unwrap();
             let refusal = shim.start("c", "e").unwrap_err();
             assert!(refusal.message.contains("/no/such/program"), "{refusal:?}");
             shim.delete("c", "e").unwrap();
             expected.push("exec-added:e".to_owned());
 
-            shim.exec("c", "e", &format!("exit {round}"), &none).unwrap();
+            shim.exec("c", "e", &["sh", "-c", &format!("exit {round}")], &none).unwrap();
             shim.start("c", "e").unwrap();
             assert_eq!(shim.wait("c", "e").unwrap(), round);
             assert_eq!(shim.delete("c", "e").unwrap(), round);
@@ -360,7 +318,7 @@ on_every_containerd! {
         let shim = &group.shim;
         group.run("steady", "exec sleep 3600");
         group.create("c", "exec sleep 3600").unwrap();
-        shim.exec("steady", "e", "exit 4", &Streams::default()).unwrap();
+        shim.exec("steady", "e", &["sh", "-c", "exit 4"], &Streams::default()).unwrap();
         fs::write(&gate, "").unwrap();
         let tasks: &Tasks = &group;
         std::thread::scope(|scope| {

@@ -13,8 +13,9 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use shim_tests::calls::{Shim, Streams};
 use shim_tests::proc::{Process, kill};
-use shim_tests::raw::{Bundle, Shim, Streams};
+use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{Daemon, eventually, lab, on_every_containerd, ours_only};
 
@@ -124,7 +125,7 @@ fn sleeper<'a>(daemon: &'a Daemon, id: &str) -> (Bundle<'a>, Shim) {
 
 #[track_caller]
 fn end(bundle: Bundle<'_>, shim: &Shim) {
-    shim.kill(&bundle.id, "").unwrap();
+    shim.kill(&bundle.id, "", 9).unwrap();
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
     bundle.shut_down(shim);
@@ -310,7 +311,7 @@ on_every_containerd! {
         let bundle = bundle.spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let said = bundle.create_with(&shim, &Streams::terminal(&format!("file://{}", file.display()))).unwrap_err();
-        assert!(said.contains("tty.log"), "{said}");
+        assert!(said.message.contains("tty.log"), "{said}");
         bundle.shut_down(&shim);
         drop(bundle);
         daemon.end();

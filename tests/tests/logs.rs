@@ -18,11 +18,12 @@ use k8s_cri::v1::Int64Value;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
+use shim_tests::calls::{Shim, Streams};
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
-use shim_tests::proc::{Process, cpu_time, kill};
-use shim_tests::raw::{Bundle, Shim, Streams};
+use shim_tests::proc::{Process, anonymous_kb, cpu_time, kill};
+use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{
     Container, Daemon, Options, PodSpec, ShimUnderTest, eventually, lab, on_every_containerd,
@@ -104,7 +105,7 @@ fn start<'a>(
 #[track_caller]
 fn end(bundle: Bundle<'_>, shim: &Shim) {
     // It may have ended by itself.
-    let _ = shim.kill(&bundle.id, "");
+    let _ = shim.kill(&bundle.id, "", 9);
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
     bundle.shut_down(shim);
@@ -118,6 +119,10 @@ fn finish(daemon: Daemon) {
     daemon.end();
 }
 
+fn pid_of(shim: &Shim, id: &str) -> i32 {
+    shim.pids_of(id).unwrap().shim_pid.cast_signed()
+}
+
 /// What a process has open, for a failure text. Our own shim's sockets to clients come and go and are left out.
 fn descriptors(pid: i32) -> Vec<String> {
     let mut found: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
@@ -128,17 +133,6 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect();
     found.sort();
     found
-}
-
-/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
-/// that run it come and go.
-fn anonymous_kb(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap()
 }
 
 /// How long until a call has its answer.
@@ -155,7 +149,7 @@ on_every_containerd! {
         let reader = reader(&out);
         let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
         let (bundle, shim) = start(&daemon, "slow", &["seq", "1", "1000000"], &streams);
-        let pid = shim.pid("slow");
+        let pid = pid_of(&shim, "slow");
         // Nobody reads: the container stands still, with a full pipe.
         let seq = || shim_tests::proc::children(pid).into_iter().find(|child| child.name == "seq");
         let (before, child) = eventually(Duration::from_secs(10), || match seq() {
@@ -174,7 +168,7 @@ on_every_containerd! {
     fn a_slow_reader_slows_an_exec_and_costs_the_shim_nothing(version) {
         let daemon = Daemon::start(version);
         let (bundle, shim) = start(&daemon, "slow", &["sleep", "3600"], &Streams::default());
-        let pid = shim.pid("slow");
+        let pid = pid_of(&shim, "slow");
         let before = anonymous_kb(pid);
         let (out, err) = (fifo(&daemon, "out"), fifo(&daemon, "err"));
         let readers = [reader(&out), reader(&err)];
@@ -271,7 +265,7 @@ on_every_containerd! {
     fn nothing_stays_open_after_failed_creates_and_starts(version) {
         let daemon = Daemon::start(version);
         let (bundle, shim) = start(&daemon, "steady", &["sleep", "3600"], &Streams::default());
-        let pid = shim.pid("steady");
+        let pid = pid_of(&shim, "steady");
         let (stdin, out, err) = (fifo(&daemon, "in"), fifo(&daemon, "out"), fifo(&daemon, "err"));
         let _client = [&stdin, &out, &err].map(|path| File::options().read(true).write(true).open(path).unwrap());
         let absent = text(&daemon.directory().join("no-such-fifo"));

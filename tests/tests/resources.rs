@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::ttrpc::Code;
 use rustix::process::Pid;
 use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie};
 use serde_json::json;
+use shim_tests::calls::code;
 use shim_tests::cgroups::{self, Hierarchy, hierarchy, parameter};
 use shim_tests::lab;
 use shim_tests::proc::namespace;
@@ -33,12 +35,6 @@ fn run<'a>(daemon: &'a Daemon, id: &str, script: &str) -> Task<'a> {
     let bundle = Bundle::new(daemon, id);
     let spec = bundle.plain(&["sh", "-c", script]);
     Task::run(bundle.spec(&spec), b"")
-}
-
-#[track_caller]
-fn assert_code<T: std::fmt::Debug>(answer: Result<T, String>, code: &str) {
-    let said = answer.unwrap_err();
-    assert!(said.contains(code), "{code} expected: {said}");
 }
 
 /// The processes in the cgroup of `pid`.
@@ -136,7 +132,7 @@ on_every_containerd! {
             (json!({"memory": {"limit": 96 * MIB, "swap": 32 * MIB}}), "memory"),
         ] {
             let said = task.update(&wrong).unwrap_err();
-            assert!(said.contains(word), "{wrong}: {said}");
+            assert!(said.message.contains(word), "{wrong}: {said}");
             assert_eq!(before(), then, "{wrong}");
         }
         assert_eq!(task.state("").unwrap(), Status::RUNNING);
@@ -189,7 +185,7 @@ on_every_containerd! {
         assert_eq!(task.wait("").unwrap(), 137);
         assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
         assert_eq!(task.state("").unwrap(), Status::STOPPED);
-        assert_code(task.kill("", 9), "NOT_FOUND");
+        assert_eq!(code(&task.kill("", 9)), Code::NOT_FOUND);
         task.pause().unwrap_err();
         assert_eq!(task.end(), 137);
         daemon.end();

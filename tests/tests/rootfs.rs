@@ -12,15 +12,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{
-    DeleteRequest, DeleteResponse, Empty, KillRequest, ShutdownRequest, StartRequest,
-    StartResponse, WaitRequest, WaitResponse,
-};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::process::Signal;
 use serde_json::json;
+use shim_tests::calls::Shim;
 use shim_tests::proc::{Process, kill};
-use shim_tests::raw::{Bundle, Shim};
+use shim_tests::raw::Bundle;
 use shim_tests::slot::text;
 use shim_tests::{Daemon, ShimUnderTest, Version, eventually, image, on_every_containerd};
 
@@ -97,68 +94,36 @@ impl<'a> Task<'a> {
         self.bundle.path.join("rootfs")
     }
 
-    fn id(&self) -> String {
-        self.bundle.id.clone()
-    }
-
     #[track_caller]
     fn create(&self, mounts: Vec<Mount>) {
         self.bundle.create_on(&self.shim, mounts).unwrap();
     }
 
     fn start(&self) {
-        let id = self.id();
-        let request = StartRequest {
-            id,
-            ..StartRequest::default()
-        };
-        self.shim.call::<StartResponse>("Start", &request).unwrap();
+        self.shim.start(&self.bundle.id, "").unwrap();
     }
 
     /// The exit code.
     fn wait(&self) -> u32 {
-        let id = self.id();
-        let request = WaitRequest {
-            id,
-            ..WaitRequest::default()
-        };
-        let waited: WaitResponse = self.shim.call("Wait", &request).unwrap();
-        waited.exit_status
+        self.shim.wait(&self.bundle.id, "").unwrap()
     }
 
     fn kill(&self) {
-        let request = KillRequest {
-            id: self.id(),
-            signal: 9,
-            ..KillRequest::default()
-        };
-        self.shim.call::<Empty>("Kill", &request).unwrap();
+        self.shim.kill(&self.bundle.id, "", 9).unwrap();
         self.wait();
     }
 
     /// Delete, after which nothing may be mounted, and the end of the shim.
     #[track_caller]
     fn delete(self) {
-        let id = self.id();
-        let request = DeleteRequest {
-            id,
-            ..DeleteRequest::default()
-        };
-        self.shim
-            .call::<DeleteResponse>("Delete", &request)
-            .unwrap();
+        self.shim.delete(&self.bundle.id, "").unwrap();
         assert_eq!(mounts_below(&self.bundle.path), Vec::<String>::new());
         self.end();
     }
 
     /// As containerd does after a delete or a create that failed.
     fn end(self) {
-        let request = ShutdownRequest {
-            id: self.id(),
-            ..ShutdownRequest::default()
-        };
-        let _ = self.shim.call::<Empty>("Shutdown", &request);
-        self.bundle.delete();
+        self.bundle.shut_down(&self.shim);
         eventually(Duration::from_secs(10), || {
             if self.process.alive() {
                 Err("the shim stays".to_owned())
@@ -238,7 +203,7 @@ on_every_containerd! {
         let mounts = vec![mount("bind", &source, &["rw", "rbind"]), mount("no-such-filesystem", &source, &[])];
         let failure = task.bundle.create_on(&task.shim, mounts).unwrap_err();
         if ShimUnderTest::get() == ShimUnderTest::Pause {
-            assert!(failure.contains(&text(&task.rootfs())), "{failure}");
+            assert!(failure.message.contains(&text(&task.rootfs())), "{failure}");
         }
         assert_eq!(mounts_below(&task.bundle.path), Vec::<String>::new());
         task.end();

@@ -19,49 +19,6 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// `ctr run --detach` that must succeed.
-#[track_caller]
-fn detached(daemon: &Daemon, flags: &[&str], id: &str, command: &[&str]) {
-    let flags = [&["--detach"], flags].concat();
-    let output = daemon.ctr_run(&flags, id, command).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    daemon.look();
-}
-
-/// The pid and the state that `ctr tasks list` shows.
-fn task(daemon: &Daemon, id: &str) -> Option<(i32, String)> {
-    let list = daemon.ctr(&["tasks", "list"]);
-    let line = list
-        .lines()
-        .find(|line| line.split_whitespace().next() == Some(id))?
-        .to_owned();
-    let mut words = line.split_whitespace().skip(1);
-    Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
-}
-
-#[track_caller]
-fn wait_for(daemon: &Daemon, id: &str, state: &str) {
-    eventually(Duration::from_secs(5), || {
-        let task = task(daemon, id);
-        so(task.as_ref().is_some_and(|(_, now)| now == state), || {
-            format!("{task:?} is not {state}")
-        })
-    });
-}
-
-/// `ctr tasks delete`; the exit code of the task, which it tells in a warning.
-#[track_caller]
-fn delete(daemon: &Daemon, id: &str) -> u32 {
-    let output = daemon.try_ctr(&["tasks", "delete", id]);
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let code = text
-        .split("exit code ")
-        .nth(1)
-        .map_or("0", |rest| rest.split('"').next().unwrap());
-    code.trim().parse().unwrap_or_else(|_| panic!("{output:?}"))
-}
-
 /// Runs, waits for the line `ready`, and then gives this on stdin. (`ctr` forgets to tell the shim of an end of input
 /// that comes before its task is made.)
 fn with_input(mut command: Command, input: &[u8]) -> Output {
@@ -79,15 +36,6 @@ fn with_input(mut command: Command, input: &[u8]) -> Output {
     let output = child.wait_with_output().unwrap();
     assert_eq!(&ready, b"ready\n", "{output:?}");
     output
-}
-
-/// `ctr tasks exec` with an id of its own.
-fn exec(daemon: &Daemon, flags: &[&str], exec_id: &str, id: &str, command: &[&str]) -> Command {
-    let mut ctr = daemon.ctr_command();
-    ctr.args(["tasks", "exec", "--exec-id", exec_id, "--fifo-dir"])
-        .arg(daemon.directory().join("fifo"));
-    ctr.args(flags).arg(id).args(command);
-    ctr
 }
 
 on_every_containerd! {
@@ -143,15 +91,15 @@ on_every_containerd! {
 
     fn s11_detached_then_killed_and_deleted(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "d", &["sleep", "3600"]);
-        let (pid, state) = task(&daemon, "d").unwrap();
+        daemon.detached(&[], "d", &["sleep", "3600"]);
+        let (pid, state) = daemon.task("d").unwrap();
         assert_eq!(state, "RUNNING");
         assert_eq!(Process::of(pid).unwrap().name, "sleep");
         assert_eq!(Process::of(pid).unwrap().parent, daemon.shim().pid);
         // As PID 1 of its namespace it does not see what it has no handler for.
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "d"]);
-        wait_for(&daemon, "d", "STOPPED");
-        assert_eq!(delete(&daemon, "d"), 137);
+        daemon.wait_for_task("d", "STOPPED");
+        assert_eq!(daemon.delete_task("d"), 137);
         // A second kill and a second delete say that there is nothing.
         assert!(!daemon.try_ctr(&["tasks", "kill", "d"]).status.success());
         assert!(!daemon.try_ctr(&["tasks", "delete", "d"]).status.success());
@@ -163,14 +111,14 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let script = "trap 'exit 11' USR1; trap 'exit 12' TERM; touch /tmp/ready; while true; do sleep 0.1; done";
         for (signal, code) in [("SIGUSR1", 11), ("SIGTERM", 12)] {
-            detached(&daemon, &[], "s", &["sh", "-c", script]);
+            daemon.detached(&[], "s", &["sh", "-c", script]);
             eventually(Duration::from_secs(5), || {
-                let ready = exec(&daemon, &[], "look", "s", &["test", "-e", "/tmp/ready"]).output().unwrap();
+                let ready = daemon.ctr_exec(&[], "look", "s", &["test", "-e", "/tmp/ready"]).output().unwrap();
                 so(ready.status.success(), || format!("{ready:?}"))
             });
             daemon.ctr(&["tasks", "kill", "--signal", signal, "s"]);
-            wait_for(&daemon, "s", "STOPPED");
-            assert_eq!(delete(&daemon, "s"), code, "{signal}");
+            daemon.wait_for_task("s", "STOPPED");
+            assert_eq!(daemon.delete_task("s"), code, "{signal}");
             daemon.ctr(&["containers", "delete", "s"]);
         }
         daemon.end();
@@ -178,11 +126,11 @@ on_every_containerd! {
 
     fn s11_exec(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "d", &["sleep", "3600"]);
-        let output = exec(&daemon, &[], "a", "d", &["sh", "-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
+        daemon.detached(&[], "d", &["sleep", "3600"]);
+        let output = daemon.ctr_exec(&[], "a", "d", &["sh", "-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         assert_eq!((stdout(&output).as_str(), &output.stderr[..]), ("out\n", &b"err\n"[..]));
-        let output = with_input(exec(&daemon, &[], "b", "d", &["sh", "-c", "echo ready; cat"]), b"through stdin\n");
+        let output = with_input(daemon.ctr_exec(&[], "b", "d", &["sh", "-c", "echo ready; cat"]), b"through stdin\n");
         assert_eq!(stdout(&output), "through stdin\n", "{output:?}");
         daemon.end();
     }
@@ -190,14 +138,18 @@ on_every_containerd! {
     fn s11_exec_on_a_terminal_with_resize(version) {
         let daemon = Daemon::start(version);
         let probe = format!("type=bind,src={},dst=/probe,options=rbind:ro", shim_tests::lab::probe().display());
-        detached(&daemon, &["--mount", &probe], "d", &["sleep", "3600"]);
-        let mut terminal = Terminal::start(exec(&daemon, &["--tty"], "t", "d", &["/probe", "winsize"]));
+        daemon.detached(&["--mount", &probe], "d", &["sleep", "3600"]);
+        let mut terminal = Terminal::start(daemon.ctr_exec(&["--tty"], "t", "d", &["/probe", "winsize"]));
         terminal.expect("size 24 80");
-        terminal.resize(50, 132);
-        terminal.expect("size 50 132");
+        // ctr listens for changes only some time after it has passed on the first size.
+        eventually(Duration::from_secs(10), || {
+            terminal.resize(50, 132);
+            let printed = terminal.printed();
+            so(printed.contains("size 50 132"), || printed)
+        });
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
-        let mut shell = Terminal::start(exec(&daemon, &["--tty"], "u", "d", &["sh"]));
+        let mut shell = Terminal::start(daemon.ctr_exec(&["--tty"], "u", "d", &["sh"]));
         shell.enter("echo $((6 * 7)); exit 4\n");
         shell.expect("42");
         assert_eq!(shell.wait().code(), Some(4));
@@ -206,11 +158,11 @@ on_every_containerd! {
 
     fn s11_an_exec_id_is_used_once(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "d", &["sleep", "3600"]);
-        let mut first = exec(&daemon, &[], "same", "d", &["sh", "-c", "echo ready; exec sleep 3600"]);
+        daemon.detached(&[], "d", &["sleep", "3600"]);
+        let mut first = daemon.ctr_exec(&[], "same", "d", &["sh", "-c", "echo ready; exec sleep 3600"]);
         let mut first = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         first.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-        let second = exec(&daemon, &[], "same", "d", &["true"]).output().unwrap();
+        let second = daemon.ctr_exec(&[], "same", "d", &["true"]).output().unwrap();
         assert!(!second.status.success());
         assert!(String::from_utf8_lossy(&second.stderr).contains("already exists"), "{second:?}");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "--exec-id", "same", "d"]);
@@ -220,11 +172,11 @@ on_every_containerd! {
 
     fn s11_execs_side_by_side(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "d", &["sleep", "3600"]);
+        daemon.detached(&[], "d", &["sleep", "3600"]);
         let running: Vec<_> = (0..8)
             .map(|number| {
                 let script = format!("echo number {number}; exit {number}");
-                let mut command = exec(&daemon, &[], &format!("e{number}"), "d", &["sh", "-c", &script]);
+                let mut command = daemon.ctr_exec(&[], &format!("e{number}"), "d", &["sh", "-c", &script]);
                 command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
             })
             .collect();
@@ -238,7 +190,7 @@ on_every_containerd! {
 
     fn s11_attach(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "a", &["sh", "-c", "read line; echo got $line; exit 6"]);
+        daemon.detached(&[], "a", &["sh", "-c", "read line; echo got $line; exit 6"]);
         let mut attach = daemon.ctr_command();
         attach.args(["tasks", "attach", "a"]);
         // Nothing is printed before: the detached `ctr run` may have read it.
@@ -267,9 +219,9 @@ on_every_containerd! {
 
     fn s11_ps(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "p", &["sleep", "3600"]);
-        let pid = task(&daemon, "p").unwrap().0.to_string();
-        let mut exec = exec(&daemon, &[], "named", "p", &["sh", "-c", "echo ready; exec sleep 3600"]);
+        daemon.detached(&[], "p", &["sleep", "3600"]);
+        let pid = daemon.task("p").unwrap().0.to_string();
+        let mut exec = daemon.ctr_exec(&[], "named", "p", &["sh", "-c", "echo ready; exec sleep 3600"]);
         let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
         exec.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
         let list = daemon.ctr(&["tasks", "ps", "p"]);
@@ -286,11 +238,11 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let file = daemon.directory().join("pid");
         let flags = ["--null-io", "--pid-file", file.to_str().unwrap()];
-        detached(&daemon, &flags, "n", &["sh", "-c", "read line; yes | head -n 100000; exit 8"]);
-        let (pid, _) = task(&daemon, "n").unwrap();
+        daemon.detached(&flags, "n", &["sh", "-c", "read line; yes | head -n 100000; exit 8"]);
+        let (pid, _) = daemon.task("n").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().trim(), pid.to_string());
-        wait_for(&daemon, "n", "STOPPED");
-        assert_eq!(delete(&daemon, "n"), 8);
+        daemon.wait_for_task("n", "STOPPED");
+        assert_eq!(daemon.delete_task("n"), 8);
         daemon.end();
     }
 
@@ -298,17 +250,17 @@ on_every_containerd! {
     fn s11_containers_of_a_group_outlive_the_first(version) {
         let daemon = Daemon::start(version);
         let group = ["--annotation", "io.containerd.runc.v2.group=together"];
-        detached(&daemon, &group, "first", &["sleep", "3600"]);
-        detached(&daemon, &group, "second", &["sleep", "3601"]);
+        daemon.detached(&group, "first", &["sleep", "3600"]);
+        daemon.detached(&group, "second", &["sleep", "3601"]);
         daemon.expect_task("together");
         assert_eq!(daemon.shims().len(), 1, "one shim for both");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "first"]);
-        wait_for(&daemon, "first", "STOPPED");
+        daemon.wait_for_task("first", "STOPPED");
         daemon.ctr(&["tasks", "delete", "first"]);
-        let output = exec(&daemon, &[], "e", "second", &["echo", "still here"]).output().unwrap();
+        let output = daemon.ctr_exec(&[], "e", "second", &["echo", "still here"]).output().unwrap();
         assert_eq!(stdout(&output), "still here\n", "{output:?}");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "second"]);
-        wait_for(&daemon, "second", "STOPPED");
+        daemon.wait_for_task("second", "STOPPED");
         daemon.ctr(&["tasks", "delete", "second"]);
         eventually(Duration::from_secs(5), || {
             so(daemon.shims().is_empty(), || "the shim is still there".to_owned())
@@ -319,21 +271,21 @@ on_every_containerd! {
     fn s11_pause_and_resume(version) {
         let daemon = Daemon::start(version);
         let events = daemon.events();
-        detached(&daemon, &[], "p", &["sh", "-c", "while true; do :; done"]);
-        let (pid, _) = task(&daemon, "p").unwrap();
+        daemon.detached(&[], "p", &["sh", "-c", "while true; do :; done"]);
+        let (pid, _) = daemon.task("p").unwrap();
         let ticks = || {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             stat.split_whitespace().nth(13).unwrap().parse::<u64>().unwrap()
         };
         daemon.ctr(&["tasks", "pause", "p"]);
-        wait_for(&daemon, "p", "PAUSED");
+        daemon.wait_for_task("p", "PAUSED");
         let before = ticks();
         // An exec into a paused container would wait for ever; it is refused.
-        let refused = exec(&daemon, &[], "e", "p", &["true"]).output().unwrap();
+        let refused = daemon.ctr_exec(&[], "e", "p", &["true"]).output().unwrap();
         assert!(!refused.status.success(), "{refused:?}");
         assert_eq!(ticks(), before);
         daemon.ctr(&["tasks", "resume", "p"]);
-        wait_for(&daemon, "p", "RUNNING");
+        daemon.wait_for_task("p", "RUNNING");
         eventually(Duration::from_secs(3), || so(ticks() > before, || "it stands still".to_owned()));
         eventually(Duration::from_secs(3), || {
             let seen: Vec<String> = events.of("p").into_iter().filter(|topic| !topic.starts_with("exec")).collect();
@@ -344,18 +296,18 @@ on_every_containerd! {
 
     fn s11_a_paused_container_can_be_killed(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "p", &["sleep", "3600"]);
+        daemon.detached(&[], "p", &["sleep", "3600"]);
         daemon.ctr(&["tasks", "pause", "p"]);
-        wait_for(&daemon, "p", "PAUSED");
+        daemon.wait_for_task("p", "PAUSED");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "p"]);
         daemon.try_ctr(&["tasks", "resume", "p"]);
-        wait_for(&daemon, "p", "STOPPED");
+        daemon.wait_for_task("p", "STOPPED");
         daemon.end();
     }
 
     fn s11_metrics(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "m", &["sh", "-c", "while true; do :; done"]);
+        daemon.detached(&[], "m", &["sh", "-c", "while true; do :; done"]);
         let metrics = daemon.ctr(&["tasks", "metrics", "--format", "json", "m"]);
         let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap_or_else(|error| panic!("{error}: {metrics}"));
         let v1 = metrics["memory"]["usage"]["usage"].as_u64();
@@ -406,18 +358,18 @@ on_every_containerd! {
 
     fn s11_the_nodes_network(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &["--net-host"], "n", &["sleep", "3600"]);
-        detached(&daemon, &[], "own", &["sleep", "3600"]);
+        daemon.detached(&["--net-host"], "n", &["sleep", "3600"]);
+        daemon.detached(&[], "own", &["sleep", "3600"]);
         let node = namespace(std::process::id().cast_signed(), "net");
-        assert_eq!(namespace(task(&daemon, "n").unwrap().0, "net"), node);
-        assert_ne!(namespace(task(&daemon, "own").unwrap().0, "net"), node);
+        assert_eq!(namespace(daemon.task("n").unwrap().0, "net"), node);
+        assert_ne!(namespace(daemon.task("own").unwrap().0, "net"), node);
         daemon.end();
     }
 
     fn s11_a_memory_limit(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &["--memory-limit", "33554432"], "l", &["sleep", "3600"]);
-        let (pid, _) = task(&daemon, "l").unwrap();
+        daemon.detached(&["--memory-limit", "33554432"], "l", &["sleep", "3600"]);
+        let (pid, _) = daemon.task("l").unwrap();
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let of = |prefix: &str| groups.lines().find_map(|line| line.split_once(prefix).map(|(_, path)| path.to_owned()));
         let limit = [

@@ -68,23 +68,9 @@ impl Hold {
     }
 }
 
-/// What `ctr tasks list` says of a task.
+/// The state of a task, if there is one.
 fn state(daemon: &Daemon, id: &str) -> Option<String> {
-    let list = daemon.ctr(&["tasks", "list"]);
-    list.lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|words| words.first() == Some(&id))
-        .and_then(|words| words.get(2).map(|state| (*state).to_owned()))
-}
-
-#[track_caller]
-fn wait_for(daemon: &Daemon, id: &str, expected: &str) {
-    eventually(Duration::from_secs(20), || {
-        let now = state(daemon, id);
-        so(now.as_deref() == Some(expected), || {
-            format!("{id} is {now:?}, not {expected}")
-        })
-    });
+    daemon.task(id).map(|(_, state)| state)
 }
 
 fn quiet(mut command: Command) -> Child {
@@ -96,53 +82,20 @@ fn quiet(mut command: Command) -> Child {
         .unwrap()
 }
 
-/// `ctr run --detach`.
-#[track_caller]
-fn detached(daemon: &Daemon, flags: &[&str], id: &str, script: &str) {
-    let flags = [&["--detach"], flags].concat();
-    let output = daemon
-        .ctr_run(&flags, id, &["sh", "-c", script])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    daemon.look();
-}
-
 fn ctr(daemon: &Daemon, arguments: &[&str]) -> Command {
     let mut command = daemon.ctr_command();
     command.args(arguments);
     command
 }
 
-/// `ctr tasks delete`; the exit code of the task, which it tells in a warning.
-#[track_caller]
-fn delete(daemon: &Daemon, id: &str) -> u32 {
-    let output = daemon.try_ctr(&["tasks", "delete", id]);
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let code = text
-        .split("exit code ")
-        .nth(1)
-        .map_or("0", |rest| rest.split('"').next().unwrap());
-    code.trim().parse().unwrap_or_else(|_| panic!("{output:?}"))
-}
-
 /// An exec that must work.
 #[track_caller]
 fn works(daemon: &Daemon, id: &str, exec: &str) {
-    let fifos = daemon.directory().join("fifo");
-    let arguments = [
-        "tasks",
-        "exec",
-        "--exec-id",
-        exec,
-        "--fifo-dir",
-        fifos.to_str().unwrap(),
-        id,
-        "echo",
-        "works",
-    ];
-    assert_eq!(daemon.ctr(&arguments), "works\n");
+    let output = daemon
+        .ctr_exec(&[], exec, id, &["echo", "works"])
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"works\n", "{output:?}");
 }
 
 /// The container's task is made anew, runs, and ends as it should.
@@ -163,7 +116,7 @@ fn runs_again(daemon: &Daemon, id: &str) {
         ]);
         so(again.status.success(), || format!("{again:?}"))
     });
-    wait_for(daemon, id, "RUNNING");
+    daemon.wait_for_task(id, "RUNNING");
     ends(daemon, id);
 }
 
@@ -171,8 +124,8 @@ fn runs_again(daemon: &Daemon, id: &str) {
 #[track_caller]
 fn ends(daemon: &Daemon, id: &str) {
     daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]);
-    wait_for(daemon, id, "STOPPED");
-    assert_eq!(delete(daemon, id), 137);
+    daemon.wait_for_task(id, "STOPPED");
+    assert_eq!(daemon.delete_task(id), 137);
     assert!(!daemon.try_ctr(&["tasks", "delete", id]).status.success());
     daemon.ctr(&["containers", "delete", id]);
     clear(daemon);
@@ -185,17 +138,24 @@ fn clear(daemon: &Daemon) {
     fs::create_dir(&fifos).unwrap();
 }
 
-const SLEEPS: &str = "exec sleep 3600";
+const SLEEPS: &[&str] = &["sleep", "3600"];
+
+/// containerd dies in the Create of `c`, which hangs.
+#[track_caller]
+fn dies_in_a_create(daemon: &Daemon) -> Hold {
+    let hold = Hold::install(daemon);
+    hold.hold("create");
+    let mut client = quiet(daemon.ctr_run(&["--detach"], "c", SLEEPS));
+    hold.held("create");
+    daemon.kill();
+    client.wait().unwrap();
+    hold
+}
 
 on_every_containerd! {
     fn s8_containerd_dies_in_a_create_that_ends_meanwhile(version) {
         let daemon = Daemon::start(version);
-        let hold = Hold::install(&daemon);
-        hold.hold("create");
-        let mut client = quiet(daemon.ctr_run(&["--detach"], "c", &["sh", "-c", SLEEPS]));
-        hold.held("create");
-        daemon.kill();
-        client.wait().unwrap();
+        let hold = dies_in_a_create(&daemon);
         hold.release("create");
         let made = daemon.directory().join("state/io.containerd.runtime.v2.task").join(daemon.names.name()).join("c/init.pid");
         // The wrapper and runc have the same name, and the container's init another one.
@@ -205,7 +165,7 @@ on_every_containerd! {
             so(made.exists() && !runs, || "runc has not made the container".to_owned())
         });
         daemon.start_again();
-        wait_for(&daemon, "c", "CREATED");
+        daemon.wait_for_task("c", "CREATED");
         // Create again: there is one.
         assert!(!daemon.try_ctr(&["tasks", "start", "--detach", "c"]).status.success());
         runs_again(&daemon, "c");
@@ -214,12 +174,7 @@ on_every_containerd! {
 
     fn s8_containerd_dies_in_a_create_that_hangs(version) {
         let daemon = Daemon::start(version);
-        let hold = Hold::install(&daemon);
-        hold.hold("create");
-        let mut client = quiet(daemon.ctr_run(&["--detach"], "c", &["sh", "-c", SLEEPS]));
-        hold.held("create");
-        daemon.kill();
-        client.wait().unwrap();
+        let hold = dies_in_a_create(&daemon);
         // It must come up all the same.
         daemon.start_again();
         daemon.try_ctr(&["tasks", "delete", "--force", "c"]);
@@ -233,7 +188,7 @@ on_every_containerd! {
         let hold = Hold::install(&daemon);
         for (id, meanwhile) in [("a", true), ("b", false)] {
             hold.hold("start");
-            let mut client = quiet(daemon.ctr_run(&["--detach"], id, &["sh", "-c", SLEEPS]));
+            let mut client = quiet(daemon.ctr_run(&["--detach"], id, SLEEPS));
             hold.held("start");
             daemon.kill();
             client.wait().unwrap();
@@ -245,7 +200,7 @@ on_every_containerd! {
                 assert_eq!(state(&daemon, id).as_deref(), Some("CREATED"));
                 hold.release("start");
             }
-            wait_for(&daemon, id, "RUNNING");
+            daemon.wait_for_task(id, "RUNNING");
             works(&daemon, id, "after");
             ends(&daemon, id);
         }
@@ -255,14 +210,11 @@ on_every_containerd! {
     fn s8_containerd_dies_in_the_start_of_an_exec(version) {
         let daemon = Daemon::start(version);
         let hold = Hold::install(&daemon);
-        detached(&daemon, &[], "c", SLEEPS);
+        daemon.detached(&[], "c", SLEEPS);
         for (exec, meanwhile) in [("a", true), ("b", false)] {
             hold.hold("exec");
-            let fifos = daemon.directory().join("fifo");
             let mark = format!("echo ran > /tmp/{exec}; exec sleep 3600");
-            let mut client = quiet(ctr(&daemon, &[
-                "tasks", "exec", "--exec-id", exec, "--fifo-dir", fifos.to_str().unwrap(), "c", "sh", "-c", &mark,
-            ]));
+            let mut client = quiet(daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &mark]));
             hold.held("exec");
             // First its client, which would remove the FIFOs when it hears of the other's death.
             client.kill().unwrap();
@@ -278,12 +230,10 @@ on_every_containerd! {
             // It has run, and runs.
             let look = format!("look-{exec}");
             let ran = format!("while [ ! -e /tmp/{exec} ]; do sleep 0.05; done");
-            let found = ctr(&daemon, &[
-                "tasks", "exec", "--exec-id", &look, "--fifo-dir", fifos.to_str().unwrap(), "c", "sh", "-c", &ran,
-            ]).output().unwrap();
+            let found = daemon.ctr_exec(&[], &look, "c", &["sh", "-c", &ran]).output().unwrap();
             assert!(found.status.success(), "{found:?}");
             // The same call again: the id is taken.
-            let again = daemon.try_ctr(&["tasks", "exec", "--exec-id", exec, "--fifo-dir", fifos.to_str().unwrap(), "c", "true"]);
+            let again = daemon.ctr_exec(&[], exec, "c", &["true"]).output().unwrap();
             assert!(String::from_utf8_lossy(&again.stderr).contains("already exists"), "{again:?}");
             daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "--exec-id", exec, "c"]);
         }
@@ -296,8 +246,8 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let hold = Hold::install(&daemon);
         for (id, meanwhile) in [("a", true), ("b", false)] {
-            detached(&daemon, &[], id, "exit 7");
-            wait_for(&daemon, id, "STOPPED");
+            daemon.detached(&[], id, &["sh", "-c", "exit 7"]);
+            daemon.wait_for_task(id, "STOPPED");
             hold.hold("delete");
             let mut client = quiet(ctr(&daemon, &["tasks", "delete", id]));
             hold.held("delete");
@@ -335,7 +285,7 @@ on_every_containerd! {
 
     fn s8_containerd_dies_right_after_a_call(version) {
         let daemon = Daemon::start(version);
-        detached(&daemon, &[], "c", SLEEPS);
+        daemon.detached(&[], "c", SLEEPS);
         let calls: [&[&str]; 6] = [
             &["tasks", "pause", "c"],
             &["tasks", "ps", "c"],
@@ -372,8 +322,8 @@ on_every_containerd! {
         client.wait().unwrap();
         daemon.start_again();
         daemon.try_ctr(&["tasks", "kill", "--signal", "SIGKILL", "c"]);
-        wait_for(&daemon, "c", "STOPPED");
-        assert_eq!(delete(&daemon, "c"), 137);
+        daemon.wait_for_task("c", "STOPPED");
+        assert_eq!(daemon.delete_task("c"), 137);
         daemon.ctr(&["containers", "delete", "c"]);
         clear(&daemon);
         daemon.end();
@@ -430,7 +380,7 @@ on_every_containerd! {
         let mount = format!("type=bind,src={},dst=/go,options=rbind:rw", go.display());
         let plain: Vec<_> = [("d0", 0), ("d9", 9)]
             .into_iter()
-            .inspect(|(id, code)| detached(&daemon, &["--mount", &mount], id, &format!("{wait}; exit {code}")))
+            .inspect(|(id, code)| daemon.detached(&["--mount", &mount], id, &["sh", "-c", &format!("{wait}; exit {code}")]))
             .collect();
         let pids: Vec<i32> = inside.iter().map(|(container, _)| container.pid()).chain([tty.pid(), oom.pid()]).collect();
 
@@ -455,7 +405,7 @@ on_every_containerd! {
         seen.push(("oom".to_owned(), i64::from(oom.wait()), 137));
         for (id, code) in plain {
             let now = state(&daemon, id);
-            let code_seen = if now.as_deref() == Some("STOPPED") { i64::from(delete(&daemon, id)) } else { -1 };
+            let code_seen = if now.as_deref() == Some("STOPPED") { i64::from(daemon.delete_task(id)) } else { -1 };
             seen.push((format!("ctr {id}"), code_seen, code));
         }
         let table: Vec<String> = seen.iter().map(|(name, seen, code)| format!("{name}: {seen} (is {code})")).collect();

@@ -13,17 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{
-    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest,
-    ShutdownRequest, StartRequest, StartResponse, WaitRequest, WaitResponse,
-};
+use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Empty, ShutdownRequest};
 use containerd_shim_protos::sandbox_api::{
     PingRequest, PingResponse, PlatformRequest, PlatformResponse, SandboxMetricsRequest,
     SandboxMetricsResponse,
 };
-use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::ttrpc::Code;
 use k8s_cri::v1 as api;
 use rustix::process::Signal;
+use shim_tests::calls::{code, refused};
 use shim_tests::driver::{CONFIG, Driver, gone};
 use shim_tests::proc::namespace;
 use shim_tests::raw::Bundle;
@@ -31,14 +29,6 @@ use shim_tests::{Daemon, PodSpec, ShimUnderTest, Version, eventually, ours_only}
 
 fn daemon() -> Daemon {
     Daemon::start(Version::V2_1SandboxApi)
-}
-
-#[track_caller]
-fn code<T: std::fmt::Debug>(answer: Result<T, ttrpc::Error>) -> (Code, String) {
-    match answer {
-        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
-        other => panic!("not refused: {other:?}"),
-    }
 }
 
 fn this_process() -> i32 {
@@ -374,7 +364,8 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
     }
     let sandbox_id = || driver.bundle.id.clone();
     let platform: PlatformResponse = driver
-        .sandbox(
+        .sandbox
+        .call(
             "Platform",
             &PlatformRequest {
                 sandbox_id: sandbox_id(),
@@ -393,7 +384,8 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         String::from_utf8_lossy(&architecture).trim()
     );
     driver
-        .sandbox::<PingResponse>(
+        .sandbox
+        .call::<PingResponse>(
             "PingSandbox",
             &PingRequest {
                 sandbox_id: sandbox_id(),
@@ -421,17 +413,9 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         bundle: bundle.path.display().to_string(),
         ..Default::default()
     };
-    let created: CreateTaskResponse = driver.task("Create", &create).unwrap();
+    let created: CreateTaskResponse = driver.task.call("Create", &create).unwrap();
     let id = || bundle.id.clone();
-    driver
-        .task::<StartResponse>(
-            "Start",
-            &StartRequest {
-                id: id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
+    driver.task.start(&bundle.id, "").unwrap();
     let inside = i32::try_from(created.pid).unwrap();
     for kind in ["net", "ipc", "uts"] {
         assert_eq!(namespace(inside, kind), namespace(pid, kind), "{kind}");
@@ -442,7 +426,8 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         "the pod's files"
     );
     let metrics: SandboxMetricsResponse = driver
-        .sandbox(
+        .sandbox
+        .call(
             "SandboxMetrics",
             &SandboxMetricsRequest {
                 sandbox_id: sandbox_id(),
@@ -464,37 +449,12 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
     );
 
     // 2.3 calls Shutdown after each deletion; a shim with a sandbox goes on.
+    driver.task.kill(&bundle.id, "", 9).unwrap();
+    assert_eq!(driver.task.wait(&bundle.id, "").unwrap(), 137);
+    driver.task.delete(&bundle.id, "").unwrap();
     driver
-        .task::<Empty>(
-            "Kill",
-            &KillRequest {
-                id: id(),
-                signal: 9,
-                ..Default::default()
-            },
-        )
-        .unwrap();
-    let exit: WaitResponse = driver
-        .task(
-            "Wait",
-            &WaitRequest {
-                id: id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
-    assert_eq!(exit.exit_status, 137);
-    driver
-        .task::<DeleteResponse>(
-            "Delete",
-            &DeleteRequest {
-                id: id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
-    driver
-        .task::<Empty>(
+        .task
+        .call::<Empty>(
             "Shutdown",
             &ShutdownRequest {
                 id: id(),
@@ -604,27 +564,24 @@ fn a_sandbox_that_cannot_be_made_says_why_and_leaves_nothing() {
     ours_only!("the stock shim has no Sandbox API");
     let daemon = daemon();
     let driver = Driver::start(&daemon, "refused23");
-    let (answer, text) = code(driver.create_with("runtime.v1.Other", vec![], ""));
+    let (answer, text) = refused(driver.create_with("runtime.v1.Other", vec![], ""));
     assert_eq!(answer, Code::INVALID_ARGUMENT);
     assert!(
         text.contains("runtime.v1.Other") && text.contains(CONFIG),
         "{text}"
     );
-    let (answer, text) = code(driver.create_with(CONFIG, vec![0xff; 9], ""));
+    let (answer, text) = refused(driver.create_with(CONFIG, vec![0xff; 9], ""));
     assert_eq!(answer, Code::INVALID_ARGUMENT);
     assert!(text.contains("decode"), "{text}");
-    let (answer, text) = code(driver.create(&config("refused23", &daemon), "/nowhere/netns"));
+    let (answer, text) = refused(driver.create(&config("refused23", &daemon), "/nowhere/netns"));
     assert_eq!(answer, Code::NOT_FOUND);
     assert!(text.contains("/nowhere/netns"), "{text}");
     assert!(
         !driver.bundle.path.join("files").exists(),
         "the pod's files stay"
     );
-    assert_eq!(
-        code(driver.status().map(|(status, _)| status)).0,
-        Code::NOT_FOUND
-    );
-    assert_eq!(code(driver.stop()).0, Code::NOT_FOUND);
+    assert_eq!(code(&driver.status()), Code::NOT_FOUND);
+    assert_eq!(code(&driver.stop()), Code::NOT_FOUND);
     // After a failed CreateSandbox containerd calls ShutdownSandbox.
     driver.shut_down();
     daemon.end();

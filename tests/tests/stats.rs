@@ -13,7 +13,9 @@ use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::Code;
 use serde_json::json;
+use shim_tests::calls::code;
 use shim_tests::cgroups::{Hierarchy, hierarchy, parameter};
 use shim_tests::raw::Bundle;
 use shim_tests::task::Task;
@@ -277,9 +279,8 @@ on_every_containerd! {
         task.wait("").unwrap();
         // Nobody has removed its cgroup yet.
         is_metrics(task.stats().unwrap());
-        eventually(Duration::from_secs(10), || task.delete(""));
-        let said = task.stats().unwrap_err();
-        assert!(said.contains("NOT_FOUND"), "{said}");
+        eventually(Duration::from_secs(10), || task.delete("").map_err(|refusal| refusal.to_string()));
+        assert_eq!(code(&task.stats()), Code::NOT_FOUND);
         task.shut_down();
         daemon.end();
     }

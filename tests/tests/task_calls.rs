@@ -13,15 +13,15 @@ use containerd_shim_protos::api::{
     CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
     DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
     PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StartResponse, StateRequest, StateResponse, Status, UpdateTaskRequest, WaitRequest,
-    WaitResponse,
+    StateRequest, StateResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::ttrpc::Code;
 use serde_json::{Value, json};
-use shim_tests::raw::{Bundle, Shim};
+use shim_tests::calls::{Answer, Shim};
+use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{Daemon, ShimUnderTest, eventually, on_every_containerd};
 
@@ -64,9 +64,8 @@ impl<'a> Task<'a> {
         self.bundle.id.clone()
     }
 
-    fn start(&self, exec: &str) -> Result<u32, String> {
-        let started: StartResponse = self.shim.call("Start", &self.start_request(exec))?;
-        Ok(started.pid)
+    fn start(&self, exec: &str) -> Answer<u32> {
+        self.shim.start(&self.bundle.id, exec)
     }
 
     fn start_request(&self, exec: &str) -> StartRequest {
@@ -134,7 +133,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn delete(&self, exec: &str) -> Result<DeleteResponse, String> {
+    fn delete(&self, exec: &str) -> Answer<DeleteResponse> {
         self.shim.call("Delete", &self.delete_request(exec))
     }
 
@@ -445,7 +444,7 @@ on_every_containerd! {
         refused_alike(&task.shim, "Exec", &same, Code::ALREADY_EXISTS);
         task.exec("absent", &["/no/such/program"]);
         let why = task.start("absent").unwrap_err();
-        assert!(why.contains("/no/such/program"), "{why}");
+        assert!(why.message.contains("/no/such/program"), "{why}");
         task.delete("absent").unwrap();
         // A container that has ended runs nothing more.
         task.killed("", 9);
@@ -691,7 +690,7 @@ on_every_containerd! {
         let bundle = bundle.spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let why = bundle.create(&shim).unwrap_err();
-        assert!(why.contains("/no/such/program"), "{why}");
+        assert!(why.message.contains("/no/such/program"), "{why}");
         let spec = bundle.plain(SLEEP);
         let bundle = bundle.spec(&spec);
         let request = CreateTaskRequest {

@@ -314,24 +314,10 @@ impl Cgroup {
     /// what failed is returned. A cgroup with processes or children stays and is a failure (`EBUSY`).
     #[must_use = "these are failures"]
     pub(crate) fn remove(&self) -> Vec<IoError> {
-        // The last process may be gone and the kernel not quite done with it.
         let deadline = Instant::now() + PATIENCE_TO_REMOVE;
         let remove = |directory: &Directory| {
             directory.refuse_root("remove the cgroup")?;
-            let mut pause = Pause::default();
-            loop {
-                match fs::remove_dir(&directory.path) {
-                    Ok(()) => return Ok(()),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    Err(error)
-                        if error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
-                            && before(deadline) =>
-                    {
-                        pause.sleep();
-                    }
-                    Err(error) => return Err(failed("remove the cgroup", &directory.path)(error)),
-                }
-            }
+            remove_directory(&directory.path, deadline)
         };
         self.directories
             .iter()
@@ -415,6 +401,39 @@ fn below(root: &Path, path: &Path) -> PathBuf {
         .unwrap_or(path)
         .components()
         .fold(root.to_owned(), |whole, part| whole.join(part))
+}
+
+/// Removes these cgroups, by their directories. That one is not there is no failure.
+///
+/// # Errors
+/// At the first that has children, whose owner may want them, and at the first that the kernel refuses to remove.
+pub(crate) fn remove_leaves(directories: impl Iterator<Item = PathBuf>) -> Result<(), IoError> {
+    let deadline = Instant::now() + PATIENCE_TO_REMOVE;
+    for directory in directories {
+        let mut entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        if entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            return Err(failed("remove the cgroup", &directory)(Errno::BUSY.into()));
+        }
+        remove_directory(&directory, deadline)?;
+    }
+    Ok(())
+}
+
+/// The last process may be gone and the kernel not quite done with it.
+fn remove_directory(directory: &Path, deadline: Instant) -> Result<(), IoError> {
+    let mut pause = Pause::default();
+    loop {
+        match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) && before(deadline) =>
+            {
+                pause.sleep();
+            }
+            Err(error) => return Err(failed("remove the cgroup", directory)(error)),
+        }
+    }
 }
 
 /// Sleeps between two looks: one millisecond at first, then twice as long each time, up to sixteen.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use containerd_shim_protos::events::task;
 use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::{
@@ -64,6 +65,8 @@ pub(super) struct Actor {
     /// A checkpoint is being made.
     pub(super) saving: bool,
     pub(super) init: Process,
+    /// Dropped when the init ends, for who starts it.
+    pub(super) init_ending: Option<oneshot::Sender<()>>,
     pub(super) execs: HashMap<String, Exec>,
     /// How many execs there have been.
     pub(super) exec_count: u64,
@@ -137,6 +140,7 @@ impl Actor {
                     process.ended = Some(exit);
                 }
                 if id == ProcessId::Init {
+                    self.init_ending = None;
                     self.end_the_rest();
                 }
                 self.tell_exits();
@@ -237,8 +241,12 @@ impl Actor {
             (Err(error), _) => answer(reply, Err(error)),
             (Ok(io), ProcessId::Init) => match self.image.clone() {
                 None => {
-                    self.jobs
-                        .spawn(async move { Done::InitStarted(runc.start().await, reply) });
+                    let (ending, ended) = oneshot::channel();
+                    self.init_ending = Some(ending);
+                    self.jobs.spawn(async move {
+                        let ended = async { ended.await.unwrap_or_default() };
+                        Done::InitStarted(runc.start(ended).await, reply)
+                    });
                 }
                 Some(image) => {
                     let (id, bundle) = (self.id.clone(), self.bundle.clone());
@@ -425,7 +433,7 @@ impl Actor {
             ending.extend(std::mem::replace(&mut process.io, Io::none()).end());
         }
         self.jobs.spawn(async move {
-            let taken_down = take_down(&bundle, &runc).await;
+            let taken_down = take_down(&bundle, runc.delete().await).await;
             // After the answer the shim may have to end, and files and loggers must have all by then.
             for ending in ending {
                 // It does not panic, and is not aborted.

@@ -147,9 +147,12 @@ pub(crate) async fn create(
     let made = match made {
         Ok(made) => made,
         Err(error) => {
-            take_down(&create.bundle, &runc).await.unwrap_or_else(|e| {
-                warn!("take down {} after a failed create: {e}", create.id);
-            });
+            let deleted = runc.delete_by_force().await;
+            take_down(&create.bundle, deleted)
+                .await
+                .unwrap_or_else(|e| {
+                    warn!("take down {} after a failed create: {e}", create.id);
+                });
             remove_cgroup(&create).await;
             return Err(error);
         }
@@ -183,6 +186,7 @@ pub(crate) async fn create(
         image: create.checkpoint,
         saving: false,
         init: Process::new(view),
+        init_ending: None,
         execs: HashMap::new(),
         exec_count: 0,
         update_count: 0,
@@ -311,9 +315,8 @@ fn mount(wire: &WireMount) -> Mount {
     }
 }
 
-/// Removes what runc and the kernel know of a container. Goes on after a failure, and returns the first.
-async fn take_down(bundle: &Path, runc: &Runc) -> Result<()> {
-    let deleted = runc.delete().await;
+/// Unmounts what a container had, after runc has `deleted` it or has failed to. The first failure.
+async fn take_down(bundle: &Path, deleted: Result<()>) -> Result<()> {
     let rootfs = bundle.join("rootfs");
     let unmounted = blocking(move || Ok(mounts::unmount(&rootfs)?)).await;
     deleted.and(unmounted)

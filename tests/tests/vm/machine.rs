@@ -100,6 +100,24 @@ pub(super) fn metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>
     assert!(metrics.pointer("/memory_events").is_some(), "{text}");
 }
 
+/// A container of a pod with a shared process namespace, with children that its end must take along: it is stopped and
+/// removed. The container that was, and its cgroup.
+#[track_caller]
+pub(super) fn a_shared_process_namespace_ends(daemon: &Daemon) -> (Container<'_>, PathBuf) {
+    let pod = PodSpec::new("shared").shared_processes().run(daemon);
+    let script = "for i in 1 2 3 4 5; do setsid sleep 3600 & done; wait";
+    let container = pod.container("one").shell(script).start();
+    let group = cgroup(container.pid());
+    eventually(Duration::from_secs(5), || {
+        let count = read(&group, "cgroup.procs").lines().count();
+        so(count == 6, || format!("{count} processes"))
+    });
+    container.stop(0);
+    assert_eq!(container.wait(), 137);
+    container.remove();
+    (container, group)
+}
+
 on_every_containerd! {
     fn machine_has_cgroup_v2_and_systemd(version) {
         assert!(vm::inside());
@@ -144,16 +162,7 @@ on_every_containerd! {
 
     fn machine_an_end_takes_every_process_of_a_shared_process_namespace(version) {
         let daemon = Daemon::start(version);
-        let pod = PodSpec::new("shared").shared_processes().run(&daemon);
-        let container = pod.container("one").shell("for i in 1 2 3 4 5; do setsid sleep 3600 & done; wait").start();
-        let group = cgroup(container.pid());
-        eventually(Duration::from_secs(5), || {
-            let count = read(&group, "cgroup.procs").lines().count();
-            so(count == 6, || format!("{count} processes"))
-        });
-        container.stop(0);
-        assert_eq!(container.wait(), 137);
-        container.remove();
+        let (_, group) = a_shared_process_namespace_ends(&daemon);
         eventually(Duration::from_secs(5), || so(!group.exists(), || format!("{} is still there", group.display())));
         daemon.end();
     }

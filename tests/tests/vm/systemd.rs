@@ -9,7 +9,9 @@ use rustix::process::Signal;
 use shim_tests::until::so;
 use shim_tests::{Container, Daemon, Options, PodSpec, eventually, on_every_containerd, proc};
 
-use super::machine::{cgroup, entry, metrics_are_the_kernels, pause_and_resume, read};
+use super::machine::{
+    a_shared_process_namespace_ends, cgroup, entry, metrics_are_the_kernels, pause_and_resume, read,
+};
 
 fn scope(container: &Container<'_>) -> String {
     format!("cri-containerd-{}.scope", container.id)
@@ -113,16 +115,7 @@ on_every_containerd! {
 
     fn systemd_an_end_takes_every_process_of_a_shared_process_namespace(version) {
         let daemon = Daemon::with(version, &Options::systemd());
-        let pod = PodSpec::new("shared").shared_processes().run(&daemon);
-        let container = pod.container("one").shell("for i in 1 2 3 4 5; do setsid sleep 3600 & done; wait").start();
-        let group = cgroup(container.pid());
-        eventually(Duration::from_secs(5), || {
-            let count = read(&group, "cgroup.procs").lines().count();
-            so(count == 6, || format!("{count} processes"))
-        });
-        container.stop(0);
-        assert_eq!(container.wait(), 137);
-        container.remove();
+        let (container, _) = a_shared_process_namespace_ends(&daemon);
         no_scope(&daemon, &container);
         daemon.end();
     }

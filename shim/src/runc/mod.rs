@@ -1,7 +1,11 @@
-//! runc: one function per command. What the kernel answers directly (signals, processes, freezing) is not asked here.
+//! runc: one function per command. What the kernel answers directly (signals, processes, freezing) is not asked here, and
+//! where a run of runc can be spared, it is ([`direct`]).
 //!
 //! runc writes its errors as JSON lines into a log of its own per call, which becomes the text of our error. Its exit
 //! comes through the one waiter ([`crate::exits`]), and it dies with the shim, so a killed shim leaves no half-run runc.
+
+mod direct;
+mod log;
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -12,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::Deserialize;
 
+use self::direct::Direct;
+use self::log::take_log;
 use crate::bundle::RuncRecord;
 use crate::criu::{self, Checkpoint, Work};
 use crate::error::{Error, IoError, Result};
@@ -31,6 +36,7 @@ pub(crate) struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
+    shortcuts: bool,
     criu_work_path: Option<PathBuf>,
     exits: Arc<Exits>,
 }
@@ -72,6 +78,7 @@ impl Runc {
             },
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            shortcuts: options.shortcuts,
             criu_work_path: options.criu_work_path.clone(),
             exits: exits.clone(),
         }
@@ -105,12 +112,24 @@ impl Runc {
         self.run_and_claim(call, &pid_file).await
     }
 
-    /// `runc start`: the init executes the user's program.
+    /// `runc start`: the init executes the user's program. `ended` resolves when it has ended.
     ///
     /// # Errors
     /// `Runc` with runc's own words.
-    pub(crate) async fn start(&self) -> Result<()> {
-        self.simple("start", &[]).await
+    pub(crate) async fn start(&self, ended: impl Future<Output = ()>) -> Result<()> {
+        let direct = match self.direct() {
+            Some(state) => direct::start(&state, ended).await,
+            None => Direct::NotHere,
+        };
+        match direct {
+            Direct::Done => Ok(()),
+            Direct::NotHere => self.simple("start", &[]).await,
+            Direct::Dead => Err(Error::Runc {
+                command: "start",
+                id: self.id.clone(),
+                message: "the init of the container has ended before it was started".into(),
+            }),
+        }
     }
 
     /// `runc exec --detach` of the OCI process in `process`, a JSON file.
@@ -201,13 +220,38 @@ impl Runc {
         }
     }
 
-    /// `runc delete --force`: removes runc's state and the cgroup, and kills what is left in it. A container that runc
-    /// does not know is no error.
+    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup.
     ///
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn delete(&self) -> Result<()> {
+        if let Some(state) = self.direct() {
+            let deleted = tokio::task::spawn_blocking(move || direct::delete(&state)).await;
+            if matches!(deleted, Ok(Direct::Done)) {
+                return Ok(());
+            }
+        }
+        match self.simple("delete", &[]).await {
+            Ok(()) => Ok(()),
+            // Nothing is there, or more than should be.
+            Err(_) => self.delete_by_force().await,
+        }
+    }
+
+    /// `runc delete --force`: as [`Runc::delete`], and kills what is left. A container that runc does not know is no
+    /// error.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub(crate) async fn delete_by_force(&self) -> Result<()> {
         self.simple("delete", &[OsStr::new("--force")]).await
+    }
+
+    /// The directory of the container's state, if it may be dealt with without a run of the program. systemd's cgroups
+    /// are for it to remove.
+    fn direct(&self) -> Option<PathBuf> {
+        let may = self.shortcuts && !self.record.systemd_cgroup;
+        (may && direct::is_runc(&self.record.binary)).then(|| self.record.root.join(&self.id))
     }
 
     async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
@@ -371,76 +415,10 @@ fn cannot_run(binary: &Path, error: &std::io::Error) -> String {
     }
 }
 
-#[derive(Deserialize)]
-struct LogLine {
-    level: String,
-    msg: String,
-}
-
-/// The last error in a log of runc's. The log is of one call, and is removed.
-fn take_log(log: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(log).ok()?;
-    // It stays only if the bundle is being removed at the same time, and then goes with it.
-    let _ = std::fs::remove_file(log);
-    entries(&text)
-        .into_iter()
-        .filter(|line| line.level == "error" || line.level == "fatal")
-        .map(|line| line.msg.trim().to_owned())
-        .next_back()
-}
-
-/// The entries of a log: runc writes each into a line, newer cruns over several. What is no entry is left out.
-fn entries(text: &str) -> Vec<LogLine> {
-    let mut entries = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let mut stream = serde_json::Deserializer::from_str(rest).into_iter();
-        let next = match stream.next() {
-            Some(Ok(entry)) => {
-                entries.push(entry);
-                rest.get(stream.byte_offset()..)
-            }
-            _ => rest.split_once('\n').map(|(_, after)| after),
-        };
-        rest = next.unwrap_or_default().trim_start();
-    }
-    entries
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_last_error_of_a_log_is_what_runc_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log.json");
-        std::fs::write(
-            &log,
-            "{\"level\":\"warning\",\"msg\":\"w\",\"time\":\"t\"}\n\
-             {\"level\":\"error\",\"msg\":\"first\",\"time\":\"t\"}\n\
-             not json\n\
-             {\"level\":\"error\",\"msg\":\"exec: no such file\\n\",\"time\":\"t\"}\n",
-        )
-        .unwrap();
-        assert_eq!(take_log(&log).as_deref(), Some("exec: no such file"));
-        assert!(!log.exists());
-        assert_eq!(take_log(&log), None);
-    }
-
-    #[test]
-    fn an_error_may_be_spread_over_lines() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log.json");
-        std::fs::write(
-            &log,
-            "{\"level\":\"error\",\"msg\":\"first\"}\n{ broken\n{\n  \"msg\": \"cannot open `\\/x`\",\n  \
-             \"level\": \"error\",\n  \"time\": \"t\"\n}\n{\"level\":\"warning\",\"msg\":\"w\"}",
-        )
-        .unwrap();
-        assert_eq!(take_log(&log).as_deref(), Some("cannot open `/x`"));
-    }
 
     #[tokio::test]
     async fn a_runc_that_is_not_there_is_named_with_what_to_do() {
@@ -451,7 +429,11 @@ mod tests {
             ..Options::default()
         };
         let runc = Runc::new("c1", dir.path(), "default", &options, &exits);
-        let error = runc.start().await.unwrap_err().to_string();
+        let error = runc
+            .start(std::future::pending())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("/nowhere/runc") && error.contains("BinaryName"),
             "{error}"

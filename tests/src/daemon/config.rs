@@ -1,0 +1,261 @@
+//! What a containerd is told: its configuration, and what a test may want different in it.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::image::PauseImage;
+use crate::lab::{self, ShimUnderTest, Version};
+use crate::slot::{Names, text};
+use crate::{leaks, proc};
+
+/// The name of the runtime handler that pods get when they name none.
+pub const HANDLER: &str = "under-test";
+
+/// A runtime handler of the CRI plugin.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    /// What `RunPodSandbox` calls it.
+    pub name: String,
+    /// `runtime_type`.
+    pub runtime_type: String,
+    /// `runtime_path`, where it is wanted.
+    pub runtime_path: Option<PathBuf>,
+    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names. `$CGROUP_PARENT` becomes
+    /// the slot's.
+    pub options: String,
+    /// Pods are made through the Sandbox API, also where the version's name does not say so. Not with options.
+    pub sandbox_api: bool,
+}
+
+/// What CNI gives a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// An address on the slot's bridge.
+    Bridge,
+    /// Nothing but loopback, for what measures the rest.
+    Loopback,
+}
+
+/// Who makes the cgroups of the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// runc.
+    Cgroupfs,
+    /// systemd, asked by runc.
+    Systemd,
+}
+
+impl Driver {
+    /// The runtime option that chooses it.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "",
+            Self::Systemd => "SystemdCgroup = true",
+        }
+    }
+}
+
+/// What a test may want different.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The options table of the default handler, TOML lines such as `holder = "process"`.
+    pub runtime_options: String,
+    /// Handlers beside the default one.
+    pub handlers: Vec<Handler>,
+    /// What the pause image holds.
+    pub pause_image: PauseImage,
+    /// Import nginx, too.
+    pub nginx: bool,
+    /// More lines for the CRI plugin's own table.
+    pub cri: String,
+    /// `debug` level in containerd and shim.
+    pub debug: bool,
+    /// Whose cgroups the pods are in. [`Self::systemd`] also tells the runtime.
+    pub driver: Driver,
+    /// What CNI does.
+    pub network: Network,
+    /// More environment variables for containerd.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            runtime_options: String::new(),
+            handlers: Vec::new(),
+            pause_image: match ShimUnderTest::get() {
+                ShimUnderTest::Pause => PauseImage::Hollow,
+                ShimUnderTest::Runc => PauseImage::Works,
+            },
+            nginx: false,
+            cri: String::new(),
+            debug: true,
+            driver: Driver::Cgroupfs,
+            network: Network::Bridge,
+            environment: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// With nginx.
+    pub fn nginx() -> Self {
+        Self {
+            nginx: true,
+            ..Self::default()
+        }
+    }
+
+    /// With systemd's cgroup driver, as kubelet's `cgroupDriver: systemd` wants it.
+    pub fn systemd() -> Self {
+        Self {
+            driver: Driver::Systemd,
+            ..Self::runtime(Driver::Systemd.option())
+        }
+    }
+
+    /// With these runtime options.
+    pub fn runtime(options: &str) -> Self {
+        Self {
+            runtime_options: options.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// The pods' network: a bridge of the slot.
+pub(super) fn cni_config(names: &Names, network: Network) -> String {
+    if network == Network::Loopback {
+        // The plugin makes nothing; it answers the address that containerd wants to hear.
+        let address = format!("{}.2/24", names.subnet());
+        return serde_json::json!({
+            "cniVersion": "0.4.0",
+            "name": names.name(),
+            "plugins": [{
+                "type": "static",
+                "ipam": { "type": "static", "addresses": [{ "address": address }] },
+            }],
+        })
+        .to_string();
+    }
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": names.name(),
+        "plugins": [{
+            "type": "bridge",
+            "bridge": names.bridge(),
+            "isGateway": true,
+            "ipMasq": false,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": text(&names.directory().join("ipam")),
+                "ranges": [[{ "subnet": format!("{}.0/24", names.subnet()) }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        }],
+    })
+    .to_string()
+}
+
+/// The configuration of containerd.
+pub(super) fn config(version: Version, names: &Names, options: &Options) -> String {
+    let directory = text(&names.directory());
+    let plugins = text(&lab::cni_plugins());
+    let pause_image = version.pause_image().unwrap_or("there-is.none/pause:0");
+    let (file_version, cri, images) = match version {
+        Version::V1_6 | Version::V1_7 => ("2", "io.containerd.grpc.v1.cri", String::new()),
+        Version::V2_1 | Version::V2_1SandboxApi => (
+            "3",
+            "io.containerd.cri.v1.runtime",
+            format!(
+                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{pause_image}'\n\
+                 [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
+            ),
+        ),
+    };
+    let sandbox_image = match version {
+        Version::V1_6 | Version::V1_7 => format!("sandbox_image = '{pause_image}'\n"),
+        Version::V2_1 | Version::V2_1SandboxApi => String::new(),
+    };
+    let bin_dir = match version {
+        Version::V1_6 | Version::V1_7 => format!("bin_dir = '{plugins}'"),
+        Version::V2_1 | Version::V2_1SandboxApi => format!("bin_dirs = ['{plugins}']"),
+    };
+    let mut handlers = vec![Handler {
+        name: HANDLER.to_owned(),
+        runtime_type: ShimUnderTest::get().runtime_type().to_owned(),
+        runtime_path: None,
+        options: options.runtime_options.clone(),
+        sandbox_api: false,
+    }];
+    handlers.extend(options.handlers.iter().cloned());
+    if !handlers.iter().any(|handler| handler.name == "runc") {
+        // 1.6 and 1.7 want a handler of this name whenever a table is given.
+        handlers.push(Handler {
+            name: "runc".to_owned(),
+            runtime_type: "io.containerd.runc.v2".to_owned(),
+            runtime_path: None,
+            options: String::new(),
+            sandbox_api: false,
+        });
+    }
+    let mut table = String::new();
+    for handler in handlers {
+        let section = format!("plugins.'{cri}'.containerd.runtimes.{}", handler.name);
+        table += &format!("[{section}]\nruntime_type = '{}'\n", handler.runtime_type);
+        let all_pods = version == Version::V2_1SandboxApi && handler.name != "runc";
+        if all_pods || handler.sandbox_api {
+            table += "sandboxer = 'shim'\n";
+        }
+        if let Some(path) = &handler.runtime_path {
+            table += &format!("runtime_path = '{}'\n", text(path));
+        }
+        if !handler.options.is_empty() {
+            let lines = handler
+                .options
+                .replace("$CGROUP_PARENT", &names.cgroup_parent());
+            let inline =
+                if version == Version::V1_6 && handler.runtime_type != "io.containerd.runc.v2" {
+                    let path = names.directory().join(format!("{}.toml", handler.name));
+                    fs::File::create(&path)
+                        .unwrap()
+                        .write_all(lines.as_bytes())
+                        .unwrap();
+                    format!("ConfigPath = '{}'", text(&path))
+                } else {
+                    lines
+                };
+            table += &format!("[{section}.options]\n{inline}\n");
+        }
+    }
+    let level = if options.debug { "debug" } else { "info" };
+    format!(
+        "version = {file_version}
+root = '{directory}/root'
+state = '{directory}/state'
+[debug]
+level = '{level}'
+address = '{directory}/debug.sock'
+[grpc]
+address = '{address}'
+[plugins.'io.containerd.internal.v1.opt']
+path = '{directory}/opt'
+{images}
+[plugins.'{cri}']
+restrict_oom_score_adj = {restricted}
+netns_mounts_under_state_dir = true
+{sandbox_image}{more}
+[plugins.'{cri}'.cni]
+{bin_dir}
+conf_dir = '{directory}/net.d'
+[plugins.'{cri}'.containerd]
+default_runtime_name = '{HANDLER}'
+{table}
+",
+        address = leaks::grpc_address(names),
+        // A machine whose root may not lower an oom_score_adj cannot start a CRI pod otherwise.
+        restricted = !proc::may_lower_oom_scores(),
+        more = options.cri,
+    )
+}

@@ -1,0 +1,343 @@
+//! One containerd, private to a test.
+
+mod config;
+mod ctr;
+mod events;
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+pub use self::config::{Driver, HANDLER, Handler, Network, Options};
+pub use self::events::{Event, Events};
+use crate::cri::Cri;
+use crate::image;
+use crate::lab::{self, ShimUnderTest, Version};
+use crate::leaks::{self, MARK, Seen};
+use crate::proc::{self, Process};
+use crate::slot::{Names, Slot, text};
+use crate::takedown::{Guard, take_down};
+use crate::until::{eventually, so};
+
+/// A running containerd.
+pub struct Daemon {
+    /// Which one.
+    pub version: Version,
+    /// The names of its slot.
+    pub names: Names,
+    environment: Vec<(String, String)>,
+    guard: RefCell<Guard>,
+    process: RefCell<Option<Child>>,
+    seen: RefCell<Seen>,
+    cri: Cri,
+    driver: Driver,
+    ended: Cell<bool>,
+    _slot: Slot,
+}
+
+impl Daemon {
+    /// Starts one with the usual options.
+    pub fn start(version: Version) -> Self {
+        Self::with(version, &Options::default())
+    }
+
+    /// Starts one with nginx at hand.
+    pub fn with_nginx(version: Version) -> Self {
+        Self::with(version, &Options::nginx())
+    }
+
+    /// Starts one.
+    pub fn with(version: Version, options: &Options) -> Self {
+        lab::prepare();
+        let binary = ShimUnderTest::get().binary(version);
+        let slot = Slot::take();
+        let names = slot.names.clone();
+        // The last user of this slot may have been killed together with its guard.
+        let left = take_down(&names);
+        assert!(
+            left.is_empty(),
+            "{} of an earlier run cannot be removed: {left:?}",
+            names.name()
+        );
+        let guard = Guard::start(&slot);
+
+        let directory = names.directory();
+        for folder in ["bin", "net.d", "logs", "fifo"] {
+            fs::create_dir_all(directory.join(folder)).unwrap();
+        }
+        std::os::unix::fs::symlink(
+            &binary,
+            directory
+                .join("bin")
+                .join(ShimUnderTest::get().binary_name()),
+        )
+        .unwrap();
+        fs::write(
+            directory.join("net.d/10-test.conflist"),
+            config::cni_config(&names, options.network),
+        )
+        .unwrap();
+        fs::write(
+            directory.join("config.toml"),
+            config::config(version, &names, options),
+        )
+        .unwrap();
+
+        let daemon = Self {
+            version,
+            cri: Cri::new(&leaks::grpc_address(&names)),
+            environment: options.environment.clone(),
+            guard: RefCell::new(guard),
+            process: RefCell::new(None),
+            seen: RefCell::new(Seen::default()),
+            driver: options.driver,
+            ended: Cell::new(false),
+            _slot: slot,
+            names,
+        };
+        daemon.launch();
+        let mut images = vec![(image::busybox(), image::BUSYBOX)];
+        if let Some(name) = version.pause_image() {
+            images.push((image::pause(name, options.pause_image), name));
+        }
+        if options.nginx {
+            images.push((image::nginx(), image::NGINX));
+        }
+        for (archive, name) in images {
+            daemon.import(&text(&archive), name);
+        }
+        daemon
+    }
+
+    fn import(&self, archive: &str, name: &str) {
+        self.ctr_in("k8s.io", &["images", "import", archive]);
+        // CRI learns of images through events.
+        eventually(Duration::from_secs(10), || {
+            so(self.cri.has_image(name), || {
+                format!("CRI does not know the image {name}")
+            })
+        });
+    }
+
+    fn launch(&self) {
+        let directory = self.directory();
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_path())
+            .unwrap();
+        let mut command = Command::new(self.version.binaries().join("containerd"));
+        command
+            .arg("--config")
+            .arg(directory.join("config.toml"))
+            .env("PATH", lab::path(&directory.join("bin")))
+            .env(MARK, &directory)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        *self.process.borrow_mut() = Some(command.spawn().unwrap());
+        eventually(Duration::from_secs(20), || {
+            if let Ok(Some(status)) = self.process.borrow_mut().as_mut().unwrap().try_wait() {
+                panic!("containerd ended at once, {status}:\n{}", self.log_tail(30));
+            }
+            self.cri.ready()
+        });
+    }
+
+    /// The slot's directory.
+    pub fn directory(&self) -> PathBuf {
+        self.names.directory()
+    }
+
+    /// containerd's pid.
+    pub fn pid(&self) -> i32 {
+        self.process.borrow().as_ref().map_or_else(
+            || panic!("containerd is down"),
+            |child| child.id().cast_signed(),
+        )
+    }
+
+    /// The cgroup parent that pods are made with, in the form that the cgroup driver wants.
+    pub fn cgroup_parent(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => self.names.cgroup_parent(),
+            Driver::Systemd => self.names.slice(),
+        }
+    }
+
+    /// The CRI client.
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// SIGKILL to containerd, and only to it.
+    pub fn kill(&self) {
+        self.look();
+        let mut child = self.process.borrow_mut().take().expect("containerd is up");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts it again after [`Self::kill`].
+    pub fn start_again(&self) {
+        assert!(self.process.borrow().is_none(), "containerd is up");
+        self.launch();
+    }
+
+    /// Remembers the slot's processes and tasks, so that none of them can hide later.
+    pub fn look(&self) {
+        self.seen.borrow_mut().look(&self.names);
+    }
+
+    /// The slot's processes; those that the test itself started (containerd, `ctr`) left out.
+    pub fn processes(&self) -> Vec<Process> {
+        let all = leaks::processes(&self.names).into_iter();
+        all.filter(|process| !leaks::is_our_own(process)).collect()
+    }
+
+    /// The shims of the slot.
+    pub fn shims(&self) -> Vec<Process> {
+        let name = ShimUnderTest::get().binary_name();
+        self.processes()
+            .into_iter()
+            .filter(|process| {
+                process
+                    .command_line()
+                    .split(' ')
+                    .next()
+                    .is_some_and(|program| program.ends_with(name))
+            })
+            .collect()
+    }
+
+    /// The only shim; panics when there is another number of them.
+    #[track_caller]
+    pub fn shim(&self) -> Process {
+        let mut shims = self.shims();
+        assert_eq!(
+            shims.len(),
+            1,
+            "one shim expected: {:?}",
+            shims.iter().map(Process::describe).collect::<Vec<_>>()
+        );
+        shims.remove(0)
+    }
+
+    /// Starts listening to containerd's events, of all namespaces.
+    pub fn events(&self) -> Events {
+        Events::listen(self)
+    }
+
+    /// The end of containerd's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let all: Vec<&str> = log.lines().collect();
+        // Debug lines of CRI hold whole specs.
+        let short = |line: &&str| line.chars().take(400).collect::<String>();
+        all[all.len().saturating_sub(lines)..]
+            .iter()
+            .map(short)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory().join("containerd.log")
+    }
+
+    /// What is left of pods and containers now, one line each; containerd itself does not count.
+    pub fn left(&self) -> Vec<String> {
+        let process = self.process.borrow();
+        let daemon: Vec<i32> = process
+            .iter()
+            .map(|child| child.id().cast_signed())
+            .collect();
+        self.seen.borrow().left(&self.names, &daemon)
+    }
+
+    /// Fails unless, within `deadline`, nothing is left of pods and containers. containerd stays.
+    #[track_caller]
+    pub fn nothing_left(&self, deadline: Duration) {
+        eventually(deadline, || {
+            let left = self.left();
+            so(left.is_empty(), || {
+                format!("left behind:\n  {}", left.join("\n  "))
+            })
+        });
+    }
+
+    /// Stops and removes all pods and containers, and fails if anything is left of them; then ends containerd.
+    #[track_caller]
+    pub fn end(self) {
+        self.look();
+        self.cri.remove_all_pods();
+        let namespace = self.names.name();
+        for id in self
+            .ctr(&["containers", "list", "--quiet"])
+            .split_whitespace()
+        {
+            self.try_ctr(&["tasks", "kill", "--signal", "SIGKILL", "--all", id]);
+            self.try_ctr(&["tasks", "delete", "--force", id]);
+            self.ctr(&["containers", "delete", id]);
+            self.seen.borrow_mut().task(&namespace, id);
+        }
+        self.nothing_left(Duration::from_secs(5));
+        self.seen.borrow().remove_traces(&self.names);
+        self.stop();
+        let left = take_down(&self.names);
+        assert!(left.is_empty(), "cannot be removed: {left:?}");
+        self.guard.borrow_mut().dismiss();
+        self.ended.set(true);
+    }
+
+    fn stop(&self) {
+        if let Some(mut child) = self.process.borrow_mut().take() {
+            proc::kill(child.id().cast_signed(), Signal::TERM);
+            let ended = crate::until::within(Duration::from_secs(10), || match child.try_wait() {
+                Ok(Some(_)) => Ok(()),
+                _ => Err("containerd does not end".to_owned()),
+            });
+            if ended.is_err() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended.get() {
+            return;
+        }
+        let test = std::thread::current()
+            .name()
+            .unwrap_or("test")
+            .replace("::", ".");
+        let failed = lab::lab().join("failed");
+        let kept = failed.join(format!("{test}.log"));
+        let _ = fs::create_dir_all(&failed);
+        let _ = fs::copy(self.log_path(), &kept);
+        eprintln!(
+            "containerd's last lines (all of them in {}):\n{}",
+            kept.display(),
+            self.log_tail(40)
+        );
+        if let Some(mut child) = self.process.borrow_mut().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        self.seen.borrow().remove_traces(&self.names);
+        let left = take_down(&self.names);
+        if !left.is_empty() {
+            eprintln!("cannot be removed: {left:?}");
+        }
+        self.guard.borrow_mut().dismiss();
+    }
+}
