@@ -116,6 +116,11 @@ impl Wanted {
         }
         Ok(wanted)
     }
+
+    /// Whether this is to be measured. CPU time is measured with the latency.
+    pub(crate) fn has(&self, what: What) -> bool {
+        self.what.contains(&what) || (what == What::Latency && self.what.contains(&What::Cpu))
+    }
 }
 
 /// The ones named, in the order of `all`.

@@ -10,7 +10,7 @@ use shim_tests::{Version, lab, screen};
 use crate::node::{CniOrHost, Node};
 
 /// After so many failures in one measurement a shim is left out of the rest of it.
-const GIVE_UP: usize = 3;
+const GIVE_UP: usize = 2;
 
 /// A shim, and how containerd drives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,14 +159,14 @@ impl Column {
     }
 }
 
-/// Does `one` so often with each shim in turn; none is always the first. A failure is noted, and the others go on.
+/// Does `one` with the round's number, so often with each shim in turn; none is always the first. A failure is noted, and the others go on.
 pub(crate) fn in_turn(
     node: &Node,
     columns: &mut [Column],
     what: &str,
     network: CniOrHost,
     rounds: usize,
-    mut one: impl FnMut(&mut Column) -> Result<(), Failure>,
+    mut one: impl FnMut(&mut Column, usize) -> Result<(), Failure>,
 ) {
     screen::line(what);
     let mut failures = vec![0; columns.len()];
@@ -178,10 +178,10 @@ pub(crate) fn in_turn(
         }
         None => true,
     });
-    for _ in 0..rounds {
+    for round in 0..rounds {
         for &at in &order {
             if failures[at] < GIVE_UP
-                && let Err(failure) = one(&mut columns[at])
+                && let Err(failure) = one(&mut columns[at], round)
             {
                 failures[at] += 1;
                 columns[at].note(what, &screen::short(&failure.0, 600));

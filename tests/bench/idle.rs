@@ -13,7 +13,7 @@ const CALM: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, seconds: usize) {
     let mut pods: Vec<(Shim, Running, Process)> = Vec::new();
-    in_turn(node, columns, "idle", network, 1, |column| {
+    in_turn(node, columns, "idle", network, 1, |column, _| {
         let pod = node.run(column.shim, network)?;
         let mut shims = node.shims();
         shims.retain(|shim| pods.iter().all(|(_, _, other)| other.pid != shim.pid));
@@ -39,7 +39,7 @@ pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, secon
         "idle, the end",
         network,
         1,
-        |column| match pods.iter().find(|(shim, ..)| *shim == column.shim) {
+        |column, _| match pods.iter().find(|(shim, ..)| *shim == column.shim) {
             Some((_, pod, _)) => remove(&node.calls, pod),
             None => Ok(()),
         },

@@ -22,7 +22,7 @@ pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, mib: 
     // The flood waits for this in its middle.
     fs::write(folder.join("go"), "").unwrap();
     let folder = text(&folder);
-    in_turn(node, columns, "logs", network, 1, |column| {
+    in_turn(node, columns, "logs", network, 1, |column, _| {
         let calls = &node.calls;
         let config = node.pod(network);
         let pod = calls.run_pod(&config, column.shim.name())?;

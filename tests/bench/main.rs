@@ -41,14 +41,14 @@ mod trace;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use arguments::{USAGE, Wanted, What};
-use columns::Column;
 use node::{CniOrHost, Node};
 use report::Run;
 use shim_tests::daemon::Network;
-use shim_tests::{Version, lab, rescue, screen};
+use shim_tests::{lab, rescue, screen};
 
 /// Pods of each shim that are traced, at most.
 const TRACED: usize = 10;
@@ -65,6 +65,12 @@ fn main() {
             "`make bench` calls sudo when you are not root.",
         );
     }
+    if std::env::var("SHIM_UNDER_TEST").is_ok_and(|shim| shim != "pause") {
+        rescue::refuse(
+            "SHIM_UNDER_TEST is set, but the bench always measures all shims.",
+            "env -u SHIM_UNDER_TEST make bench",
+        );
+    }
     rescue::arm("bench");
     let out = wanted
         .out
@@ -79,13 +85,15 @@ fn main() {
             "measuring",
             "The log says what containerd and the shims did.",
         );
-        runs.push(measure(version, &wanted));
-        // What there is stays, whatever becomes of the next.
-        let json = serde_json::to_vec_pretty(&report::json(&machine, &runs)).unwrap();
-        fs::write(out.join("bench.json"), json).unwrap();
-        fs::write(out.join("bench.md"), report::markdown(&machine, &runs)).unwrap();
-        // The newest containerd comes first.
-        fs::write(out.join("bench.svg"), chart::svg(&runs[0])).unwrap();
+        runs.push(Run::new(version, &wanted.shims));
+        // What there is stays, whatever becomes of the rest.
+        measure(&wanted, begin, &mut runs, &|runs| {
+            let json = serde_json::to_vec_pretty(&report::json(&machine, runs)).unwrap();
+            fs::write(out.join("bench.json"), json).unwrap();
+            fs::write(out.join("bench.md"), report::markdown(&machine, runs)).unwrap();
+            // The newest containerd comes first.
+            fs::write(out.join("bench.svg"), chart::svg(&runs[0])).unwrap();
+        });
     }
     screen::title("Results");
     for line in report::markdown(&machine, &runs).lines() {
@@ -98,72 +106,80 @@ fn main() {
     ));
 }
 
-/// Everything that is wanted, on one containerd.
-fn measure(version: Version, wanted: &Wanted) -> Run {
-    let mut columns = Vec::new();
-    let mut absent = Vec::new();
-    for &shim in &wanted.shims {
-        let mut column = Column::new(shim);
-        match shim.missing(version) {
-            Some(why) => {
-                column.note("everything", why);
-                absent.push(column);
-            }
-            None => columns.push(column),
-        }
-    }
-    let shims: Vec<_> = columns.iter().map(|column| column.shim).collect();
+/// Everything that is wanted, on the containerd of the last run. `save` is called whenever something was measured.
+fn measure(wanted: &Wanted, begin: Instant, runs: &mut [Run], save: &dyn Fn(&[Run])) {
+    let parts = parts(wanted);
     for cni in [Network::Loopback, Network::Bridge] {
-        let networks: Vec<_> = wanted
-            .networks
+        let mut parts = parts
             .iter()
             .copied()
-            .filter(|network| network.cni() == cni)
-            .collect();
-        // What does not depend on the network is measured with the one that costs least and suits everybody.
-        let others = cni == Network::Loopback;
-        if networks.is_empty() && !others {
+            .filter(|(_, network)| network.cni() == cni)
+            .peekable();
+        if parts.peek().is_none() {
             continue;
         }
-        let node = Node::start(version, cni, &shims);
-        let has = |what| wanted.what.contains(&what);
-        for &network in &networks {
-            if has(What::Latency) || has(What::Cpu) {
-                latency::run(&node, &mut columns, network, wanted.rounds);
+        let run = runs.last().unwrap();
+        let shims: Vec<_> = run.columns.iter().map(|column| column.shim).collect();
+        let node = Node::start(run.version, cni, &shims);
+        for (what, network) in parts {
+            screen::line(&format!("{:4} s", begin.elapsed().as_secs()));
+            let columns = &mut runs.last_mut().unwrap().columns[..];
+            match what {
+                What::Latency | What::Cpu => latency::run(&node, columns, network, wanted.rounds),
+                What::Trace => trace::run(&node, columns, network, wanted.rounds.min(TRACED)),
+                What::Throughput => {
+                    throughput::run(&node, columns, network, wanted.pods.min(THROUGH));
+                }
+                What::Memory => memory::run(&node, columns, network, wanted.pods, wanted.execs),
+                What::Logs => logs::run(&node, columns, network, wanted.mib),
+                What::Idle => idle::run(&node, columns, network, wanted.seconds),
             }
-            if has(What::Trace) {
-                trace::run(&node, &mut columns, network, wanted.rounds.min(TRACED));
-            }
-        }
-        if others {
-            let (columns, network) = (&mut columns[..], CniOrHost::Cni(cni));
-            if has(What::Throughput) {
-                throughput::run(&node, columns, network, wanted.pods.min(THROUGH));
-            }
-            if has(What::Memory) {
-                memory::run(&node, columns, network, wanted.pods, wanted.execs);
-            }
-            if has(What::Logs) {
-                logs::run(&node, columns, network, wanted.mib);
-            }
-            if has(What::Idle) {
-                idle::run(&node, columns, network, wanted.seconds);
-            }
+            save(runs);
         }
         node.end();
     }
-    columns.extend(absent);
-    Run { version, columns }
 }
 
-/// What is said of the machine.
+/// What is measured, in this order, and with which network.
+fn parts(wanted: &Wanted) -> Vec<(What, CniOrHost)> {
+    let mut parts = Vec::new();
+    for &network in &wanted.networks {
+        parts.extend([What::Latency, What::Trace].map(|what| (what, network)));
+    }
+    // What does not depend on the network is measured with the one that costs least and suits everybody.
+    let cheap = CniOrHost::Cni(Network::Loopback);
+    let others = [What::Throughput, What::Memory, What::Logs, What::Idle];
+    parts.extend(others.map(|what| (what, cheap)));
+    parts.retain(|(what, _)| wanted.has(*what));
+    parts
+}
+
+/// What is said of the machine, and of the programs whose versions stand nowhere else.
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    let first_word = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.split_whitespace().next().unwrap_or("?").to_owned()
+    };
+    let runc = Command::new(lab::lab().join("host/runc"))
+        .arg("--version")
+        .output();
+    let runc = String::from_utf8(runc.unwrap().stdout).unwrap();
+    // What cargo has written down: "NAME VERSION (SOURCE)" = ["BINARY"]
+    let installed = fs::read_to_string(node::published().with_file_name("../.crates.toml"));
+    let installed = installed.unwrap_or_default();
+    let published = installed
+        .split('"')
+        .nth(1)
+        .and_then(|name| name.split(" (").next());
     format!(
-        "{processors} processors, Linux {}, load {load} at the start",
-        kernel.trim()
+        "{processors} processors, Linux {}, load {} at the start; {}; published Rust shim: {}",
+        first_word("/proc/sys/kernel/osrelease"),
+        first_word("/proc/loadavg"),
+        runc.lines()
+            .next()
+            .unwrap_or("runc ?")
+            .replace(" version", ""),
+        published.unwrap_or("none")
     )
 }

@@ -25,7 +25,7 @@ pub(crate) fn run(
     most: usize,
     execs: usize,
 ) {
-    in_turn(node, columns, "memory", network, 1, |column| {
+    in_turn(node, columns, "memory", network, 1, |column, _| {
         let mut pods = Vec::new();
         for number in [1, 10, 50, 100] {
             if number > most {
@@ -35,7 +35,8 @@ pub(crate) fn run(
             pods.extend(together(node, CLIENTS, more, |calls, config| {
                 ready(calls, &config, column.shim)
             })?);
-            look(node, column, &pods, &format!("{number} pods"))?;
+            let plural = if number == 1 { "" } else { "s" };
+            look(node, column, &pods, &format!("{number} pod{plural}"))?;
             if number == 1 && execs > 0 {
                 let app = &pods[0].app;
                 together(node, CLIENTS, vec![(); execs], |calls, ()| {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_cri::v1::PodSandboxConfig;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use shim_tests::cri::Failure;
 use shim_tests::cri_calls::{self, Calls};
@@ -168,7 +168,8 @@ impl Node {
         remove();
         if self.settle().is_err() {
             for process in self.daemon.processes() {
-                proc::kill(process.pid, Signal::KILL);
+                // It may end by itself meanwhile.
+                let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, Signal::KILL));
             }
             remove();
         }

@@ -8,15 +8,34 @@ use shim_tests::Version;
 
 use crate::columns::{Column, Shim};
 use crate::targets;
+use crate::throughput::PER_SECOND;
 use crate::trace::{REST, RUNS, TRACE};
 
 /// All that was measured on one containerd.
 pub(crate) struct Run {
     pub(crate) version: Version,
     pub(crate) columns: Vec<Column>,
+    /// Which shims cannot be measured, and why.
+    absent: Vec<String>,
 }
 
 impl Run {
+    /// Without figures. What cannot be measured at all is only said.
+    pub(crate) fn new(version: Version, shims: &[Shim]) -> Self {
+        let mut run = Self {
+            version,
+            columns: Vec::new(),
+            absent: Vec::new(),
+        };
+        for &shim in shims {
+            match shim.missing(version) {
+                Some(why) => run.absent.push(format!("{}: {why}", shim.title())),
+                None => run.columns.push(Column::new(shim)),
+            }
+        }
+        run
+    }
+
     /// The exact version.
     pub(crate) fn title(&self) -> String {
         let exact = std::fs::read_to_string(self.version.binaries().join("version"));
@@ -35,6 +54,7 @@ pub(crate) fn json(machine: &str, runs: &[Run]) -> Value {
         json!({
             "containerd": run.version.line(),
             "title": run.title(),
+            "absent": run.absent,
             "columns": run.columns.iter().map(Column::json).collect::<Vec<_>>(),
         })
     });
@@ -60,11 +80,19 @@ pub(crate) fn markdown(machine: &str, runs: &[Run]) -> String {
                 write!(text, "\n### {title}\n\n{}", table(&rows)).unwrap();
             }
         }
-        for column in &run.columns {
-            for note in &column.notes {
-                writeln!(text, "\n- {}: {note}", column.shim.title()).unwrap();
-            }
+        let worse = worse_than_published(run);
+        if !worse.is_empty() {
+            let worse = worse.join("; ");
+            write!(text, "\nWorse than the published Rust shim: {worse}.\n").unwrap();
         }
+        let notes = run.columns.iter().flat_map(|column| {
+            let said = column.notes.iter();
+            said.map(|note| format!("{}: {note}", column.shim.title()))
+        });
+        for note in run.absent.iter().cloned().chain(notes) {
+            write!(text, "\n- {note}").unwrap();
+        }
+        text += "\n";
     }
     text
 }
@@ -86,9 +114,8 @@ fn traces(run: &Run) -> Vec<Vec<String>> {
     let wanted = |name: &&str| name.starts_with(TRACE) && !name.ends_with(RUNS);
     for name in names(run).into_iter().filter(wanted) {
         let cells = run.columns.iter().map(|column| {
-            let median = |name: &str| Some(column.figure(name)?.1.median());
-            let cell = median(name).map(|time| {
-                let runs = median(&format!("{name}{RUNS}")).unwrap_or_default();
+            let cell = median(Some(column), name).map(|time| {
+                let runs = median(Some(column), &format!("{name}{RUNS}")).unwrap_or_default();
                 if name.ends_with(REST) {
                     digits(time)
                 } else {
@@ -148,10 +175,36 @@ fn figures(run: &Run) -> Vec<Vec<String>> {
     rows
 }
 
+/// Our figures that are not as good as the published Rust shim's, and both.
+fn worse_than_published(run: &Run) -> Vec<String> {
+    let mut worse = Vec::new();
+    for name in names(run)
+        .into_iter()
+        .filter(|name| !name.starts_with(TRACE))
+    {
+        for shim in [Shim::This, Shim::Api] {
+            let [ours, theirs] = [shim, Shim::Published].map(|shim| median(run.column(shim), name));
+            let (Some(ours), Some(theirs)) = (ours, theirs) else {
+                continue;
+            };
+            let more_is_better = name.ends_with(PER_SECOND);
+            if ours != theirs && (ours > theirs) != more_is_better {
+                let [ours, theirs] = [ours, theirs].map(digits);
+                worse.push(format!("{}, {name} ({ours}, not {theirs})", shim.title()));
+            }
+        }
+    }
+    worse
+}
+
+/// The median of a figure, where there is one.
+pub(crate) fn median(column: Option<&Column>, name: &str) -> Option<f64> {
+    Some(column?.figure(name)?.1.median())
+}
+
 /// The ratio of two medians.
 pub(crate) fn ratio(this: Option<&Column>, other: Option<&Column>, name: &str) -> Option<f64> {
-    let median = |column: Option<&Column>| Some(column?.figure(name)?.1.median());
-    let ratio = median(this)? / median(other)?;
+    let ratio = median(this, name)? / median(other, name)?;
     ratio.is_finite().then_some(ratio)
 }
 
@@ -159,6 +212,7 @@ pub(crate) fn ratio(this: Option<&Column>, other: Option<&Column>, name: &str) -
 pub(crate) fn digits(value: f64) -> String {
     match value {
         0.0 => "0".to_owned(),
+        value if value.abs() < 0.1 => format!("{value:.3}"),
         value if value.abs() < 10.0 => format!("{value:.2}"),
         value if value.abs() < 100.0 => format!("{value:.1}"),
         value => format!("{value:.0}"),

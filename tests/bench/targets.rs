@@ -2,7 +2,7 @@
 
 use crate::columns::Shim;
 use crate::node::{CniOrHost, STEPS};
-use crate::report::{Run, digits, ratio};
+use crate::report::{Run, digits, median, ratio};
 use shim_tests::daemon::Network;
 
 /// How a figure is compared.
@@ -36,7 +36,7 @@ impl Target {
         let column = run.column(shim);
         match self.kind {
             Kind::AtMost | Kind::AtLeast => ratio(column, run.column(Shim::Stock), name),
-            Kind::Itself => Some(column?.figure(name)?.1.median()),
+            Kind::Itself => median(column, name),
         }
     }
 
@@ -119,14 +119,14 @@ pub(crate) fn targets() -> Vec<Target> {
         both(
             "threads of a pod beside the app",
             Kind::Itself,
-            "memory 1 pods: threads per pod",
+            "memory 1 pod: threads per pod",
             3.0,
             3.0,
         ),
         both(
             "processes of a pod beside the app",
             Kind::Itself,
-            "memory 1 pods: processes per pod",
+            "memory 1 pod: processes per pod",
             1.0,
             1.0,
         ),
@@ -190,28 +190,41 @@ fn cells(target: &Target, run: &Run, mode: Shim) -> [String; 4] {
     };
     let goal = limit.map_or_else(String::new, |limit| format!("{sign} {}", digits(limit)));
     let Some(measured) = target.measured(run, mode, mode) else {
-        return [
-            goal,
-            "not measured".to_owned(),
-            String::new(),
-            String::new(),
-        ];
+        // Why that is so stands below the tables.
+        let noted = run
+            .column(mode)
+            .is_none_or(|column| !column.notes.is_empty());
+        let why = if noted {
+            "not measurable (see below)"
+        } else {
+            "not measured"
+        };
+        return [goal, why.to_owned(), String::new(), String::new()];
     };
     let verdict = limit.map_or_else(String::new, |limit| {
         let by = (measured - limit).abs();
         match target.good(measured, limit) {
-            true => format!("met by {}", digits(by)),
-            false => format!("MISSED by {}", digits(by)),
+            true => format!("met by {}", exact(by)),
+            false => format!("MISSED by {}", exact(by)),
         }
     });
     let published = target.measured(run, Shim::Published, mode);
     let published = published.map_or_else(String::new, |other| {
         let verdict = match target.good(measured, other) {
-            _ if digits(measured) == digits(other) => "the same",
+            _ if exact(measured) == exact(other) => "the same",
             true => "ours is better",
             false => "ours is WORSE",
         };
-        format!("{}: {verdict}", digits(other))
+        format!("{}: {verdict}", exact(other))
     });
-    [goal, digits(measured), verdict, published]
+    [goal, exact(measured), verdict, published]
+}
+
+/// So many digits that it can be told from a target that is nearly the same.
+fn exact(value: f64) -> String {
+    if value > 0.0 && value < 1.0 {
+        format!("{value:.3}")
+    } else {
+        digits(value)
+    }
 }

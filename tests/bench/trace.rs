@@ -30,7 +30,7 @@ pub(crate) const REST: &str = "the rest (containerd, the running shim)";
 pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, rounds: usize) {
     let what = format!("trace, {} network", network.name());
     let mut all: Vec<(Shim, Seen)> = Vec::new();
-    in_turn(node, columns, &what, network, rounds, |column| {
+    in_turn(node, columns, &what, network, rounds, |column, _| {
         let unheard = |error| Failure(format!("the kernel's process events: {error}"));
         let recorder = Recorder::start(node.daemon.pid()).map_err(unheard)?;
         let times = life(node, column.shim, network);

@@ -1,0 +1,58 @@
+//! `make bench` still measures: one pod of each shim.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by failing"
+)]
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use shim_tests::ours_only;
+
+#[test]
+fn one_round_has_every_figure_of_every_shim() {
+    ours_only!("it runs both shims side by side");
+    let out = tempfile::tempdir().unwrap();
+    let ran = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["latency", "--rounds", "1", "--containerd", "2.1"])
+        .args(["--shims", "this,api,stock", "--network", "loopback"])
+        .arg("--out")
+        .arg(out.path())
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    for file in ["bench.md", "bench.svg"] {
+        assert!(out.path().join(file).is_file(), "{file}");
+    }
+    let json = fs::read(out.path().join("bench.json")).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    let columns = json["runs"][0]["columns"].as_array().unwrap();
+    let shims: Vec<_> = columns.iter().map(|column| &column["shim"]).collect();
+    assert_eq!(shims, ["this", "api", "stock"]);
+    for column in columns {
+        assert_eq!(column["notes"], serde_json::json!([]), "{column}");
+        for call in [
+            "RunPodSandbox",
+            "CreateContainer",
+            "StartContainer",
+            "pod ready",
+            "ExecSync",
+            "StopContainer",
+            "StopPodSandbox",
+            "RemovePodSandbox",
+        ] {
+            let figure = &column["figures"][format!("latency loopback: {call}")];
+            for value in ["median", "p90", "p99"] {
+                // What is not finite is null in JSON.
+                let value = figure[value].as_f64();
+                assert!(value.is_some_and(|ms| ms > 0.0), "{call}: {figure}");
+            }
+            assert_eq!(figure["count"], 1, "{call}: {figure}");
+        }
+        let cpu = column["figures"]["cpu loopback: of a pod's life"]["median"].as_f64();
+        assert!(cpu.is_some_and(|ms| ms > 0.0), "{column}");
+    }
+}
