@@ -12,6 +12,7 @@
 mod args;
 mod boot;
 mod bundle;
+mod callers;
 mod cgroup;
 mod cleanup;
 mod container;

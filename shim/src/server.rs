@@ -13,6 +13,7 @@ use log::{info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::callers;
 use crate::container::Shared;
 use crate::error::{Error, IoError, Result};
 use crate::events::Events;
@@ -25,6 +26,10 @@ use crate::task::TaskService;
 /// are the same.
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// How long a caller may stay connected when there is nothing left to serve. containerd closes its connection within
+/// milliseconds of the answer.
+const HANGING_UP: Duration = Duration::from_millis(500);
 
 /// How long the last events and answers may take when the server ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -62,7 +67,7 @@ pub(crate) fn serve(settings: Settings) -> Result<()> {
 }
 
 async fn run(settings: Settings) -> Result<()> {
-    let listener = take_listener()?;
+    let (listener, mut callers) = callers::counted(take_listener()?);
     let first_bundle: Arc<Path> = std::env::current_dir()
         .map_err(IoError::at("read", "the working directory"))?
         .into();
@@ -92,7 +97,7 @@ async fn run(settings: Settings) -> Result<()> {
         .map(|service| [(TASK_V2.to_owned(), service)].into())
         .ok_or(Error::Internal("the Task service has another name"))?;
     let mut server = Server::new()
-        .add_listener(listener.into())
+        .add_listener(listener)
         .register_service(v3)
         .register_service(v2)
         .register_service(sandbox);
@@ -107,7 +112,13 @@ async fn run(settings: Settings) -> Result<()> {
     drop(service);
     // The sender is in the service, which lives as long as the server.
     let _ = ended.wait_for(|ended| *ended).await;
-    // The answer to Shutdown goes out before the connections close.
+    if tokio::time::timeout(HANGING_UP, callers.gone())
+        .await
+        .is_err()
+    {
+        info!("a caller stays connected");
+    }
+    // What is still asked is answered before the connections close.
     if tokio::time::timeout(LAST_WORDS, server.shutdown())
         .await
         .is_err()

@@ -355,6 +355,22 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn callers_hang_up_first(version) {
+        ours_only!("the stock shim closes, and containerd has to put up with it");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "polite");
+        group.run("c", "exit 0");
+        group.remove("c");
+        let other = group.connect();
+        assert_code(&other.state("c", ""), Code::NOT_FOUND);
+        // The answer to the last call does not arrive together with the end of the connection, whoever has one.
+        group.shim.shutdown("polite");
+        assert_code(&other.state("c", ""), Code::NOT_FOUND);
+        drop(other);
+        group.end();
+        daemon.end();
+    }
+
     fn a_delete_ends_a_create_that_hangs(version) {
         ours_only!("the stock shim knows nothing of a container before runc has made it");
         let daemon = Daemon::start(version);

@@ -25,7 +25,7 @@ const LAYERS: [&[&str]; 14] = [
     &["cgroup"],
     &["mounts", "events"],
     &[
-        "state", "options", "spec", "bundle", "convert", "criu", "args", "logging",
+        "state", "options", "spec", "bundle", "convert", "criu", "args", "logging", "callers",
     ],
     // The one waiter: it hands out exits, and runc's calls and a container's state are made of them.
     &["exits"],
