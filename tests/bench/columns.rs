@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use shim_tests::cri::Failure;
 use shim_tests::spread::Spread;
-use shim_tests::{Version, lab, screen};
+use shim_tests::{Version, lab, rescue, screen};
 
 use crate::node::{CniOrHost, Node};
 
@@ -185,6 +185,7 @@ pub(crate) fn in_turn(
     });
     for round in 0..rounds {
         for &at in &order {
+            rescue::checkpoint();
             if failures[at] < GIVE_UP
                 && let Err(failure) = one(&mut columns[at], round)
             {
