@@ -1,5 +1,5 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
-# make bench    this shim beside the stock shim and the published Rust shim, measured (BENCH=… takes part of it)
+# make bench    this shim beside the stock shim and the published Rust shim, measured: some 20 minutes (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
 # make test-vm  only those that run in a VM with cgroup v2 and systemd; TESTS=… takes others of its tests
 # make build    the static binary, as target/dist/containerd-shim-pause-v2

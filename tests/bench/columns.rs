@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use shim_tests::cri::Failure;
 use shim_tests::spread::Spread;
-use shim_tests::{Version, lab, screen};
+use shim_tests::{Version, lab, rescue, screen};
 
 use crate::node::{CniOrHost, Node};
 
@@ -94,6 +94,8 @@ pub(crate) struct Column {
     figures: BTreeMap<String, Figure>,
     /// What could not be measured, and why.
     pub(crate) notes: Vec<String>,
+    /// It has failed in one measurement so often that it was left out of the rest.
+    failed: bool,
 }
 
 impl Column {
@@ -102,6 +104,7 @@ impl Column {
             shim,
             figures: BTreeMap::new(),
             notes: Vec::new(),
+            failed: false,
         }
     }
 
@@ -171,6 +174,8 @@ pub(crate) fn in_turn(
     screen::line(what);
     let mut failures = vec![0; columns.len()];
     let mut order: Vec<usize> = (0..columns.len()).collect();
+    // What has only failed so far would fail again, and take its time.
+    order.retain(|&at| !columns[at].failed || !columns[at].figures.is_empty());
     order.retain(|&at| match columns[at].shim.refuses(network) {
         Some(why) => {
             columns[at].note(what, why);
@@ -180,10 +185,12 @@ pub(crate) fn in_turn(
     });
     for round in 0..rounds {
         for &at in &order {
+            rescue::checkpoint();
             if failures[at] < GIVE_UP
                 && let Err(failure) = one(&mut columns[at], round)
             {
                 failures[at] += 1;
+                columns[at].failed |= failures[at] == GIVE_UP;
                 columns[at].note(what, &screen::short(&failure.0, 600));
                 node.clear();
             }

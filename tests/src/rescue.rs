@@ -7,10 +7,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::slot::Names;
+use crate::until::{so, within};
 use crate::{lab, leaks, proc, screen, takedown};
 
 /// What the program does now, and what to do when it fails.
@@ -136,12 +138,24 @@ fn keep_log(program: &str) -> Option<(PathBuf, String)> {
 
 fn take_down() {
     let Some(names) = slot() else { return };
-    let mut left = takedown::take_down(&names);
-    left.extend(leaks::links(&names));
-    if left.is_empty() {
-        screen::note("taken down", "everything; nothing is left");
-    } else {
-        screen::note("left", &left.join("\n"));
+    // Another thread may still be at work, until it comes to `checkpoint`.
+    let left = within(Duration::from_secs(5), || {
+        let mut left = takedown::take_down(&names);
+        left.extend(leaks::links(&names));
+        so(left.is_empty(), || left.join("\n"))
+    });
+    match left {
+        Ok(()) => screen::note("taken down", "everything; nothing is left"),
+        Err(left) => screen::note("left", &left),
+    }
+}
+
+/// Does not come back while everything is taken down.
+pub fn checkpoint() {
+    if ENDING.load(Ordering::SeqCst) {
+        loop {
+            std::thread::park();
+        }
     }
 }
 
