@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -39,7 +39,7 @@ pub(crate) struct Pod {
     /// A Shutdown was refused after the sandbox had been deleted: there will be no other one.
     orphaned: AtomicBool,
     /// How many members have been begun.
-    made: AtomicU64,
+    made: watch::Sender<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -138,7 +138,7 @@ impl Pod {
             shared,
             members: Mutex::default(),
             orphaned: AtomicBool::new(false),
-            made: AtomicU64::new(0),
+            made: watch::Sender::new(0),
         }
     }
 
@@ -339,7 +339,7 @@ impl Pod {
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
-        self.made.fetch_add(1, Ordering::Relaxed);
+        self.made.send_modify(|made| *made += 1);
         let (coming, come) = watch::channel(());
         let (give_up, given_up) = watch::channel(false);
         let member = Coming {
@@ -407,9 +407,10 @@ impl Pod {
         self.orphaned.load(Ordering::Relaxed) && self.is_empty()
     }
 
-    /// Of an empty pod: how many members there have been. None of one that has any.
-    pub(crate) fn unused(&self) -> Option<u64> {
-        self.is_empty().then(|| self.made.load(Ordering::Relaxed))
+    /// Of an empty pod: changes when it is given a member. None of one that has any.
+    pub(crate) fn unused(&self) -> Option<watch::Receiver<u64>> {
+        let made = self.made.subscribe();
+        self.is_empty().then_some(made)
     }
 
     /// Whether nothing is left that a shim is needed for.

@@ -45,15 +45,17 @@ impl TaskService {
     /// Ends the server if it has nothing to serve, and is given nothing: a containerd that died between `start` and
     /// Create, or while it deleted, does not ask for Shutdown when it is back.
     pub(crate) fn end_if_forgotten(&self) {
-        let Some(unused) = self.pod.unused() else {
+        let Some(mut made) = self.pod.unused() else {
             return;
         };
         // Weak: a server that ends before waits until nobody can publish events any more.
         let (pod, stop) = (Arc::downgrade(&self.pod), Arc::downgrade(&self.stop));
         tokio::spawn(async move {
-            tokio::time::sleep(FORGOTTEN).await;
-            if let (Some(pod), Some(stop)) = (pod.upgrade(), stop.upgrade())
-                && pod.unused() == Some(unused)
+            // With the first member the timer goes: a pod at rest wakes nobody.
+            let forgotten = tokio::time::timeout(FORGOTTEN, made.changed()).await;
+            if forgotten.is_err()
+                && let (Some(pod), Some(stop)) = (pod.upgrade(), stop.upgrade())
+                && pod.unused().is_some()
             {
                 info!("no container, and no Shutdown for {FORGOTTEN:?}: ending");
                 stop.stop();
