@@ -16,6 +16,17 @@ struct Ran {
     end: u64,
 }
 
+impl Ran {
+    /// A program that has begun and runs.
+    fn since(begin: u64, program: String) -> Self {
+        Self {
+            program,
+            begin,
+            end: u64::MAX,
+        }
+    }
+}
+
 /// Of one pod: step and program → how often it ran in that step, and its milliseconds there.
 type Seen = BTreeMap<(usize, String), (f64, f64)>;
 
@@ -112,20 +123,11 @@ fn programs(events: &[Event]) -> Vec<Ran> {
     for event in events {
         match &event.what {
             What::Fork => {
-                let program = "a fork".to_owned();
-                let (begin, end) = (event.at, u64::MAX);
-                running.insert(
-                    event.pid,
-                    Ran {
-                        program,
-                        begin,
-                        end,
-                    },
-                );
+                let forked = Ran::since(event.at, "a fork".to_owned());
+                running.insert(event.pid, forked);
             }
             What::Exec(words) => {
                 let program = name(words);
-                let end = u64::MAX;
                 match running.get_mut(&event.pid) {
                     // The time until its first exec is the program's; and runc copies itself, and runs the copy.
                     Some(now) if now.program == "a fork" => now.program = program,
@@ -140,14 +142,7 @@ fn programs(events: &[Event]) -> Vec<Ran> {
                                 end: begin,
                             });
                         }
-                        running.insert(
-                            event.pid,
-                            Ran {
-                                program,
-                                begin,
-                                end,
-                            },
-                        );
+                        running.insert(event.pid, Ran::since(begin, program));
                     }
                 }
             }
