@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  containerd ──Shutdown──▶ shim        the answer and the end of the connection arrive together, if the shim
-//!             ◀──answer────             closes first, and containerd's client then takes either of them: about
-//!             ──closes─────▶ ends       every other time it has "ttrpc: closed", and says that the call failed
+//!             ◀──answer────             closes first; containerd's client takes either of them then, and with
+//!             ──closes─────▶ ends       "ttrpc: closed" it says that the call has failed
 //! ```
 
 use std::io;

@@ -36,7 +36,8 @@ pub(crate) struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
-    shortcuts: bool,
+    /// The directory of the container's state, if it may be dealt with without a run of the program.
+    direct: Option<PathBuf>,
     criu_work_path: Option<PathBuf>,
     exits: Arc<Exits>,
 }
@@ -68,17 +69,20 @@ impl Runc {
         options: &Options,
         exits: &Arc<Exits>,
     ) -> Self {
+        let record = RuncRecord {
+            binary: options.binary_name.clone(),
+            root: options.root.join(namespace),
+            systemd_cgroup: options.systemd_cgroup,
+        };
+        // systemd's cgroups are for it to remove.
+        let direct = options.shortcuts && !record.systemd_cgroup && direct::is_runc(&record.binary);
         Self {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
-            record: RuncRecord {
-                binary: options.binary_name.clone(),
-                root: options.root.join(namespace),
-                systemd_cgroup: options.systemd_cgroup,
-            },
+            direct: direct.then(|| record.root.join(id)),
+            record,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
-            shortcuts: options.shortcuts,
             criu_work_path: options.criu_work_path.clone(),
             exits: exits.clone(),
         }
@@ -117,8 +121,8 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn start(&self, ended: impl Future<Output = ()>) -> Result<()> {
-        let direct = match self.direct() {
-            Some(state) => direct::start(&state, ended).await,
+        let direct = match &self.direct {
+            Some(state) => direct::start(state, ended).await,
             None => Direct::NotHere,
         };
         match direct {
@@ -225,7 +229,7 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub(crate) async fn delete(&self) -> Result<()> {
-        if let Some(state) = self.direct() {
+        if let Some(state) = self.direct.clone() {
             let deleted = tokio::task::spawn_blocking(move || direct::delete(&state)).await;
             if matches!(deleted, Ok(Direct::Done)) {
                 return Ok(());
@@ -245,13 +249,6 @@ impl Runc {
     /// `Runc` with runc's own words.
     pub(crate) async fn delete_by_force(&self) -> Result<()> {
         self.simple("delete", &[OsStr::new("--force")]).await
-    }
-
-    /// The directory of the container's state, if it may be dealt with without a run of the program. systemd's cgroups
-    /// are for it to remove.
-    fn direct(&self) -> Option<PathBuf> {
-        let may = self.shortcuts && !self.record.systemd_cgroup;
-        (may && direct::is_runc(&self.record.binary)).then(|| self.record.root.join(&self.id))
     }
 
     async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
