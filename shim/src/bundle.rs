@@ -30,6 +30,9 @@ const DELETED: &str = "deleted";
 pub(crate) struct Record {
     /// Its bundle, for what is mounted there.
     pub(crate) bundle: PathBuf,
+    /// Whether its `rootfs` is a place to mount at only, and anything in it a leftover.
+    #[serde(default)]
+    pub(crate) mounts_rootfs: bool,
     /// The OCI runtime that made the container; absent for a sandbox that no runtime knows.
     pub(crate) runc: Option<RuncRecord>,
     /// Whether systemd makes its cgroup.
@@ -172,6 +175,7 @@ mod tests {
     fn record(bundle: &Path) -> Record {
         Record {
             bundle: bundle.to_owned(),
+            mounts_rootfs: true,
             runc: None,
             systemd_cgroup: false,
             cgroups_path: Some("/kubepods/x".into()),

@@ -100,11 +100,36 @@ fn take_down(id: &str, record: &Record, logs: &Path) -> Result<()> {
     if let Some(runc) = &record.runc {
         result = keep_first(result, runc::delete_now(id, logs, runc));
     }
-    result = keep_first(result, first_of(mounts::unmount_below(&record.bundle)));
+    let unmounted = first_of(mounts::unmount_below(&record.bundle));
+    if unmounted.is_ok() && record.mounts_rootfs {
+        remove_mount_points(&record.bundle.join("rootfs"));
+    }
+    result = keep_first(result, unmounted);
     if let Some(cgroup) = cgroup {
         result = keep_first(result, first_of(cgroup.remove()));
     }
     result
+}
+
+/// Removes the empty files and directories in `directory`, where nothing is mounted any more.
+///
+/// When a shim dies during a create, containerd unmounts the root filesystem at once. A container's init that lives a
+/// moment longer then makes its mount points below it, and containerd never gets rid of a bundle with such a directory.
+fn remove_mount_points(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = match entry.metadata() {
+            Ok(data) if data.is_dir() => {
+                remove_mount_points(&path);
+                std::fs::remove_dir(&path)
+            }
+            Ok(data) if data.is_file() && data.len() == 0 => std::fs::remove_file(&path),
+            _ => continue,
+        };
+        if let Err(error) = removed {
+            warn!("{}", IoError::at("remove", &path)(error));
+        }
+    }
 }
 
 /// The shim that was started in a bundle, alive or dying.

@@ -102,6 +102,7 @@ pub(crate) async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     }
     Record {
         bundle: plan.bundle.clone(),
+        mounts_rootfs: false,
         runc: None,
         systemd_cgroup: plan.driver == Driver::Systemd,
         cgroups_path: plan.cgroups_path.clone(),

@@ -57,9 +57,7 @@ on_every_containerd! {
         let one = pod.sleeper("one");
         assert!(pod.ready());
         shim_tests::proc::kill(pod.pid(), rustix::process::Signal::KILL);
-        shim_tests::eventually(std::time::Duration::from_secs(5), || {
-            if pod.ready() { Err("CRI still calls it ready".to_owned()) } else { Ok(()) }
-        });
+        pod.no_longer_ready();
         // The containers end when kubelet stops them, with their grace period, as with the stock shim.
         assert_eq!(one.output(&["echo", "still here"]), "still here");
         daemon.end();

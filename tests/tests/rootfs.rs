@@ -253,6 +253,33 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn delete_removes_the_mount_points_of_a_create_that_was_cut_short(version) {
+        shim_tests::ours_only!("the bundle stays as it is");
+        let daemon = Daemon::start(version);
+        let source = busybox(&daemon);
+        let task = Task::new(&daemon, &["sleep", "3600"]);
+        task.create(vec![mount("bind", &source, &["rw", "rbind"])]);
+        kill(task.process.pid, Signal::KILL);
+        eventually(Duration::from_secs(10), || {
+            if task.process.alive() { Err("the shim stays".to_owned()) } else { Ok(()) }
+        });
+        // What containerd does when the connection is cut, and then an init that it did not wait for.
+        let rootfs = task.rootfs();
+        rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH).unwrap();
+        fs::create_dir_all(rootfs.join("dev/shm")).unwrap();
+        fs::write(rootfs.join("dev/hosts"), "").unwrap();
+        // Not a mount point.
+        fs::write(rootfs.join("data"), "kept").unwrap();
+        let deleted = task.bundle.delete();
+        assert!(deleted.status.success(), "{}", deleted.text());
+        let left: Vec<_> = fs::read_dir(&rootfs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["data"]);
+        // The image's own are not touched.
+        assert!(source.join("bin").exists());
+        drop(task);
+        daemon.end();
+    }
+
     fn layers_have_the_owners_that_are_asked_for(version) {
         if ShimUnderTest::get() == ShimUnderTest::Runc && version != Version::V2_1 {
             shim_tests::ours_only!("the shims of 1.6 and 1.7 do not know uidmap= and gidmap=");

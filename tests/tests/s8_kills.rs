@@ -73,9 +73,7 @@ fn starts(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
 /// CRI has seen it, and can remove the pod.
 #[track_caller]
 fn removed(daemon: &Daemon, pod: &Pod<'_>) {
-    eventually(Duration::from_secs(5), || {
-        so(!pod.ready(), || "CRI still calls the pod ready".to_owned())
-    });
+    pod.no_longer_ready();
     daemon.cri().remove_all_pods();
 }
 
@@ -85,7 +83,7 @@ in_every_mode! {
         let pod = PodSpec::new("killed").run(&daemon);
         let (_one, _two) = (pod.sleeper("one"), pod.container("two").shell("sleep 3600 & sleep 3600").start());
         kill_the_shim(&daemon);
-        eventually(Duration::from_secs(5), || so(!pod.ready(), || "CRI still calls the pod ready".to_owned()));
+        pod.no_longer_ready();
         daemon.end();
     }
 
@@ -101,7 +99,7 @@ in_every_mode! {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").run(&daemon);
         kill_the_shim(&daemon);
-        eventually(Duration::from_secs(5), || so(!pod.ready(), || "CRI still calls the pod ready".to_owned()));
+        pod.no_longer_ready();
         daemon.end();
     }
 

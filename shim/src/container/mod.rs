@@ -223,6 +223,7 @@ async fn make(
     }
     Record {
         bundle: create.bundle.clone(),
+        mounts_rootfs: !create.rootfs.is_empty(),
         runc: Some(runc.record().clone()),
         systemd_cgroup: create.options.systemd_cgroup,
         cgroups_path: create.spec.cgroups_path().map(str::to_owned),

@@ -1,9 +1,12 @@
 //! Pods.
 
+use std::time::Duration;
+
 use k8s_cri::v1::{self as api, NamespaceMode};
 
 use super::{Container, ContainerSpec, Failure, call, pid, verbose};
 use crate::daemon::Daemon;
+use crate::until::eventually;
 
 /// A pod to be.
 #[derive(Clone, Debug)]
@@ -183,19 +186,34 @@ impl<'a> Pod<'a> {
     /// The status with its verbose info.
     #[track_caller]
     pub fn status(&self) -> (api::PodSandboxStatus, serde_json::Value) {
+        self.try_status()
+            .unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    fn try_status(&self) -> Result<(api::PodSandboxStatus, serde_json::Value), Failure> {
         let request = api::PodSandboxStatusRequest {
             pod_sandbox_id: self.id.clone(),
             verbose: true,
         };
-        let response = call!(self.daemon.cri(), pod_sandbox_status, request)
-            .unwrap_or_else(|failure| panic!("{failure}"));
-        (response.status.unwrap(), verbose(&response.info))
+        let response = call!(self.daemon.cri(), pod_sandbox_status, request)?;
+        Ok((response.status.unwrap(), verbose(&response.info)))
     }
 
     /// `true` while CRI calls it ready.
     #[track_caller]
     pub fn ready(&self) -> bool {
         self.status().0.state() == api::PodSandboxState::SandboxReady
+    }
+
+    /// Waits until CRI no longer calls it ready. Where the shim has been killed, containerd with the Sandbox API asks it
+    /// all the same and answers with an error, until it has noticed.
+    #[track_caller]
+    pub fn no_longer_ready(&self) {
+        eventually(Duration::from_secs(5), || match self.try_status() {
+            Ok((status, _)) if status.state() != api::PodSandboxState::SandboxReady => Ok(()),
+            Ok(_) => Err("CRI still calls the pod ready".to_owned()),
+            Err(failure) => Err(failure.to_string()),
+        });
     }
 
     /// The pid that containerd knows the sandbox by (may be a thread's id).
