@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -17,7 +18,9 @@ use serde_json::json;
 use shim_tests::calls::{Answer, Streams, code};
 use shim_tests::daemon::Events;
 use shim_tests::direct::{Group, Tasks};
+use shim_tests::hold::Hold;
 use shim_tests::lab::ShimUnderTest;
+use shim_tests::slot::text;
 use shim_tests::until::so;
 use shim_tests::{Daemon, eventually, on_every_containerd, ours_only};
 
@@ -300,6 +303,58 @@ on_every_containerd! {
         group.end();
         let said = fs::read_to_string(said).unwrap();
         assert!(said.lines().count() >= 3 && said.lines().all(|limit| limit == "1000"), "{said}");
+        daemon.end();
+    }
+
+    fn calls_to_an_exec_that_is_being_started_wait_for_it(version) {
+        let daemon = Daemon::start(version);
+        let hold = Hold::install(&daemon);
+        let group = Group::start(&daemon, "early");
+        let shim = &group.shim;
+        group.run("c", "exec sleep 3600");
+        let stdin = daemon.directory().join("in");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &stdin, rustix::fs::Mode::RWXU).unwrap();
+        let input = Streams { stdin: text(&stdin), ..Streams::default() };
+        shim.exec("c", "killed", &["sleep", "3600"], &Streams::default()).unwrap();
+        shim.exec("c", "deleted", &["sleep", "3600"], &Streams::default()).unwrap();
+        shim.exec("c", "fed", &["cat"], &input).unwrap();
+        let tasks: &Tasks = &group;
+        // The process runs already; only runc has not ended.
+        let early = |exec: &'static str, call: &(dyn Fn() -> Answer<()> + Sync)| -> Answer<()> {
+            hold.hold("exec-done");
+            std::thread::scope(|scope| {
+                let start = scope.spawn(|| tasks.shim.start("c", exec));
+                hold.held("exec-done");
+                let called = scope.spawn(call);
+                // Long enough for an answer that does not wait.
+                std::thread::sleep(Duration::from_millis(200));
+                let waited = !called.is_finished();
+                hold.release("exec-done");
+                start.join().unwrap().unwrap();
+                let answer = called.join().unwrap();
+                assert!(waited, "{exec}: {answer:?}");
+                answer
+            })
+        };
+        early("killed", &|| tasks.shim.kill("c", "killed", 9)).unwrap();
+        assert_eq!(shim.wait("c", "killed").unwrap(), 137);
+        assert_code(&early("deleted", &|| tasks.shim.delete("c", "deleted").map(drop)), misfit());
+        shim.kill("c", "deleted", 9).unwrap();
+        assert_eq!(shim.wait("c", "deleted").unwrap(), 137);
+        if ShimUnderTest::get() == ShimUnderTest::Pause {
+            // The stock shim does not wait here, and the input stays open.
+            let mut writer = fs::File::options().read(true).write(true).open(&stdin).unwrap();
+            writer.write_all(b"eaten").unwrap();
+            early("fed", &|| tasks.shim.close_stdin("c", "fed")).unwrap();
+            drop(writer);
+            assert_eq!(shim.wait("c", "fed").unwrap(), 0);
+        }
+        fs::remove_file(&stdin).unwrap();
+        for exec in ["killed", "deleted", "fed"] {
+            shim.delete("c", exec).unwrap();
+        }
+        group.remove("c");
+        group.end();
         daemon.end();
     }
 

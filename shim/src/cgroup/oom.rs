@@ -31,8 +31,10 @@ use crate::error::IoError;
 
 /// v1 notifies before it chooses what to kill. So its counter is looked at this often, and with this pause, after a
 /// notification that found it unchanged. Together one second: a kernel that writes its report to a serial console takes
-/// a part of that.
-const LOOKS: u32 = 20;
+/// a part of that. v2 notifies once in 10 ms at the most (CGROUP_FILE_NOTIFY_MIN_INTV), of the limit that is reached and
+/// only then of the kill that follows: there it is looked at once more.
+const LOOKS_V1: u32 = 20;
+const LOOKS_V2: u32 = 1;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// The kills in a cgroup since it is watched.
@@ -49,7 +51,7 @@ pub(crate) struct OomKills {
     looks: u32,
     /// v2: kills in the cgroup above, at the time of the last look.
     above: u64,
-    /// v2: the kernel has notified of a change, and no look has told which.
+    /// v2: the kernel has notified of a change, and no look has told which, or one came too early to tell.
     changed: bool,
 }
 
@@ -110,15 +112,23 @@ impl OomKills {
                 // An eventfd gives eight bytes, inotify as many events as fit; that there was something is what counts.
                 let mut buffer = [0; 512];
                 match notified.read(&mut buffer).await {
-                    Ok(length @ 1..) => self.changed |= is_change(&buffer[..length]),
+                    Ok(length @ 1..) => self.heard(&buffer[..length]),
                     Ok(0) | Err(_) => self.notified = None,
-                }
-                if self.hierarchy == Hierarchy::V1 {
-                    self.looks = LOOKS;
                 }
             }
             if self.look() {
                 return;
+            }
+        }
+    }
+
+    /// A notification has come.
+    fn heard(&mut self, bytes: &[u8]) {
+        match self.hierarchy {
+            Hierarchy::V1 => self.looks = LOOKS_V1,
+            Hierarchy::V2 => {
+                self.changed |= is_change(bytes);
+                self.looks = LOOKS_V2;
             }
         }
     }
@@ -130,10 +140,12 @@ impl OomKills {
                 let new = count > self.known;
                 // A cgroup below may have been removed, with its count.
                 self.known = count;
-                self.changed = false;
-                self.above = self.count_above();
                 if new {
                     self.looks = 0;
+                }
+                if self.looks == 0 {
+                    self.changed = false;
+                    self.above = self.count_above();
                 }
                 new
             }
@@ -299,6 +311,30 @@ mod tests {
                 assert_eq!(kills.look_after_a_kill(), told, "{own:?} {above:?}");
                 assert!(!kills.look_after_a_kill());
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn v2_a_kill_right_after_a_limit_that_was_touched_is_known_though_nobody_notified_of_it()
+    {
+        for (looked_again, told) in [(false, true), (true, false)] {
+            let (root, cgroup) = v2("oom_kill 0\n");
+            let events_above = root.path().join("memory.events");
+            fs::write(&events_above, "oom_kill 7\n").unwrap();
+            let mut kills = cgroup.watch_oom_kills().unwrap();
+            let file = cgroup.any_path().join("memory.events");
+            fs::write(&file, "max 1\noom_kill 0\n").unwrap();
+            let mut buffer = [0; 512];
+            let length = rustix::io::read(kills.notified.as_ref().unwrap(), &mut buffer).unwrap();
+            kills.heard(&buffer[..length]);
+            assert!(!kills.look());
+            if looked_again {
+                kills.looks = 0;
+                assert!(!kills.look());
+            }
+            fs::write(&events_above, "oom_kill 8\n").unwrap();
+            fs::remove_dir_all(cgroup.any_path()).unwrap();
+            assert_eq!(kills.look_after_a_kill(), told, "{looked_again}");
         }
     }
 

@@ -4,16 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use containerd_shim_protos::events::task;
-use log::{info, warn};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use log::info;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::process::{
-    Exec, ExecFiles, Process, answer, exec_process, restore, start_exec, tell_exit,
-};
-use super::{Shared, known_cgroup, take_down, watched};
-use crate::bundle;
+use super::process::{Exec, ExecFiles, Process, answer, exec_process, restore, start_exec};
+use super::{Shared, known_cgroup, watched};
 use crate::cgroup::{Cgroup, OomKills};
 use crate::convert::wire_pid;
 use crate::error::{Error, IoError, Result};
@@ -23,9 +20,6 @@ use crate::io::{self, Io};
 use crate::mailbox::{Command, Deleted, Owner, ProcessId, Reply, View, no_process};
 use crate::runc::{Runc, Started};
 use crate::state::{Call, State};
-
-/// The exit status after SIGKILL.
-const KILLED: u32 = 128 + 9;
 
 /// What a job brings back.
 pub(super) enum Done {
@@ -94,12 +88,15 @@ impl Actor {
                     None => return,
                 },
                 // Told after the start.
-                () = oom_kill(&mut self.oom_kills), if !self.init.starting => self.tell_oom(),
+                () = oom_kill(&mut self.oom_kills), if self.init.starting.is_none() => self.tell_oom(),
             }
         }
     }
 
     fn command(&mut self, command: Command) {
+        let Some(command) = self.unless_starting(command) else {
+            return;
+        };
         match command {
             Command::Start(id, reply) => self.start(id, reply),
             Command::Exec(id, process, io, reply) => answer(reply, self.exec(id, &process, io)),
@@ -129,6 +126,44 @@ impl Actor {
                     self.id
                 ))),
             ),
+        }
+    }
+
+    /// Keeps a call to a process that is being started, and cannot be reached yet, until the start is over. It would find
+    /// no process to signal and no stream to close, and the caller would take it for done.
+    fn unless_starting(&mut self, command: Command) -> Option<Command> {
+        let (id, deletes) = match &command {
+            Command::Kill(id, ..) | Command::Resize(id, ..) | Command::CloseIo(id, _) => {
+                (id, false)
+            }
+            Command::Delete(id, _) => (id, true),
+            Command::Start(..)
+            | Command::Exec(..)
+            | Command::Pause(_)
+            | Command::Resume(_)
+            | Command::Update(..)
+            | Command::Checkpoint(..)
+            | Command::Pids(_)
+            | Command::Stats(_)
+            | Command::SharedProcesses(_) => return Some(command),
+        };
+        match self.process(id) {
+            Ok(Process {
+                starting: Some(waiting),
+                pidfd,
+                ..
+            }) if deletes || pidfd.is_none() => {
+                waiting.push(command);
+                None
+            }
+            _ => Some(command),
+        }
+    }
+
+    /// The start of a process is over, and has been answered: so is what waited for it.
+    fn go_on(&mut self, waiting: Option<Vec<Command>>) {
+        for command in waiting.into_iter().flatten() {
+            self.command(command);
         }
     }
 
@@ -165,12 +200,17 @@ impl Actor {
                 self.tell_exits();
             }
             Done::ExecStarted(id, result, reply) => {
+                let waiting = self
+                    .process(&ProcessId::Exec(id.clone()))
+                    .ok()
+                    .and_then(|process| process.starting.take());
                 answer(reply, self.exec_started(&id, result));
                 if self.init.ended.is_some() {
                     // It slipped in after the others had been ended.
                     self.end_the_rest();
                 }
                 self.tell_exits();
+                self.go_on(waiting);
             }
             Done::Frozen(call, result, reply) => answer(reply, self.frozen(call, result)),
             Done::TakenDown(result) => return self.taken_down(result),
@@ -180,7 +220,7 @@ impl Actor {
     }
 
     fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {
-        self.init.starting = false;
+        let waiting = self.init.starting.take();
         if let Ok(pid) = &started {
             self.init.set_state(State::Running);
             info!("container {}: started", self.id);
@@ -188,6 +228,7 @@ impl Actor {
         }
         answer(reply, started);
         self.tell_exits();
+        self.go_on(waiting);
     }
 
     pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process> {
@@ -227,13 +268,13 @@ impl Actor {
             if over {
                 return Err(Error::FailedPrecondition("the container has ended".into()));
             }
-            if process.starting || process.ended.is_some() {
+            if process.starting.is_some() || process.ended.is_some() {
                 return Err(Error::FailedPrecondition(
                     "the process is being started, or has ended".into(),
                 ));
             }
             process.io.start()?;
-            process.starting = true;
+            process.starting = Some(Vec::new());
             Ok(process.view.borrow().io.clone())
         });
         let runc = self.runc.clone();
@@ -306,7 +347,6 @@ impl Actor {
 
     fn exec_started(&mut self, exec: &str, result: Result<(Started, Io)>) -> Result<Pid> {
         let id = ProcessId::Exec(exec.to_owned());
-        self.process(&id)?.starting = false;
         let (started, io) = match result {
             Ok(started) => started,
             Err(error) => {
@@ -327,158 +367,6 @@ impl Actor {
                 ..task::TaskExecStarted::default()
             }));
         Ok(pid)
-    }
-
-    /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
-    fn tell_exits(&mut self) {
-        let execs = self.execs.values().map(|exec| &exec.process);
-        let ends: Vec<Exit> = execs
-            .chain([&self.init])
-            .filter_map(|process| process.ended)
-            .collect();
-        let look = if ends.iter().any(|exit| exit.status == KILLED) {
-            OomKills::look_after_a_kill
-        } else {
-            OomKills::look
-        };
-        if !self.init.starting && !ends.is_empty() && self.oom_kills.as_mut().is_some_and(look) {
-            // It may be what ended the process, and is told before its exit.
-            self.tell_oom();
-        }
-        let (id, events) = (&self.id, &self.shared.events);
-        for (exec, Exec { process, .. }) in &mut self.execs {
-            if !process.starting {
-                tell_exit(id, exec, process, events);
-            }
-        }
-        let lives = |exec: &Exec| exec.process.lives();
-        if self.init.starting || self.saving || self.execs.values().any(lives) {
-            return;
-        }
-        if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
-            info!("container {id}: exited, status {}", exit.status);
-            if let Some(kills) = self.oom_kills.take() {
-                kills.end();
-            }
-            if !self.deleted.is_empty() {
-                self.take_down();
-            }
-        }
-    }
-
-    fn tell_oom(&self) {
-        info!("container {}: out of memory, a process was killed", self.id);
-        self.shared.events.send(&Event::oom(&self.id));
-    }
-
-    fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
-        let id = ProcessId::Exec(exec.to_owned());
-        let process = self.process(&id)?;
-        process.state().check(Call::Delete)?;
-        if process.starting {
-            return Err(Error::FailedPrecondition(
-                "the process is being started".into(),
-            ));
-        }
-        let deleted = Deleted {
-            pid: process.pid(),
-            exit: process.state().exit().unwrap_or(Exit::now(0)),
-        };
-        if let Some(exec) = self.execs.remove(exec) {
-            exec.files.remove();
-            self.ending.retain(|ending| !ending.is_finished());
-            self.ending.extend(exec.process.io.end());
-        }
-        self.owner.views.remove(&id);
-        Ok(deleted)
-    }
-
-    fn delete(&mut self, reply: Reply<Deleted>) {
-        if !self.deleted.is_empty() {
-            return self.deleted.push(reply);
-        }
-        let state = self.init.state();
-        let checked = state.check(Call::Delete).and_then(|()| {
-            if self.init.starting {
-                return Err(Error::FailedPrecondition(
-                    "the container is being started".into(),
-                ));
-            }
-            Ok(())
-        });
-        match (checked, state) {
-            (Err(error), _) => answer(reply, Err(error)),
-            (Ok(()), State::Stopped(_)) => {
-                self.deleted.push(reply);
-                self.take_down();
-            }
-            // Not restored yet.
-            (Ok(()), State::Created) if self.init.pid().is_none() => {
-                self.deleted.push(reply);
-                self.take_down();
-            }
-            (Ok(()), State::Created | State::Running | State::Paused) => {
-                // Never started: ended first, and taken down when it has.
-                match self.signal(&ProcessId::Init, Signal::KILL) {
-                    Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
-                    Err(error) => answer(reply, Err(error)),
-                }
-            }
-        }
-    }
-
-    fn take_down(&mut self) {
-        let (bundle, runc) = (self.bundle.clone(), self.runc.clone());
-        let mut ending = std::mem::take(&mut self.ending);
-        let execs = self.execs.values_mut().map(|exec| &mut exec.process);
-        for process in execs.chain([&mut self.init]) {
-            ending.extend(std::mem::replace(&mut process.io, Io::none()).end());
-        }
-        self.jobs.spawn(async move {
-            let taken_down = take_down(&bundle, runc.delete().await).await;
-            // After the answer the shim may have to end, and files and loggers must have all by then.
-            for ending in ending {
-                // It does not panic, and is not aborted.
-                let _ = ending.await;
-            }
-            Done::TakenDown(taken_down)
-        });
-    }
-
-    /// True when the container is gone. If something is left, the caller is told, and may try again.
-    fn taken_down(&mut self, result: Result<()>) -> bool {
-        let mut replies = std::mem::take(&mut self.deleted).into_iter();
-        let Some(reply) = replies.next() else {
-            return false;
-        };
-        if let Err(error) = result {
-            for other in replies {
-                let left = format!("container {} is not deleted: {error}", self.id);
-                answer(other, Err(Error::FailedPrecondition(left)));
-            }
-            answer(reply, Err(error));
-            return false;
-        }
-        let noted = bundle::set_deleted(&self.bundle)
-            .and_then(|()| bundle::forget(&self.shared.first_bundle, &self.id));
-        if let Err(error) = noted {
-            warn!("container {}: {error}", self.id);
-        }
-        let deleted = Deleted {
-            pid: self.init.pid(),
-            exit: self.init.state().exit().unwrap_or(Exit::now(0)),
-        };
-        info!("container {}: deleted", self.id);
-        self.shared
-            .events
-            .send(&Event::deleted(&self.id, deleted.pid, deleted.exit));
-        // Gone before the answer, so that a Shutdown that follows it finds the container gone.
-        self.owner.calls.close();
-        answer(reply, Ok(deleted));
-        for other in replies {
-            answer(other, Err(no_process(&ProcessId::Init)));
-        }
-        true
     }
 }
 

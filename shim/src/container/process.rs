@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::exits::Exit;
 use crate::io::{self, Io, Owner, Prepared, Writer};
-use crate::mailbox::View;
+use crate::mailbox::{Command, View};
 use crate::runc::{Runc, Started};
 use crate::state::State;
 
@@ -22,8 +22,8 @@ pub(super) struct Process {
     pub(super) view: watch::Sender<View>,
     pub(super) pidfd: Option<rustix::io::Result<OwnedFd>>,
     pub(super) io: Io,
-    /// A start is under way.
-    pub(super) starting: bool,
+    /// A start is under way, and what waits for its end.
+    pub(super) starting: Option<Vec<Command>>,
     /// It has ended, and nobody has been told yet.
     pub(super) ended: Option<Exit>,
 }
@@ -34,7 +34,7 @@ impl Process {
             view,
             pidfd: None,
             io: Io::none(),
-            starting: false,
+            starting: None,
             ended: None,
         }
     }
@@ -53,7 +53,7 @@ impl Process {
 
     /// Whether it runs, or is about to.
     pub(super) fn lives(&self) -> bool {
-        self.starting || matches!(self.state(), State::Running | State::Paused)
+        self.starting.is_some() || matches!(self.state(), State::Running | State::Paused)
     }
 }
 

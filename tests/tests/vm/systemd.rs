@@ -99,10 +99,14 @@ on_every_containerd! {
         let daemon = Daemon::with(version, &Options::systemd());
         let events = daemon.events();
         let pod = PodSpec::new("oom").run(&daemon);
-        let script = "sleep 1; exec dd if=/dev/zero of=/dev/null bs=128M count=1";
-        let container = pod.container("one").memory_limit(32 << 20).shell(script).start();
+        let sign = daemon.directory().join("sign");
+        std::fs::create_dir(&sign).unwrap();
+        let script = "while [ ! -e /sign/go ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=128M count=1";
+        let spec = pod.container("one").memory_limit(32 << 20).mount(sign.to_str().unwrap(), "/sign");
+        let container = spec.shell(script).start();
         let group = cgroup(container.pid());
         assert_eq!(entry(&group, "memory.events", "oom_kill"), 0);
+        std::fs::write(sign.join("go"), "").unwrap();
         assert_eq!(container.wait(), 137);
         eventually(Duration::from_secs(5), || {
             let seen = events.of(&container.id);
