@@ -28,7 +28,7 @@ use self::options::{
     Options, PER_MOUNT, Remount, below_parent, bind_flags, present_flags, shorten,
 };
 use self::owners::{Depth, Layers, Mapped};
-pub(crate) use self::table::{MountedAt, mount_table};
+pub(crate) use self::table::{MountedAt, mounts_that};
 use crate::error::IoError;
 
 /// More mounts than anybody stacks on one path; a loop that needs more is not getting anywhere.
@@ -130,20 +130,14 @@ pub(crate) fn unmount_below(directory: &Path) -> Vec<IoError> {
     let mut failures = Vec::new();
     // A mount may have been hidden below another one, and shows only when that is gone: hence more than one pass.
     for _ in 0..MOST_PASSES {
-        let mut targets = match mount_table() {
-            Ok(table) => table
-                .into_iter()
-                .map(|mount| mount.target)
-                .collect::<Vec<_>>(),
+        let mut targets = match targets_below(&directory) {
+            Ok(targets) if targets.is_empty() => return Vec::new(),
+            Ok(targets) => targets,
             Err(error) => {
                 failures.push(error);
                 return failures;
             }
         };
-        targets.retain(|target| target.starts_with(&directory));
-        if targets.is_empty() {
-            return Vec::new();
-        }
         targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
         targets.dedup();
         failures = targets
@@ -153,19 +147,23 @@ pub(crate) fn unmount_below(directory: &Path) -> Vec<IoError> {
     }
     if failures.is_empty() {
         // The last pass may just have done it.
-        match mount_table() {
-            Ok(table) => failures.extend(
-                table
-                    .into_iter()
-                    .filter(|mount| mount.target.starts_with(&directory))
-                    .map(|mount| {
-                        failed("unmount", &mount.target)(io::Error::other("it is still mounted"))
-                    }),
-            ),
+        match targets_below(&directory) {
+            Ok(targets) => {
+                let still = || io::Error::other("it is still mounted");
+                let left = targets
+                    .iter()
+                    .map(|target| failed("unmount", target)(still()));
+                failures.extend(left);
+            }
             Err(error) => failures.push(error),
         }
     }
     failures
+}
+
+fn targets_below(directory: &Path) -> Result<Vec<PathBuf>, IoError> {
+    let below = mounts_that(|mount| mount.target.starts_with(directory))?;
+    Ok(below.into_iter().map(|mount| mount.target).collect())
 }
 
 /// Mounts one; what it mounted is in `done` even if a later step of it failed.

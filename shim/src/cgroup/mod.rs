@@ -36,7 +36,6 @@ use rustix::process::Pid;
 
 pub(crate) use self::oom::OomKills;
 use crate::error::IoError;
-use crate::mounts::mount_table;
 
 /// Where every distribution mounts them.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -140,10 +139,10 @@ impl Cgroup {
         let hierarchy = Hierarchy::detect()?;
         let directories = match hierarchy {
             Hierarchy::V1 => {
-                let mounts = mount_table()?;
+                let mounts = v1::mounts()?;
                 memberships
                     .iter()
-                    .filter_map(|(controllers, path)| v1::directory(&mounts, controllers, path))
+                    .filter_map(|(controllers, path)| v1::directory(mounts, controllers, path))
                     .collect()
             }
             Hierarchy::V2 => {
@@ -185,12 +184,12 @@ impl Cgroup {
                     .lines()
                     .filter_map(|line| line.split(':').nth(1))
                     .map(parse::controllers);
-                let mounts = mount_table()?;
+                let mounts = v1::mounts()?;
                 beside = mounts
                     .iter()
                     .find(|mount| mount.kind == "cgroup2")
                     .map(|mount| Directory::new(&mount.target, &path));
-                v1::directories_at(&mounts, names, &path)
+                v1::directories_at(mounts, names, &path)
             }
             Hierarchy::V2 => vec![Directory::new(Path::new(ROOT), &path)],
         };

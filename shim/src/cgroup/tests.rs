@@ -10,6 +10,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
 use rustix::process::getpid;
 
 use super::*;
+use crate::mounts::mounts_that;
 
 /// A real cgroup, without processes and removed after the test, however it ends.
 struct Private(Cgroup);
@@ -24,9 +25,9 @@ impl Private {
     /// One of each version that this machine has. A hybrid one has a v2 without the controllers.
     fn of_each_version() -> Vec<Self> {
         let mut all = vec![Self::new()];
-        let mounts = mount_table().unwrap();
+        let mounts = mounts_that(|mount| mount.kind == "cgroup2").unwrap();
         if all[0].0.hierarchy() == Hierarchy::V1
-            && let Some(unified) = mounts.iter().find(|mount| mount.kind == "cgroup2")
+            && let Some(unified) = mounts.first()
         {
             let cgroup = Self(Cgroup::v2_at(&unified.target, &unused_path()));
             cgroup.0.create().unwrap();

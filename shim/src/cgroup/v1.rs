@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::cgroups::metrics::{
@@ -14,9 +15,22 @@ use containerd_shim_protos::protobuf::MessageField;
 use super::parse::{Blkio, Files, Rdma, partitions};
 use super::{Cgroup, Directory, Pause, before, below, failed, write};
 use crate::error::IoError;
-use crate::mounts::MountedAt;
+use crate::mounts::{MountedAt, mounts_that};
 
 const STATE: &str = "freezer.state";
+
+/// Where the hierarchies are mounted. That does not change under a running node, and is read once.
+///
+/// # Errors
+/// What reading the mount table says.
+pub(super) fn mounts() -> Result<&'static [MountedAt], IoError> {
+    static MOUNTS: OnceLock<Vec<MountedAt>> = OnceLock::new();
+    if let Some(mounts) = MOUNTS.get() {
+        return Ok(mounts);
+    }
+    let mounts = mounts_that(|mount| matches!(&*mount.kind, "cgroup" | "cgroup2"))?;
+    Ok(MOUNTS.get_or_init(|| mounts))
+}
 
 /// A cgroup in the hierarchy with these controllers, from `/proc/<pid>/cgroup`; `None` if that is not mounted, or is v2.
 pub(super) fn directory(

@@ -1,6 +1,8 @@
 //! The mount table: `/proc/self/mountinfo`, proc_pid_mountinfo(5).
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -20,37 +22,44 @@ pub(crate) struct MountedAt {
     pub(crate) super_options: String,
 }
 
-/// What is mounted in the shim's mount namespace, in the order of the mounts.
+/// What is mounted in the shim's mount namespace and worth keeping, in the order of the mounts. A node with many pods
+/// has thousands of mounts, so a line is forgotten at once if it is not.
 ///
 /// # Errors
 /// What reading `/proc/self/mountinfo` says.
-pub(crate) fn mount_table() -> Result<Vec<MountedAt>, IoError> {
+pub(crate) fn mounts_that(keep: impl Fn(&MountedAt) -> bool) -> Result<Vec<MountedAt>, IoError> {
     let path = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read(path).map_err(failed("read the mount table", path))?;
-    Ok(parse_mount_table(&text))
+    let read = || mounts_in(BufReader::new(File::open(path)?), keep);
+    read().map_err(failed("read the mount table", path))
 }
 
 /// Reads mountinfo: `id parent major:minor root target options [tag]… - type source super-options`. A line that is
 /// not of that form is left out.
-pub(super) fn parse_mount_table(text: &[u8]) -> Vec<MountedAt> {
-    let parse_line = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let root = unescape(fields.nth(3)?);
-        let target = unescape(fields.next()?);
-        // The number of tags differs; a lone "-" ends them.
-        let mut after_tags = fields.skip_while(|field| *field != b"-").skip(1);
-        let kind = String::from_utf8_lossy(after_tags.next()?).into_owned();
-        let super_options = String::from_utf8_lossy(after_tags.nth(1)?).into_owned();
-        Some(MountedAt {
-            root: root.into(),
-            target: target.into(),
-            kind,
-            super_options,
-        })
-    };
-    text.split(|byte| *byte == b'\n')
-        .filter_map(parse_line)
-        .collect()
+pub(super) fn mounts_in(
+    text: impl BufRead,
+    keep: impl Fn(&MountedAt) -> bool,
+) -> io::Result<Vec<MountedAt>> {
+    let mut mounts = Vec::new();
+    for line in text.split(b'\n') {
+        mounts.extend(parse_line(&line?).filter(&keep));
+    }
+    Ok(mounts)
+}
+
+fn parse_line(line: &[u8]) -> Option<MountedAt> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let root = unescape(fields.nth(3)?);
+    let target = unescape(fields.next()?);
+    // The number of tags differs; a lone "-" ends them.
+    let mut after_tags = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = String::from_utf8_lossy(after_tags.next()?).into_owned();
+    let super_options = String::from_utf8_lossy(after_tags.nth(1)?).into_owned();
+    Some(MountedAt {
+        root: root.into(),
+        target: target.into(),
+        kind,
+        super_options,
+    })
 }
 
 /// Undoes the kernel's escapes: `\040` (three octal digits) for space, tab, newline and backslash.
