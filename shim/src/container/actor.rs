@@ -25,6 +25,8 @@ use crate::state::{Call, State};
 pub(super) enum Done {
     /// A process has ended.
     Exited(ProcessId, Exit),
+    /// Its end may be told: what it wrote has been read.
+    Read(ProcessId, Exit),
     /// `runc start` of the init is over.
     InitStarted(Result<()>, Reply<Pid>),
     /// `runc exec` is over.
@@ -171,15 +173,25 @@ impl Actor {
     fn done(&mut self, done: Done) -> bool {
         match done {
             Done::Exited(id, exit) => {
-                if let Ok(process) = self.process(&id) {
-                    process.ended = Some(exit);
-                }
                 if id == ProcessId::Init {
                     self.init_ending = None;
                     self.end_the_rest();
                 }
-                self.tell_exits();
+                match self
+                    .process(&id)
+                    .ok()
+                    .and_then(|process| process.io.unread())
+                {
+                    Some(read) => {
+                        self.jobs.spawn(async move {
+                            read.await;
+                            Done::Read(id, exit)
+                        });
+                    }
+                    None => self.ended(&id, exit),
+                }
             }
+            Done::Read(id, exit) => self.ended(&id, exit),
             Done::InitStarted(result, reply) => {
                 let pid = self.init.pid();
                 let pid = pid.ok_or(Error::Internal("an init without a pid"));
@@ -217,6 +229,13 @@ impl Actor {
             Done::Answered => {}
         }
         false
+    }
+
+    fn ended(&mut self, id: &ProcessId, exit: Exit) {
+        if let Ok(process) = self.process(id) {
+            process.ended = Some(exit);
+        }
+        self.tell_exits();
     }
 
     fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {

@@ -18,6 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,6 +29,11 @@ use tokio::net::unix::pipe;
 
 use super::io_error;
 use crate::error::Result;
+
+/// How long somebody who reads may take to read what a process has left behind. The kernel tells nobody when a pipe runs
+/// empty, so it is looked at this often.
+const READING: Duration = Duration::from_millis(500);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 pub(super) const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
@@ -88,6 +94,11 @@ impl Output {
         self.held.as_fd().try_clone_to_owned()
     }
 
+    /// Something is left in it.
+    pub(super) fn has_unread(&self) -> bool {
+        unread(&self.held)
+    }
+
     /// Lets go once somebody reads or nothing is left, and not before.
     pub(super) async fn release(self) {
         let path = self.path.clone();
@@ -111,6 +122,22 @@ impl Output {
         drop(self);
         Ok((!has_reader(&writer)).then_some(writer))
     }
+}
+
+/// Resolves when nothing is left in these FIFOs, or after half a second: a process in the background may go on writing,
+/// and a reader may be away.
+pub(super) async fn until_read(outputs: Vec<OwnedFd>) {
+    let read = async {
+        while outputs.iter().any(unread) {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    };
+    // Who is too slow for that has lost nothing yet: the FIFO is let go as ever.
+    let _ = tokio::time::timeout(READING, read).await;
+}
+
+fn unread(fifo: impl AsFd) -> bool {
+    rustix::io::ioctl_fionread(fifo).is_ok_and(|left| left > 0)
 }
 
 fn own_path(file: &File) -> String {
@@ -148,7 +175,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io::{Read, Write};
     use std::process::Command;
-    use std::time::Duration;
 
     use super::*;
 
@@ -219,6 +245,23 @@ mod tests {
             .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
             .filter(|target| target == path)
             .count()
+    }
+
+    #[tokio::test]
+    async fn what_is_left_is_waited_for_until_it_is_read_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = echo(&fifo(dir.path()));
+        assert!(held.has_unread());
+        let begin = std::time::Instant::now();
+        until_read(vec![held.try_clone().unwrap()]).await;
+        assert!(begin.elapsed() >= READING);
+        let waiting = tokio::spawn(until_read(vec![held.try_clone().unwrap()]));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let mut text = [0; 6];
+        (&held.held).read_exact(&mut text).unwrap();
+        waiting.await.unwrap();
+        assert!(!held.has_unread());
     }
 
     #[test]

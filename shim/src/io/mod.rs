@@ -341,6 +341,23 @@ impl Io {
         Self::Closing(Vec::new())
     }
 
+    /// What a process that has ended wrote straight into FIFOs and nobody has read yet, if anything: resolves when it is
+    /// read, or after half a second. containerd 1.6.20 closes its ends when it hears of the exit, and loses the rest.
+    pub(crate) fn unread(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let Self::Files(files) = self else {
+            return None;
+        };
+        let unread: Vec<_> = files
+            .outputs
+            .iter()
+            .filter_map(|output| match output {
+                Output::Direct(held) if held.has_unread() => held.try_clone().ok(),
+                Output::Direct(_) | Output::Copied(_) | Output::Logger(_) => None,
+            })
+            .collect();
+        (!unread.is_empty()).then(|| fifo::until_read(unread))
+    }
+
     /// Lets go of the streams after the process has ended: what it wrote is still delivered. Readers then see the end,
     /// unless a process in the background still holds the stream.
     pub(crate) fn close(&mut self) {
