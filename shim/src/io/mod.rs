@@ -342,7 +342,8 @@ impl Io {
     }
 
     /// What a process that has ended wrote straight into FIFOs and nobody has read yet, if anything: resolves when it is
-    /// read, or after half a second. containerd 1.6.20 closes its ends when it hears of the exit, and loses the rest.
+    /// read, or after half a second. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
+    /// rest.
     pub(crate) fn unread(&self) -> Option<impl Future<Output = ()> + use<>> {
         let Self::Files(files) = self else {
             return None;
