@@ -191,7 +191,13 @@ impl Actor {
                     None => self.ended(&id, exit),
                 }
             }
-            Done::Read(id, exit) => self.ended(&id, exit),
+            Done::Read(id, exit) => {
+                if id == ProcessId::Init {
+                    // An exec may have slipped in meanwhile.
+                    self.end_the_rest();
+                }
+                self.ended(&id, exit);
+            }
             Done::InitStarted(result, reply) => {
                 let pid = self.init.pid();
                 let pid = pid.ok_or(Error::Internal("an init without a pid"));
