@@ -192,6 +192,22 @@ on_every_containerd! {
         finish(daemon);
     }
 
+    fn an_exit_waits_for_who_reads_the_output_and_not_for_ever(version) {
+        ours_only!("the exit is told at once, and containerd before 1.6.22 then loses what it has not read");
+        let daemon = Daemon::start(version);
+        let out = fifo(&daemon, "out");
+        // Somebody who has it open and does not read.
+        let _reader = File::options().read(true).write(true).open(&out).unwrap();
+        let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal: false };
+        let begin = std::time::Instant::now();
+        let (bundle, shim) = start(&daemon, "c", &["echo", "unread"], &streams);
+        assert_eq!(shim.wait("c", ""), Ok(0));
+        let took = begin.elapsed();
+        assert!(took >= Duration::from_millis(500), "told after {took:?}");
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
     fn input_arrives_whole_also_when_it_is_closed_before_it_is_read(version) {
         let daemon = Daemon::start(version);
         let (stdin, out) = (fifo(&daemon, "in"), fifo(&daemon, "out"));

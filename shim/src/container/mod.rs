@@ -10,7 +10,7 @@
 //!
 //! What takes time is a job, so a hanging `runc exec` does not keep a kill from the container. Only what is for a process
 //! that is being started waits for that. The order of events is kept here and needs no locks: an exit that comes while a
-//! start is under way waits for it; the init's exit waits for its execs' exits.
+//! start is under way waits for it; the init's exit waits for its execs' exits, and for who reads its output, for a while.
 
 mod actor;
 mod control;
