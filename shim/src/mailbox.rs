@@ -210,10 +210,10 @@ impl Handle {
     pub(crate) async fn wait(&self, id: &ProcessId) -> Result<Exit> {
         let mut view = self.watch(id)?;
         let ended = view
-            .wait_for(|view| view.state.exit().is_some())
+            .wait_for(|view| view.state.told().is_some())
             .await
             .map_err(|_| no_process(id))?;
-        ended.state.exit().ok_or_else(|| no_process(id))
+        ended.state.told().ok_or_else(|| no_process(id))
     }
 
     fn watch(&self, id: &ProcessId) -> Result<watch::Receiver<View>> {

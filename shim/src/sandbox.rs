@@ -126,7 +126,9 @@ impl Sandbox for SandboxService {
         let view = handle.view(&ProcessId::Init)?;
         let state = match view.state {
             State::Running => "SANDBOX_READY",
-            State::Created | State::Paused | State::Stopped(_) => "SANDBOX_NOTREADY",
+            State::Created | State::Paused | State::Ended(_) | State::Stopped(_) => {
+                "SANDBOX_NOTREADY"
+            }
         };
         let mut response = SandboxStatusResponse {
             pid: wire_pid(view.pid),
@@ -201,7 +203,7 @@ fn verbose(id: &str, view: &View, described: &Described) -> Value {
         State::Created => "created",
         State::Running => "running",
         State::Paused => "paused",
-        State::Stopped(_) => "stopped",
+        State::Ended(_) | State::Stopped(_) => "stopped",
     };
     let holder = match described.holder {
         pause::HolderKind::Thread => "thread",

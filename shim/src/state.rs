@@ -1,12 +1,12 @@
 //! The life of a process, and which call fits which part of it. Pure: nothing here touches the world.
 //!
 //! ```text
-//!             Create              Start                    Kill, or it ends
-//!  (nothing) ───────▶ Created ───────────▶ Running ──────────────────────────▶ Stopped ──Delete──▶ (nothing)
-//!                        │                 │     ▲                                ▲
-//!                        │           Pause ▼     │ Resume                         │
-//!                        │                 Paused ────────────────────────────────┤
-//!                        └─────────────────────────── Kill, or it ends ───────────┘
+//!             Create              Start               Kill, or it ends         its exit is told
+//!  (nothing) ───────▶ Created ───────────▶ Running ──────────────────────▶ Ended ────────────────▶ Stopped
+//!                        │                 │     ▲                          ▲                         │
+//!                        │           Pause ▼     │ Resume                   │                  Delete ▼
+//!                        │                 Paused ──────────────────────────┤                     (nothing)
+//!                        └────────────────────── Kill, or it ends ──────────┘
 //! ```
 
 use crate::error::{Error, Result};
@@ -21,7 +21,10 @@ pub(crate) enum State {
     Running,
     /// Its container is frozen.
     Paused,
-    /// It has ended.
+    /// It has ended. That is told when it may be: after its start, an init's after its execs', and when what it wrote has
+    /// been read.
+    Ended(Exit),
+    /// It has ended, and the exit is told.
     Stopped(Exit),
 }
 
@@ -50,8 +53,16 @@ impl State {
     /// The exit, once there is one.
     pub(crate) fn exit(self) -> Option<Exit> {
         match self {
-            Self::Stopped(exit) => Some(exit),
+            Self::Ended(exit) | Self::Stopped(exit) => Some(exit),
             Self::Created | Self::Running | Self::Paused => None,
+        }
+    }
+
+    /// The exit, once it is told: for who waits for it.
+    pub(crate) fn told(self) -> Option<Exit> {
+        match self {
+            Self::Stopped(exit) => Some(exit),
+            Self::Created | Self::Running | Self::Paused | Self::Ended(_) => None,
         }
     }
 
@@ -62,12 +73,12 @@ impl State {
     pub(crate) fn check(self, call: Call) -> Result<()> {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),
-            Call::Delete => matches!(self, Self::Created | Self::Stopped(_)),
+            Call::Delete => matches!(self, Self::Created | Self::Ended(_) | Self::Stopped(_)),
             Call::Pause => matches!(self, Self::Running),
             Call::Exec => matches!(self, Self::Created | Self::Running),
             Call::Checkpoint => matches!(self, Self::Running | Self::Paused),
             Call::Resume => matches!(self, Self::Paused),
-            Call::Update | Call::Kill => !matches!(self, Self::Stopped(_)),
+            Call::Update | Call::Kill => self.exit().is_none(),
         };
         if fits {
             Ok(())
@@ -79,7 +90,7 @@ impl State {
                 Self::Created => "created",
                 Self::Running => "running",
                 Self::Paused => "paused",
-                Self::Stopped(_) => "stopped",
+                Self::Ended(_) | Self::Stopped(_) => "stopped",
             };
             Err(Error::FailedPrecondition(format!(
                 "cannot {call} a {state} process"
@@ -98,17 +109,18 @@ mod tests {
             State::Created,
             State::Running,
             State::Paused,
+            State::Ended(Exit::now(0)),
             State::Stopped(Exit::now(0)),
         ];
         for (call, fits) in [
-            (Call::Start, [true, false, false, false]),
-            (Call::Delete, [true, false, false, true]),
-            (Call::Pause, [false, true, false, false]),
-            (Call::Exec, [true, true, false, false]),
-            (Call::Checkpoint, [false, true, true, false]),
-            (Call::Resume, [false, false, true, false]),
-            (Call::Update, [true, true, true, false]),
-            (Call::Kill, [true, true, true, false]),
+            (Call::Start, [true, false, false, false, false]),
+            (Call::Delete, [true, false, false, true, true]),
+            (Call::Pause, [false, true, false, false, false]),
+            (Call::Exec, [true, true, false, false, false]),
+            (Call::Checkpoint, [false, true, true, false, false]),
+            (Call::Resume, [false, false, true, false, false]),
+            (Call::Update, [true, true, true, false, false]),
+            (Call::Kill, [true, true, true, false, false]),
         ] {
             for (state, fits) in states.into_iter().zip(fits) {
                 assert_eq!(state.check(call).is_ok(), fits, "{call:?} in {state:?}");

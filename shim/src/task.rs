@@ -91,7 +91,8 @@ impl Task for TaskService {
             State::Created => Status::CREATED,
             State::Running => Status::RUNNING,
             State::Paused => Status::PAUSED,
-            State::Stopped(_) => Status::STOPPED,
+            // At once: containerd that comes back asks for the state first, and takes no exit for a while after it.
+            State::Ended(_) | State::Stopped(_) => Status::STOPPED,
         };
         Ok(StateResponse {
             id: req.id,

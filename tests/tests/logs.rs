@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api::Status;
 use k8s_cri::v1::Int64Value;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
@@ -205,6 +206,44 @@ on_every_containerd! {
         let took = begin.elapsed();
         assert!(took >= Duration::from_millis(500), "told after {took:?}");
         end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn the_state_does_not_wait_for_who_reads_the_output(version) {
+        ours_only!("the exit is told at once");
+        let daemon = Daemon::start(version);
+        let out = fifo(&daemon, "out");
+        let _reader = File::options().read(true).write(true).open(&out).unwrap();
+        let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal: false };
+        // containerd that comes back asks for the state, and loses an exit that comes just after that.
+        let known_before_told = |id: &str| {
+            let (bundle, shim) = start(&daemon, id, &["sh", "-c", "echo unread; exit 3"], &streams);
+            let (known, exit, told) = std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| (shim.wait(id, ""), Instant::now()));
+                eventually(Duration::from_secs(10), || {
+                    let state = shim.state(id, "").unwrap();
+                    let stopped = state.status.enum_value() == Ok(Status::STOPPED) && state.exit_status == 3;
+                    so(stopped, || format!("{state:?}"))
+                });
+                let known = Instant::now();
+                let (exit, told) = waiter.join().unwrap();
+                (known, exit, told)
+            });
+            assert_eq!(exit, Ok(3));
+            end(bundle, &shim);
+            told.saturating_duration_since(known) > Duration::from_millis(100)
+        };
+        // On a busy machine whoever asks may be late.
+        assert!(["a", "b", "c"].into_iter().any(known_before_told), "the state waits, too");
+
+        // Who deletes it reads no more.
+        let (bundle, shim) = start(&daemon, "d", &["sh", "-c", "echo unread; exit 4"], &streams);
+        eventually(Duration::from_secs(10), || match shim.delete("d", "") {
+            Ok(status) => so(status == 4, || format!("exited with {status}")),
+            Err(error) => Err(error.to_string()),
+        });
+        bundle.shut_down(&shim);
+        drop(bundle);
         finish(daemon);
     }
 

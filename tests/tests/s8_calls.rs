@@ -433,7 +433,8 @@ on_every_containerd! {
             .into_iter()
             .inspect(|(id, code)| daemon.detached(&["--mount", &mount], id, &["sh", "-c", &format!("{wait}; exit {code}")]))
             .collect();
-        let pids: Vec<i32> = inside.iter().map(|(container, _)| container.pid()).chain([tty.pid(), oom.pid()]).collect();
+        let mut pids: Vec<i32> = inside.iter().map(|(container, _)| container.pid()).chain([tty.pid(), oom.pid()]).collect();
+        pids.extend(plain.iter().map(|(id, _)| daemon.task(id).unwrap().0));
 
         daemon.kill();
         fs::write(go.join("now"), "").unwrap();

@@ -25,8 +25,8 @@ use crate::state::{Call, State};
 pub(super) enum Done {
     /// A process has ended.
     Exited(ProcessId, Exit),
-    /// Its end may be told: what it wrote has been read.
-    Read(ProcessId, Exit),
+    /// What it wrote has been read, or has waited long enough: its exit may be told.
+    Read(ProcessId),
     /// `runc start` of the init is over.
     InitStarted(Result<()>, Reply<Pid>),
     /// `runc exec` is over.
@@ -177,26 +177,15 @@ impl Actor {
                     self.init_ending = None;
                     self.end_the_rest();
                 }
-                match self
-                    .process(&id)
-                    .ok()
-                    .and_then(|process| process.io.unread())
-                {
-                    Some(read) => {
-                        self.jobs.spawn(async move {
-                            read.await;
-                            Done::Read(id, exit)
-                        });
-                    }
-                    None => self.ended(&id, exit),
-                }
-            }
-            Done::Read(id, exit) => {
-                if id == ProcessId::Init {
-                    // An exec may have slipped in meanwhile.
-                    self.end_the_rest();
-                }
                 self.ended(&id, exit);
+                self.tell_exits();
+            }
+            Done::Read(id) => {
+                if let Ok(process) = self.process(&id) {
+                    // Not that of another exec with the same id.
+                    process.reading.take_if(|reading| reading.is_finished());
+                }
+                self.tell_exits();
             }
             Done::InitStarted(result, reply) => {
                 let pid = self.init.pid();
@@ -223,7 +212,7 @@ impl Actor {
                     .ok()
                     .and_then(|process| process.starting.take());
                 answer(reply, self.exec_started(&id, result));
-                if self.init.ended.is_some() {
+                if self.init.state().exit().is_some() {
                     // It slipped in after the others had been ended.
                     self.end_the_rest();
                 }
@@ -238,16 +227,31 @@ impl Actor {
     }
 
     fn ended(&mut self, id: &ProcessId, exit: Exit) {
+        let Ok(process) = self.process(id) else {
+            return;
+        };
+        process.set_state(State::Ended(exit));
+        let unread = process.io.unread();
+        let Some(read) = unread.filter(|_| self.deleted.is_empty()) else {
+            return;
+        };
+        let read_id = id.clone();
+        let reading = self.jobs.spawn(async move {
+            read.await;
+            Done::Read(read_id)
+        });
         if let Ok(process) = self.process(id) {
-            process.ended = Some(exit);
+            process.reading = Some(reading);
         }
-        self.tell_exits();
     }
 
     fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {
         let waiting = self.init.starting.take();
         if let Ok(pid) = &started {
-            self.init.set_state(State::Running);
+            // It may have ended already.
+            if self.init.untold().is_none() {
+                self.init.set_state(State::Running);
+            }
             info!("container {}: started", self.id);
             self.shared.events.send(&Event::started(&self.id, *pid));
         }
@@ -287,15 +291,15 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
-        let over = self.init.ended.is_some() || self.init.state().exit().is_some();
+        let over = self.init.state().exit().is_some();
         let checked = self.process(&id).and_then(|process| {
             process.state().check(Call::Start)?;
             if over {
                 return Err(Error::FailedPrecondition("the container has ended".into()));
             }
-            if process.starting.is_some() || process.ended.is_some() {
+            if process.starting.is_some() {
                 return Err(Error::FailedPrecondition(
-                    "the process is being started, or has ended".into(),
+                    "the process is being started".into(),
                 ));
             }
             process.io.start()?;

@@ -42,9 +42,7 @@ impl Actor {
     /// A process that has not ended, as far as is known.
     fn living(&mut self, id: &ProcessId) -> Result<&mut Process> {
         let process = self.process(id)?;
-        // It may have ended, and not been told of yet.
-        let state = process.ended.map_or(process.state(), State::Stopped);
-        state.check(Call::Kill)?;
+        process.state().check(Call::Kill)?;
         Ok(process)
     }
 
@@ -241,8 +239,8 @@ impl Actor {
     /// The processes of the container. Of one that has ended its init is still listed until it is deleted: containerd
     /// asks after a restart, takes a container without processes for a leak, and loses its exit code.
     pub(super) fn pids(&mut self, reply: Reply<Vec<Listed>>) {
-        let ended = self.init.state().exit().is_some();
-        let cgroup = self.cgroup.clone().filter(|_| !ended);
+        let over = self.init.state().told().is_some();
+        let cgroup = self.cgroup.clone().filter(|_| !over);
         let init = self.init.pid();
         let execs: HashMap<Pid, String> = self
             .execs

@@ -4,7 +4,7 @@ use log::{info, warn};
 use rustix::process::Signal;
 
 use super::actor::{Actor, Done};
-use super::process::{Exec, answer, tell_exit};
+use super::process::{Exec, Process, answer, tell_exit};
 use super::take_down;
 use crate::bundle;
 use crate::cgroup::OomKills;
@@ -19,12 +19,13 @@ use crate::state::{Call, State};
 const KILLED: u32 = 128 + 9;
 
 impl Actor {
-    /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs'.
+    /// Tells of the exits that may be told now: after the start of the process, when what it wrote has been read, and the
+    /// init's after its execs'.
     pub(super) fn tell_exits(&mut self) {
         let execs = self.execs.values().map(|exec| &exec.process);
         let ends: Vec<Exit> = execs
             .chain([&self.init])
-            .filter_map(|process| process.ended)
+            .filter_map(Process::untold)
             .collect();
         let look = if ends.iter().any(|exit| exit.status == KILLED) {
             OomKills::look_after_a_kill
@@ -66,6 +67,8 @@ impl Actor {
 
     pub(super) fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
         let id = ProcessId::Exec(exec.to_owned());
+        self.process(&id)?.wait_for_no_reader();
+        self.tell_exits();
         let process = self.process(&id)?;
         process.state().check(Call::Delete)?;
         let deleted = Deleted {
@@ -91,6 +94,15 @@ impl Actor {
             (Ok(()), State::Stopped(_)) => {
                 self.deleted.push(reply);
                 self.take_down();
+            }
+            // Taken down when it has been told.
+            (Ok(()), State::Ended(_)) => {
+                self.deleted.push(reply);
+                let execs = self.execs.values_mut().map(|exec| &mut exec.process);
+                execs
+                    .chain([&mut self.init])
+                    .for_each(Process::wait_for_no_reader);
+                self.tell_exits();
             }
             // Not restored yet.
             (Ok(()), State::Created) if self.init.pid().is_none() => {

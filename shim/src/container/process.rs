@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::Shared;
 use crate::error::{Error, Result};
@@ -24,8 +25,8 @@ pub(super) struct Process {
     pub(super) io: Io,
     /// A start is under way, and what waits for its end.
     pub(super) starting: Option<Vec<Command>>,
-    /// It has ended, and nobody has been told yet.
-    pub(super) ended: Option<Exit>,
+    /// It has ended, and what it wrote is being read.
+    pub(super) reading: Option<AbortHandle>,
 }
 
 impl Process {
@@ -35,7 +36,7 @@ impl Process {
             pidfd: None,
             io: Io::none(),
             starting: None,
-            ended: None,
+            reading: None,
         }
     }
 
@@ -51,9 +52,28 @@ impl Process {
         self.view.send_modify(|view| view.state = state);
     }
 
-    /// Whether it runs, or is about to.
+    /// It has ended, and nobody has been told yet.
+    pub(super) fn untold(&self) -> Option<Exit> {
+        match self.state() {
+            State::Ended(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether its exit is still to come, or to be told.
     pub(super) fn lives(&self) -> bool {
-        self.starting.is_some() || matches!(self.state(), State::Running | State::Paused)
+        self.starting.is_some()
+            || matches!(
+                self.state(),
+                State::Running | State::Paused | State::Ended(_)
+            )
+    }
+
+    /// Whoever still reads what it wrote has had the time for it.
+    pub(super) fn wait_for_no_reader(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            reading.abort();
+        }
     }
 }
 
@@ -64,14 +84,17 @@ pub(super) struct Exec {
     pub(super) files: ExecFiles,
 }
 
-/// Tells of the exit of `process`, once.
+/// Tells of the exit of `process`, once, unless what it wrote is being read.
 pub(super) fn tell_exit(
     container: &str,
     id: &str,
     process: &mut Process,
     events: &Events,
 ) -> Option<Exit> {
-    let exit = process.ended.take()?;
+    if process.reading.is_some() {
+        return None;
+    }
+    let exit = process.untold()?;
     process.io.close();
     process.pidfd = None;
     let pid = process.pid();
