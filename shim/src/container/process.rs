@@ -56,7 +56,7 @@ impl Process {
     pub(super) fn untold(&self) -> Option<Exit> {
         match self.state() {
             State::Ended(exit) => Some(exit),
-            _ => None,
+            State::Created | State::Running | State::Paused | State::Stopped(_) => None,
         }
     }
 
