@@ -95,7 +95,7 @@ fn start<'a>(
     streams: &Streams,
 ) -> (Bundle<'a>, Shim) {
     let bundle = Bundle::new(daemon, id);
-    let spec = bundle.with_dev(command, false);
+    let spec = bundle.with_dev(command, streams.terminal);
     let bundle = bundle.spec(&spec);
     let shim = Shim::connect(&bundle.start(b""));
     bundle.create_with(&shim, streams).unwrap();
@@ -196,16 +196,19 @@ on_every_containerd! {
     fn an_exit_waits_for_who_reads_the_output_and_not_for_ever(version) {
         ours_only!("the exit is told at once, and containerd before 1.6.22 then loses what it has not read");
         let daemon = Daemon::start(version);
-        let out = fifo(&daemon, "out");
-        // Somebody who has it open and does not read.
-        let _reader = File::options().read(true).write(true).open(&out).unwrap();
-        let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal: false };
-        let begin = std::time::Instant::now();
-        let (bundle, shim) = start(&daemon, "c", &["echo", "unread"], &streams);
-        assert_eq!(shim.wait("c", ""), Ok(0));
-        let took = begin.elapsed();
-        assert!(took >= Duration::from_millis(500), "told after {took:?}");
-        end(bundle, &shim);
+        for terminal in [false, true] {
+            let id = format!("c-{terminal}");
+            let out = fifo(&daemon, &id);
+            // Somebody who has it open and does not read.
+            let _reader = File::options().read(true).write(true).open(&out).unwrap();
+            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+            let begin = Instant::now();
+            let (bundle, shim) = start(&daemon, &id, &["echo", "unread"], &streams);
+            assert_eq!(shim.wait(&id, ""), Ok(0));
+            let took = begin.elapsed();
+            assert!(took >= Duration::from_millis(500), "terminal: {terminal}: told after {took:?}");
+            end(bundle, &shim);
+        }
         finish(daemon);
     }
 

@@ -7,7 +7,7 @@ use containerd_shim_protos::events::task;
 use log::info;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use super::process::{Exec, ExecFiles, Process, answer, exec_process, restore, start_exec};
 use super::{Shared, known_cgroup, watched};
@@ -25,8 +25,8 @@ use crate::state::{Call, State};
 pub(super) enum Done {
     /// A process has ended.
     Exited(ProcessId, Exit),
-    /// What it wrote has been read, or has waited long enough: its exit may be told.
-    Read(ProcessId),
+    /// What the init wrote has been read, or has waited long enough: its exit may be told.
+    Read,
     /// `runc start` of the init is over.
     InitStarted(Result<()>, Reply<Pid>),
     /// `runc exec` is over.
@@ -61,6 +61,8 @@ pub(super) struct Actor {
     /// A checkpoint is being made.
     pub(super) saving: bool,
     pub(super) init: Process,
+    /// The init has ended, and what it wrote is being read.
+    pub(super) reading: Option<AbortHandle>,
     /// Dropped when the init ends, for who starts it.
     pub(super) init_ending: Option<oneshot::Sender<()>>,
     pub(super) execs: HashMap<String, Exec>,
@@ -173,18 +175,24 @@ impl Actor {
     fn done(&mut self, done: Done) -> bool {
         match done {
             Done::Exited(id, exit) => {
+                if let Ok(process) = self.process(&id) {
+                    process.set_state(State::Ended(exit));
+                }
                 if id == ProcessId::Init {
                     self.init_ending = None;
                     self.end_the_rest();
+                    let unread = self.init.io.unread().filter(|_| self.deleted.is_empty());
+                    self.reading = unread.map(|read| {
+                        self.jobs.spawn(async {
+                            read.await;
+                            Done::Read
+                        })
+                    });
                 }
-                self.ended(&id, exit);
                 self.tell_exits();
             }
-            Done::Read(id) => {
-                if let Ok(process) = self.process(&id) {
-                    // Not that of another exec with the same id.
-                    process.reading.take_if(|reading| reading.is_finished());
-                }
+            Done::Read => {
+                self.reading = None;
                 self.tell_exits();
             }
             Done::InitStarted(result, reply) => {
@@ -224,25 +232,6 @@ impl Actor {
             Done::Answered => {}
         }
         false
-    }
-
-    fn ended(&mut self, id: &ProcessId, exit: Exit) {
-        let Ok(process) = self.process(id) else {
-            return;
-        };
-        process.set_state(State::Ended(exit));
-        let unread = process.io.unread();
-        let Some(read) = unread.filter(|_| self.deleted.is_empty()) else {
-            return;
-        };
-        let read_id = id.clone();
-        let reading = self.jobs.spawn(async move {
-            read.await;
-            Done::Read(read_id)
-        });
-        if let Ok(process) = self.process(id) {
-            process.reading = Some(reading);
-        }
     }
 
     fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {

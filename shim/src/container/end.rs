@@ -19,8 +19,8 @@ use crate::state::{Call, State};
 const KILLED: u32 = 128 + 9;
 
 impl Actor {
-    /// Tells of the exits that may be told now: after the start of the process, when what it wrote has been read, and the
-    /// init's after its execs'.
+    /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs' and when
+    /// what it wrote has been read.
     pub(super) fn tell_exits(&mut self) {
         let execs = self.execs.values().map(|exec| &exec.process);
         let ends: Vec<Exit> = execs
@@ -46,7 +46,11 @@ impl Actor {
             }
         }
         let lives = |exec: &Exec| exec.process.lives();
-        if self.init.starting.is_some() || self.saving || self.execs.values().any(lives) {
+        if self.init.starting.is_some()
+            || self.saving
+            || self.reading.is_some()
+            || self.execs.values().any(lives)
+        {
             return;
         }
         if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
@@ -67,8 +71,6 @@ impl Actor {
 
     pub(super) fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
         let id = ProcessId::Exec(exec.to_owned());
-        self.process(&id)?.wait_for_no_reader();
-        self.tell_exits();
         let process = self.process(&id)?;
         process.state().check(Call::Delete)?;
         let deleted = Deleted {
@@ -98,10 +100,10 @@ impl Actor {
             // Taken down when it has been told.
             (Ok(()), State::Ended(_)) => {
                 self.deleted.push(reply);
-                let execs = self.execs.values_mut().map(|exec| &mut exec.process);
-                execs
-                    .chain([&mut self.init])
-                    .for_each(Process::wait_for_no_reader);
+                // Whoever deletes it reads no more.
+                if let Some(reading) = self.reading.take() {
+                    reading.abort();
+                }
                 self.tell_exits();
             }
             // Not restored yet.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
 
 use super::Shared;
 use crate::error::{Error, Result};
@@ -25,8 +24,6 @@ pub(super) struct Process {
     pub(super) io: Io,
     /// A start is under way, and what waits for its end.
     pub(super) starting: Option<Vec<Command>>,
-    /// It has ended, and what it wrote is being read.
-    pub(super) reading: Option<AbortHandle>,
 }
 
 impl Process {
@@ -36,7 +33,6 @@ impl Process {
             pidfd: None,
             io: Io::none(),
             starting: None,
-            reading: None,
         }
     }
 
@@ -68,13 +64,6 @@ impl Process {
                 State::Running | State::Paused | State::Ended(_)
             )
     }
-
-    /// Whoever still reads what it wrote has had the time for it.
-    pub(super) fn wait_for_no_reader(&mut self) {
-        if let Some(reading) = self.reading.take() {
-            reading.abort();
-        }
-    }
 }
 
 /// A process that was added.
@@ -84,16 +73,13 @@ pub(super) struct Exec {
     pub(super) files: ExecFiles,
 }
 
-/// Tells of the exit of `process`, once, unless what it wrote is being read.
+/// Tells of the exit of `process`, once.
 pub(super) fn tell_exit(
     container: &str,
     id: &str,
     process: &mut Process,
     events: &Events,
 ) -> Option<Exit> {
-    if process.reading.is_some() {
-        return None;
-    }
     let exit = process.untold()?;
     process.io.close();
     process.pidfd = None;

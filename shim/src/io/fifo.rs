@@ -26,6 +26,7 @@ use rustix::fs::OFlags;
 use rustix::fs::inotify;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::task::AbortHandle;
 
 use super::io_error;
 use crate::error::Result;
@@ -42,6 +43,13 @@ pub(super) const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 pub(super) struct Output {
     held: File,
     path: PathBuf,
+}
+
+/// What is left in an output FIFO, or on its way there.
+#[derive(Debug)]
+pub(super) struct Unread {
+    fifo: OwnedFd,
+    copying: Option<AbortHandle>,
 }
 
 /// Whether `path` is a FIFO. Something else must be there at least.
@@ -94,9 +102,10 @@ impl Output {
         self.held.as_fd().try_clone_to_owned()
     }
 
-    /// Something is left in it.
-    pub(super) fn has_unread(&self) -> bool {
-        unread(&self.held)
+    /// What is left in it, if anything; and what `copying` is still to write into it, if anybody copies.
+    pub(super) fn unread(&self, copying: Option<AbortHandle>) -> Option<Unread> {
+        let fifo = self.try_clone().ok()?;
+        Some(Unread { fifo, copying }).filter(Unread::is_there)
     }
 
     /// Lets go once somebody reads or nothing is left, and not before.
@@ -126,9 +135,9 @@ impl Output {
 
 /// Resolves when nothing is left in these FIFOs, or after half a second: a process in the background may go on writing,
 /// and a reader may be away.
-pub(super) async fn until_read(outputs: Vec<OwnedFd>) {
+pub(super) async fn until_read(outputs: Vec<Unread>) {
     let read = async {
-        while outputs.iter().any(unread) {
+        while outputs.iter().any(Unread::is_there) {
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
     };
@@ -136,8 +145,12 @@ pub(super) async fn until_read(outputs: Vec<OwnedFd>) {
     let _ = tokio::time::timeout(READING, read).await;
 }
 
-fn unread(fifo: impl AsFd) -> bool {
-    rustix::io::ioctl_fionread(fifo).is_ok_and(|left| left > 0)
+impl Unread {
+    fn is_there(&self) -> bool {
+        let copying = self.copying.as_ref();
+        copying.is_some_and(|copying| !copying.is_finished())
+            || rustix::io::ioctl_fionread(&self.fifo).is_ok_and(|left| left > 0)
+    }
 }
 
 fn own_path(file: &File) -> String {
@@ -251,17 +264,16 @@ mod tests {
     async fn what_is_left_is_waited_for_until_it_is_read_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let held = echo(&fifo(dir.path()));
-        assert!(held.has_unread());
         let begin = std::time::Instant::now();
-        until_read(vec![held.try_clone().unwrap()]).await;
+        until_read(vec![held.unread(None).unwrap()]).await;
         assert!(begin.elapsed() >= READING);
-        let waiting = tokio::spawn(until_read(vec![held.try_clone().unwrap()]));
+        let waiting = tokio::spawn(until_read(vec![held.unread(None).unwrap()]));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         let mut text = [0; 6];
         (&held.held).read_exact(&mut text).unwrap();
         waiting.await.unwrap();
-        assert!(!held.has_unread());
+        assert!(held.unread(None).is_none());
     }
 
     #[test]

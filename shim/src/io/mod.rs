@@ -341,21 +341,15 @@ impl Io {
         Self::Closing(Vec::new())
     }
 
-    /// What a process that has ended wrote straight into FIFOs and nobody has read yet, if anything: resolves when it is
+    /// What a container's init that has ended wrote into FIFOs and nobody has read yet, if anything: resolves when it is
     /// read, or after half a second. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
     /// rest.
     pub(crate) fn unread(&self) -> Option<impl Future<Output = ()> + use<>> {
-        let Self::Files(files) = self else {
-            return None;
+        let unread: Vec<_> = match self {
+            Self::Files(files) => files.outputs.iter().filter_map(Output::unread).collect(),
+            Self::Terminal(terminal) => terminal.unread().into_iter().collect(),
+            Self::Closing(_) => Vec::new(),
         };
-        let unread: Vec<_> = files
-            .outputs
-            .iter()
-            .filter_map(|output| match output {
-                Output::Direct(held) if held.has_unread() => held.try_clone().ok(),
-                Output::Direct(_) | Output::Copied(_) | Output::Logger(_) => None,
-            })
-            .collect();
         (!unread.is_empty()).then(|| fifo::until_read(unread))
     }
 
@@ -383,6 +377,14 @@ impl Io {
 }
 
 impl Output {
+    /// Copied into a FIFO is only an exec's, whose exit ends no stream.
+    fn unread(&self) -> Option<fifo::Unread> {
+        match self {
+            Self::Direct(held) => held.unread(None),
+            Self::Copied(_) | Self::Logger(_) => None,
+        }
+    }
+
     fn close(self) -> Closing {
         match self {
             Self::Direct(held) => Closing::Fifo(tokio::spawn(held.release()), None),

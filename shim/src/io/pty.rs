@@ -256,6 +256,14 @@ impl Terminal {
         }
     }
 
+    /// As [`super::Io::unread`].
+    pub(super) fn unread(&self) -> Option<fifo::Unread> {
+        match &self.output {
+            Some((copying, Held::Fifo(held))) => held.unread(Some(copying.abort_handle())),
+            Some((_, Held::Logger(_))) | None => None,
+        }
+    }
+
     /// Copies what is left, then lets go.
     pub(super) fn release(mut self) -> Vec<Closing> {
         self.stop_input();
