@@ -65,6 +65,15 @@ impl<'a> Task<'a> {
         self.shim.wait(&self.bundle.id, exec)
     }
 
+    /// Pause and SIGKILL at once. The pause may come too late.
+    pub fn pause_and_kill(&self) -> Answer<()> {
+        let (shim, id) = (&self.shim, &*self.bundle.id);
+        std::thread::scope(|scope| {
+            scope.spawn(|| shim.pause(id));
+            shim.kill(id, "", 9)
+        })
+    }
+
     /// A signal to the init (`""`) or to an exec.
     pub fn kill(&self, exec: &str, signal: u32) -> Answer<()> {
         self.shim.kill(&self.bundle.id, exec, signal)

@@ -27,8 +27,8 @@ use shim_tests::proc::{Process, anonymous_kb, cpu_time, kill};
 use shim_tests::raw::Bundle;
 use shim_tests::until::so;
 use shim_tests::{
-    Container, Daemon, Options, PodSpec, ShimUnderTest, eventually, lab, on_every_containerd,
-    ours_only,
+    Container, Daemon, Options, PodSpec, ShimUnderTest, eventually, lab, leaks,
+    on_every_containerd, ours_only,
 };
 
 /// A FIFO that [`finish`] removes.
@@ -239,6 +239,20 @@ on_every_containerd! {
         // On a busy machine whoever asks may be late.
         assert!(["a", "b", "c"].into_iter().any(known_before_told), "the state waits, too");
 
+        // systemd removes a scope at once. containerd that comes back takes a task without processes for a leak.
+        let (bundle, shim) = start(&daemon, "p", &["echo", "unread"], &streams);
+        let pid = shim.state("p", "").unwrap().pid;
+        eventually(Duration::from_secs(10), || {
+            let state = shim.state("p", "").unwrap();
+            so(state.status.enum_value() == Ok(Status::STOPPED), || format!("{state:?}"))
+        });
+        for cgroup in leaks::cgroups(&daemon.names).iter().filter(|path| path.ends_with("p")) {
+            fs::remove_dir(cgroup).unwrap();
+        }
+        let pids: Vec<u32> = shim.pids("p").unwrap().iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [pid]);
+        end(bundle, &shim);
+
         // Who deletes it reads no more.
         let (bundle, shim) = start(&daemon, "d", &["sh", "-c", "echo unread; exit 4"], &streams);
         eventually(Duration::from_secs(10), || match shim.delete("d", "") {
@@ -247,6 +261,52 @@ on_every_containerd! {
         });
         bundle.shut_down(&shim);
         drop(bundle);
+        finish(daemon);
+    }
+
+    fn what_a_terminal_wrote_waits_for_its_reader(version) {
+        ours_only!("it is lost");
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let (pid, out) = (pid_of(&shim, "c"), fifo(&daemon, "out"));
+        let streams = Streams { stdout: text(&out), terminal: true, ..Streams::default() };
+        // The child keeps the terminal: it does not come to its end by itself.
+        shim.exec("c", "e", &["sh", "-c", "trap '' HUP; sleep 3600 & echo kept"], &streams).unwrap();
+        shim.start("c", "e").unwrap();
+        assert_eq!(shim.wait("c", "e"), Ok(0));
+        eventually(Duration::from_secs(20), || {
+            let open = descriptors(pid).into_iter().filter(|target| *target == text(&out)).count();
+            so(open <= 1, || format!("it is open {open} times"))
+        });
+        let found = at_its_end(read_all(reader(&out)), Duration::from_secs(10));
+        assert_eq!(String::from_utf8(found).unwrap().trim(), "kept");
+        shim.delete("c", "e").unwrap();
+        end(bundle, &shim);
+        finish(daemon);
+    }
+
+    fn an_exec_whose_reader_has_gone_leaves_nothing_open(version) {
+        let daemon = Daemon::start(version);
+        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let (pid, out) = (pid_of(&shim, "c"), fifo(&daemon, "out"));
+        let before = descriptors(pid);
+        let gone = reader(&out);
+        let streams = Streams { stdout: text(&out), ..Streams::default() };
+        shim.exec("c", "e", &["seq", "1", "1000000"], &streams).unwrap();
+        shim.start("c", "e").unwrap();
+        let waits = |process: &Process| process.name == "seq" && process.state == 'S';
+        eventually(Duration::from_secs(20), || {
+            so(daemon.processes().iter().any(waits), || "it does not wait".to_owned())
+        });
+        drop(gone);
+        shim.kill("c", "e", 9).unwrap();
+        assert_eq!(shim.wait("c", "e"), Ok(137));
+        shim.delete("c", "e").unwrap();
+        eventually(Duration::from_secs(20), || {
+            let now = descriptors(pid);
+            so(now.len() <= before.len(), || format!("from {before:?} to {now:?}"))
+        });
+        end(bundle, &shim);
         finish(daemon);
     }
 

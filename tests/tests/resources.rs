@@ -194,6 +194,18 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn killed_while_it_is_being_paused_is_dead(version) {
+        let daemon = Daemon::start(version);
+        for round in 0..8 {
+            // The more processes, the longer it takes to freeze them.
+            let task = run(&daemon, &format!("paused-{round}"), "for n in $(seq 50); do sleep 3600 & done; sleep 3600");
+            task.pause_and_kill().unwrap();
+            assert_eq!(task.wait("").unwrap(), 137);
+            assert_eq!(task.end(), 137);
+        }
+        daemon.end();
+    }
+
     fn pids_name_the_execs(version) {
         let daemon = Daemon::start(version);
         let task = run(&daemon, "pids", "sleep 3600 & wait");

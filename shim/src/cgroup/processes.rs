@@ -148,8 +148,11 @@ impl Cgroup {
         }
     }
 
-    /// Its processes; none if it has gone, as systemd removes a scope whose last process has.
-    fn remaining(&self) -> Result<Vec<Pid>, IoError> {
+    /// As [`Self::pids`]; none if it has gone, as systemd removes a scope whose last process has.
+    ///
+    /// # Errors
+    /// `InvalidInput` for the root.
+    pub(crate) fn remaining(&self) -> Result<Vec<Pid>, IoError> {
         match self.pids() {
             Err(error) if gone(&error) => Ok(Vec::new()),
             result => result,

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use containerd_shim_protos::events::task;
 use log::info;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use rustix::process::Pid;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::{Exec, ExecFiles, Process, answer, exec_process, restore, start_exec};
 use super::{Shared, known_cgroup, watched};
@@ -61,8 +62,10 @@ pub(super) struct Actor {
     /// A checkpoint is being made.
     pub(super) saving: bool,
     pub(super) init: Process,
-    /// The init has ended, and what it wrote is being read.
-    pub(super) reading: Option<AbortHandle>,
+    /// The init has been sent SIGKILL.
+    pub(super) dying: bool,
+    /// The init has ended, and what it wrote is being read; until it is told that this is enough.
+    pub(super) reading: Option<Arc<Notify>>,
     /// Dropped when the init ends, for who starts it.
     pub(super) init_ending: Option<oneshot::Sender<()>>,
     pub(super) execs: HashMap<String, Exec>,
@@ -183,10 +186,16 @@ impl Actor {
                     self.end_the_rest();
                     let unread = self.init.io.unread().filter(|_| self.deleted.is_empty());
                     self.reading = unread.map(|read| {
-                        self.jobs.spawn(async {
-                            read.await;
+                        let enough = Arc::new(Notify::new());
+                        let reading = enough.clone();
+                        self.jobs.spawn(async move {
+                            tokio::select! {
+                                () = read => {}
+                                () = enough.notified() => {}
+                            }
                             Done::Read
-                        })
+                        });
+                        reading
                     });
                 }
                 self.tell_exits();
@@ -262,12 +271,7 @@ impl Actor {
 
     /// A process is there: opens its pidfd and waits for its exit.
     pub(super) fn began(&mut self, id: &ProcessId, started: Started, io: Io) {
-        // The waiter has not handed the pid over, or the claim holds its exit: the pidfd is of no other process, or of
-        // none.
-        let pidfd = match pidfd_open(started.pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => None,
-            opened => Some(opened),
-        };
+        let pidfd = started.pidfd();
         let awaited = id.clone();
         if let Ok(process) = self.process(id) {
             process.pidfd = pidfd;
@@ -280,12 +284,10 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
-        let over = self.init.state().exit().is_some();
+        let over = self.not_over();
         let checked = self.process(&id).and_then(|process| {
             process.state().check(Call::Start)?;
-            if over {
-                return Err(Error::FailedPrecondition("the container has ended".into()));
-            }
+            over?;
             if process.starting.is_some() {
                 return Err(Error::FailedPrecondition(
                     "the process is being started".into(),
@@ -330,8 +332,21 @@ impl Actor {
         }
     }
 
+    /// Nothing starts in a container that has ended, or is being deleted.
+    fn not_over(&self) -> Result<()> {
+        let over = if self.init.state().exit().is_some() {
+            "has ended"
+        } else if !self.deleted.is_empty() {
+            "is being deleted"
+        } else {
+            return Ok(());
+        };
+        Err(Error::FailedPrecondition(format!("{} {over}", self.id)))
+    }
+
     fn exec(&mut self, id: String, process: &[u8], io: io::Request) -> Result<()> {
         self.init.state().check(Call::Exec)?;
+        self.not_over()?;
         if self.init.pid().is_none() {
             return Err(Error::FailedPrecondition(format!(
                 "{} has not been restored yet",

@@ -71,8 +71,11 @@ impl Actor {
                 return Err(IoError::at("send a signal to", format!("{id:?}"))(error).into());
             }
         }
-        if paused && signal == Signal::KILL {
-            self.thaw_to_die();
+        if signal == Signal::KILL {
+            self.dying |= *id == ProcessId::Init;
+            if paused {
+                self.thaw_to_die();
+            }
         }
         Ok(())
     }
@@ -164,6 +167,10 @@ impl Actor {
         };
         self.init.set_state(state);
         self.shared.events.send(&event);
+        if call == Call::Pause && self.dying {
+            // The signal came while the freeze was under way.
+            self.thaw_to_die();
+        }
         Ok(())
     }
 
@@ -249,7 +256,7 @@ impl Actor {
             .collect();
         self.jobs.spawn(async move {
             let pids = match cgroup {
-                Some(cgroup) => blocking(move || Ok(cgroup.pids()?)).await,
+                Some(cgroup) => blocking(move || Ok(cgroup.remaining()?)).await,
                 None => Ok(Vec::new()),
             };
             let listed = pids.map(|mut pids| {

@@ -100,11 +100,10 @@ impl Actor {
             // Taken down when it has been told.
             (Ok(()), State::Ended(_)) => {
                 self.deleted.push(reply);
-                // Whoever deletes it reads no more.
-                if let Some(reading) = self.reading.take() {
-                    reading.abort();
+                if let Some(reading) = &self.reading {
+                    // Whoever deletes it reads no more.
+                    reading.notify_one();
                 }
-                self.tell_exits();
             }
             // Not restored yet.
             (Ok(()), State::Created) if self.init.pid().is_none() => {

@@ -188,6 +188,7 @@ pub(crate) async fn create(
         saving: false,
         init: Process::new(view),
         init_ending: None,
+        dying: false,
         reading: None,
         execs: HashMap::new(),
         exec_count: 0,

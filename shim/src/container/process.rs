@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
 
@@ -181,7 +181,7 @@ async fn attach(prepared: Prepared, started: Started) -> Result<(Started, Io)> {
         Ok(io) => Ok((started, io)),
         Err(error) => {
             // Without its streams it must not run on unseen.
-            if let Ok(pidfd) = pidfd_open(started.pid, PidfdFlags::empty()) {
+            if let Some(Ok(pidfd)) = started.pidfd() {
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
             }
             Err(error)

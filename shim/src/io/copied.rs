@@ -21,7 +21,7 @@ use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Closing, fifo, io_error};
 use crate::error::Result;
@@ -193,14 +193,25 @@ impl Copied {
         match held {
             None => Closing::File(copying, drain),
             Some(held) => {
+                // Goes with the release, when that is given up: where nobody reads, it would wait for ever.
+                let guard = AbortOnDrop(copying.abort_handle());
                 let released = async move {
-                    // It does not panic, and nobody else has a handle to abort it.
+                    let _guard = guard;
+                    // It does not panic.
                     let _ = copying.await;
                     held.release().await;
                 };
                 Closing::Fifo(tokio::spawn(released), Some(drain))
             }
         }
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

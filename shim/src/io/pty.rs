@@ -273,6 +273,8 @@ impl Terminal {
         let copied = async move {
             if tokio::time::timeout(DRAIN, &mut copying).await.is_err() {
                 copying.abort();
+                // It holds the FIFO open for reading, too, and must not be taken for a reader below.
+                let _ = copying.await;
             }
         };
         match held {

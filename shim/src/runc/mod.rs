@@ -60,6 +60,20 @@ pub(crate) struct Started {
     pub(crate) exit: Claim,
 }
 
+impl Started {
+    /// A pidfd of it, unless it has ended and been reaped: its pid may be another's by now.
+    pub(crate) fn pidfd(&self) -> Option<rustix::io::Result<OwnedFd>> {
+        // The waiter runs on this thread, and not between these two.
+        if !self.exit.is_empty() {
+            return None;
+        }
+        match pidfd_open(self.pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => None,
+            opened => Some(opened),
+        }
+    }
+}
+
 impl Runc {
     /// runc as `options` describe it, for container `id` of containerd namespace `namespace`.
     pub(crate) fn new(
