@@ -309,11 +309,16 @@ fn a_process_can_hold_an_ordinary_pod_too() {
 #[test]
 fn the_node_keeps_its_mounts() {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let before = mounts();
-    let sandbox = Sandbox::create(&shared()).unwrap();
-    assert_eq!(before, mounts());
-    end(sandbox);
-    assert_eq!(before, mounts());
+    // Others may mount something meanwhile, but not each time.
+    let mut rounds = (0..20).map(|_| {
+        let before = mounts();
+        let sandbox = Sandbox::create(&shared()).unwrap();
+        let during = mounts();
+        end(sandbox);
+        (before, during, mounts())
+    });
+    let kept = rounds.any(|(before, during, after)| before == during && during == after);
+    assert!(kept, "each time there are others");
 }
 
 #[test]

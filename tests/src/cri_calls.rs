@@ -14,7 +14,7 @@ use crate::leaks;
 use crate::slot::{Names, text};
 
 /// No call may take longer.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(100);
 
 /// A client of the runtime service.
 pub struct Calls {

@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-/// Asks `what` every few milliseconds until it answers `Ok`. After `deadline` panics with its last `Err`.
+/// How long is waited at least before it is given up: a busy machine may do nothing for a test for seconds. What must be
+/// quick is timed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks `what` every few milliseconds until it answers `Ok`. After `deadline`, and [`PATIENCE`], panics with its last `Err`.
 #[track_caller]
 pub fn eventually<T>(deadline: Duration, mut what: impl FnMut() -> Result<T, String>) -> T {
     match within(deadline, &mut what) {
         Ok(value) => value,
-        Err(why) => panic!("not within {deadline:?}: {why}"),
+        Err(why) => panic!("not within {:?}: {why}", deadline.max(PATIENCE)),
     }
 }
 
@@ -17,7 +21,7 @@ pub fn within<T>(
     mut what: impl FnMut() -> Result<T, String>,
 ) -> Result<T, String> {
     let slower = if crate::vm::inside() { 6 } else { 1 };
-    let end = Instant::now() + deadline * slower;
+    let end = Instant::now() + deadline.max(PATIENCE) * slower;
     loop {
         match what() {
             Ok(value) => return Ok(value),

@@ -136,6 +136,11 @@ fn descriptors(pid: i32) -> Vec<String> {
     found
 }
 
+/// The times of three rounds: a busy machine may take its time once.
+fn rounds(round: impl FnMut(u32) -> Duration) -> [Duration; 3] {
+    [1, 2, 3].map(round)
+}
+
 /// How long until a call has its answer.
 fn took<T>(call: impl FnOnce() -> T) -> (T, Duration) {
     let begin = Instant::now();
@@ -161,7 +166,10 @@ on_every_containerd! {
         assert!(found == numbers(1_000_000), "{} bytes", found.len());
         let after = anonymous_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
-        assert!(!child.alive() || Process::of(child.pid).is_some_and(|process| process.state == 'Z'));
+        eventually(Duration::from_secs(10), || {
+            let now = Process::of(child.pid).filter(|process| process.start == child.start && process.state != 'Z');
+            so(now.is_none(), || format!("{now:?}"))
+        });
         end(bundle, &shim);
         finish(daemon);
     }
@@ -206,7 +214,7 @@ on_every_containerd! {
             let (bundle, shim) = start(&daemon, &id, &["echo", "unread"], &streams);
             assert_eq!(shim.wait(&id, ""), Ok(0));
             let took = begin.elapsed();
-            assert!(took >= Duration::from_millis(500), "terminal: {terminal}: told after {took:?}");
+            assert!(took >= Duration::from_secs(2), "terminal: {terminal}: told after {took:?}");
             end(bundle, &shim);
         }
         finish(daemon);
@@ -234,7 +242,7 @@ on_every_containerd! {
             });
             assert_eq!(exit, Ok(3));
             end(bundle, &shim);
-            told.saturating_duration_since(known) > Duration::from_millis(100)
+            told.saturating_duration_since(known) > Duration::from_millis(500)
         };
         // On a busy machine whoever asks may be late.
         assert!(["a", "b", "c"].into_iter().any(known_before_told), "the state waits, too");
@@ -291,7 +299,7 @@ on_every_containerd! {
         let (pid, out) = (pid_of(&shim, "c"), fifo(&daemon, "out"));
         let before = descriptors(pid);
         let gone = reader(&out);
-        let streams = Streams { stdout: text(&out), ..Streams::default() };
+        let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
         shim.exec("c", "e", &["seq", "1", "1000000"], &streams).unwrap();
         shim.start("c", "e").unwrap();
         let waits = |process: &Process| process.name == "seq" && process.state == 'S';
@@ -334,18 +342,21 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let (bundle, shim) = start(&daemon, "s", &["sleep", "3600"], &Streams::default());
         for terminal in [false, true] {
-            let id = format!("e-{terminal}");
-            let out = fifo(&daemon, &id);
-            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
-            let reader = read_all(reader(&out));
-            shim.exec("s", &id, &["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], &streams).unwrap();
-            shim.start("s", &id).unwrap();
-            assert_eq!(shim.wait("s", &id), Ok(0));
-            let (deleted, time) = took(|| shim.delete("s", &id));
-            deleted.unwrap();
-            assert!(time < Duration::from_secs(2), "terminal: {terminal}: {time:?}");
-            let found = at_its_end(reader, Duration::from_secs(5));
-            assert_eq!(String::from_utf8(found).unwrap().trim(), "done");
+            let times = rounds(|round| {
+                let id = format!("e-{terminal}-{round}");
+                let out = fifo(&daemon, &id);
+                let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+                let reader = read_all(reader(&out));
+                shim.exec("s", &id, &["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], &streams).unwrap();
+                shim.start("s", &id).unwrap();
+                assert_eq!(shim.wait("s", &id), Ok(0));
+                let (deleted, time) = took(|| shim.delete("s", &id));
+                deleted.unwrap();
+                let found = at_its_end(reader, Duration::from_secs(5));
+                assert_eq!(String::from_utf8(found).unwrap().trim(), "done");
+                time
+            });
+            assert!(times.iter().any(|time| *time < Duration::from_secs(2)), "terminal: {terminal}: {times:?}");
         }
         end(bundle, &shim);
         finish(daemon);
@@ -354,28 +365,31 @@ on_every_containerd! {
     fn a_background_child_delays_the_end_of_a_container_and_its_pod_by_nothing(version) {
         let daemon = Daemon::start(version);
         for terminal in [false, true] {
-            let id = format!("c-{terminal}");
-            let out = fifo(&daemon, &id);
-            let bundle = Bundle::new(&daemon, &id);
-            let mut spec = bundle.with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
-            // In the node's process namespace nobody takes the child along.
-            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
-            let bundle = bundle.spec(&spec);
-            let shim = Shim::connect(&bundle.start(b""));
-            let reader = read_all(reader(&out));
-            let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
-            bundle.create_with(&shim, &streams).unwrap();
-            shim.start(&id, "").unwrap();
-            daemon.look();
-            assert_eq!(shim.wait(&id, ""), Ok(0));
-            let (deleted, time) = took(|| shim.delete(&id, ""));
-            deleted.unwrap();
-            assert!(time < Duration::from_secs(3), "terminal: {terminal}: {time:?}");
-            assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(5))).unwrap().trim(), "done");
-            bundle.shut_down(&shim);
-            drop(bundle);
-            fs::remove_file(&out).unwrap();
-            daemon.nothing_left(Duration::from_secs(5));
+            let times = rounds(|round| {
+                let id = format!("c-{terminal}-{round}");
+                let out = fifo(&daemon, &id);
+                let bundle = Bundle::new(&daemon, &id);
+                let mut spec = bundle.with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
+                // In the node's process namespace nobody takes the child along.
+                spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+                let bundle = bundle.spec(&spec);
+                let shim = Shim::connect(&bundle.start(b""));
+                let reader = read_all(reader(&out));
+                let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
+                bundle.create_with(&shim, &streams).unwrap();
+                shim.start(&id, "").unwrap();
+                daemon.look();
+                assert_eq!(shim.wait(&id, ""), Ok(0));
+                let (deleted, time) = took(|| shim.delete(&id, ""));
+                deleted.unwrap();
+                assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(5))).unwrap().trim(), "done");
+                bundle.shut_down(&shim);
+                drop(bundle);
+                fs::remove_file(&out).unwrap();
+                daemon.nothing_left(Duration::from_secs(5));
+                time
+            });
+            assert!(times.iter().any(|time| *time < Duration::from_secs(3)), "terminal: {terminal}: {times:?}");
         }
         finish(daemon);
     }
@@ -451,9 +465,10 @@ on_every_containerd! {
     fn a_containerd_killed_in_full_flow_loses_what_it_had_read_and_nothing_else(version) {
         let daemon = Daemon::start(version);
         let mut flood = Flood::start(&daemon, "", 64);
-        fs::write(flood.folder.join("go"), "").unwrap();
-        flood.wait_for_log(20 << 20);
+        flood.wait_for_log(4 << 20);
         daemon.kill();
+        // It rests in the middle until it is told to go on, so it has not ended by now.
+        fs::write(flood.folder.join("go"), "").unwrap();
         flood.wait_until_it_stands_still();
         daemon.start_again();
         flood.finish(64);

@@ -300,7 +300,8 @@ on_every_containerd! {
             .into_iter().filter(|path| path.ends_with("of-shims")).collect();
         assert!(!made.is_empty());
         for path in made {
-            fs::remove_dir(path).unwrap();
+            // It leaves the cgroup a moment after it has lost its name.
+            eventually(Duration::from_secs(10), || fs::remove_dir(&path).map_err(|error| error.to_string()));
         }
         daemon.end();
     }

@@ -19,6 +19,18 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Resizes the terminal of a `probe winsize`, which prints it. ctr listens for changes only some time after it has passed
+/// on the first size.
+fn resized(terminal: &mut Terminal, rows: u16, columns: u16) {
+    eventually(Duration::from_secs(30), || {
+        terminal.resize(rows, columns);
+        let printed = terminal.printed();
+        so(printed.contains(&format!("size {rows} {columns}")), || {
+            printed
+        })
+    });
+}
+
 /// Runs, waits for the line `ready`, and then gives this on stdin. (`ctr` forgets to tell the shim of an end of input
 /// that comes before its task is made.)
 fn with_input(mut command: Command, input: &[u8]) -> Output {
@@ -82,8 +94,7 @@ on_every_containerd! {
         let run = daemon.ctr_run(&["--rm", "--tty", "--mount", &probe], "tty", &["/probe", "winsize"]);
         let mut terminal = Terminal::start(run);
         terminal.expect("size 24 80");
-        terminal.resize(31, 97);
-        terminal.expect("size 31 97");
+        resized(&mut terminal, 31, 97);
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
         daemon.end();
@@ -141,12 +152,7 @@ on_every_containerd! {
         daemon.detached(&["--mount", &probe], "d", &["sleep", "3600"]);
         let mut terminal = Terminal::start(daemon.ctr_exec(&["--tty"], "t", "d", &["/probe", "winsize"]));
         terminal.expect("size 24 80");
-        // ctr listens for changes only some time after it has passed on the first size.
-        eventually(Duration::from_secs(10), || {
-            terminal.resize(50, 132);
-            let printed = terminal.printed();
-            so(printed.contains("size 50 132"), || printed)
-        });
+        resized(&mut terminal, 50, 132);
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
         let mut shell = Terminal::start(daemon.ctr_exec(&["--tty"], "u", "d", &["sh"]));
@@ -396,10 +402,12 @@ on_every_containerd! {
 
     fn s11_a_background_child_does_not_hold_the_container(version) {
         let daemon = Daemon::start(version);
+        let mut run = daemon.ctr_run(&["--rm"], "bg", &["sh", "-c", "sleep 300 & echo done"]);
         let begin = std::time::Instant::now();
-        let output = daemon.ctr_run(&["--rm"], "bg", &["sh", "-c", "sleep 300 & echo done"]).output().unwrap();
+        let output = run.output().unwrap();
         assert_eq!(stdout(&output), "done\n", "{output:?}");
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        // The stock shim of 2.1 takes ten seconds longer than this.
+        assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
         daemon.end();
     }
 }

@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pid
 use shim_tests::cri::Cri;
 use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
-use shim_tests::proc::{children, kill};
+use shim_tests::proc::{Process, children, kill};
 use shim_tests::until::so;
 use shim_tests::{Daemon, PodSpec, Terminal, eventually, on_every_containerd};
 
@@ -399,8 +399,15 @@ on_every_containerd! {
         drop(terminal);
         // That one may be lost with its containerd, but no other is.
         let terminal = shows("second");
-        terminal.resize(33, 99);
-        has(&daemon, "look", "grep -q '33 99' /tmp/second");
+        let mut looks = 0;
+        eventually(Duration::from_secs(30), || {
+            // ctr listens for changes only some time after it has passed on the first size.
+            terminal.resize(33, 99);
+            looks += 1;
+            let mut look = daemon.ctr_exec(&[], &format!("look-{looks}"), "c", &["grep", "33 99", "/tmp/second"]);
+            let look = look.output().unwrap();
+            so(look.status.success(), || format!("{look:?}"))
+        });
         drop(terminal);
         works(&daemon, "c", "after");
         ends(&daemon, "c");
@@ -435,16 +442,13 @@ on_every_containerd! {
             .collect();
         let mut pids: Vec<i32> = inside.iter().map(|(container, _)| container.pid()).chain([tty.pid(), oom.pid()]).collect();
         pids.extend(plain.iter().map(|(id, _)| daemon.task(id).unwrap().0));
+        let inits: Vec<Process> = pids.into_iter().map(|pid| Process::of(pid).unwrap()).collect();
 
         daemon.kill();
         fs::write(go.join("now"), "").unwrap();
         eventually(Duration::from_secs(20), || {
-            let alive: Vec<_> = pids
-                .iter()
-                .filter_map(|pid| shim_tests::proc::Process::of(*pid))
-                .filter(|process| process.state != 'Z')
-                .map(|process| process.describe())
-                .collect();
+            // Gone, and not only dead: the shim knows.
+            let alive: Vec<_> = inits.iter().filter(|init| init.alive()).map(Process::describe).collect();
             so(alive.is_empty(), || format!("they still run: {alive:?}"))
         });
         daemon.start_again();

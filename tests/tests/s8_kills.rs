@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use shim_tests::cri::Cri;
 use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
-use shim_tests::proc::kill;
+use shim_tests::proc::{Process, kill};
 use shim_tests::until::so;
 use shim_tests::{Daemon, Pod, PodSpec, eventually, in_every_mode};
 
@@ -55,8 +55,10 @@ fn kill_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
     daemon.look();
     let shim = daemon.shim();
     kill(shim.pid, Signal::KILL);
+    // It may be a zombie for as long as the held runc keeps containerd's `delete` from its end.
     eventually(Duration::from_secs(5), || {
-        so(!shim.alive(), || "the shim lives on".to_owned())
+        let lives = Process::of(shim.pid).filter(|now| now.start == shim.start && now.state != 'Z');
+        so(lives.is_none(), || "the shim lives on".to_owned())
     });
     hold.release(point);
     nothing_left(daemon);
@@ -184,15 +186,16 @@ in_every_mode! {
         let now = daemon.shim();
         assert_eq!((now.pid, now.start), (shim.pid, shim.start));
         assert_eq!(two.shell("hostname"), "stays");
-        // Nothing that was printed meanwhile is lost.
+        // Nothing that was printed meanwhile is lost. (A line that containerd had read, and not written yet, goes with it.)
         let seen = one.log_lines("stdout").len();
         eventually(Duration::from_secs(5), || {
             let lines = one.log_lines("stdout");
             so(lines.len() > seen + 3, || format!("{} lines, then {}", seen, lines.len()))
         });
-        for (number, line) in one.log_lines("stdout").iter().enumerate() {
-            assert_eq!(*line, format!("line {}", number + 1));
-        }
+        let lines = one.log_lines("stdout");
+        let numbers: Vec<usize> = lines.iter().map(|line| line.strip_prefix("line ").unwrap().parse().unwrap()).collect();
+        assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+        assert!(numbers.last().unwrap() - numbers.len() <= 1, "{numbers:?}");
         one.stop(0);
         assert_eq!(one.wait(), 137);
         daemon.end();
@@ -205,13 +208,11 @@ in_every_mode! {
         std::fs::create_dir(&marker).unwrap();
         let script = "while [ ! -e /go/now ]; do sleep 0.05; done; exit 42";
         let one = pod.container("one").mount(marker.to_str().unwrap(), "/go").shell(script).start();
-        let pid = one.pid();
+        let init = Process::of(one.pid()).unwrap();
         daemon.kill();
         std::fs::write(marker.join("now"), "").unwrap();
-        eventually(Duration::from_secs(5), || {
-            let state = shim_tests::proc::Process::of(pid).map(|process| process.state);
-            so(matches!(state, None | Some('Z')), || format!("the container still runs: {state:?}"))
-        });
+        // Gone, and not only dead: the shim knows.
+        eventually(Duration::from_secs(5), || so(!init.alive(), || format!("the container still runs: {}", init.describe())));
         daemon.start_again();
         assert_eq!(one.wait(), 42);
         daemon.end();

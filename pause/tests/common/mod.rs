@@ -81,7 +81,7 @@ pub(crate) fn wait(pid: Pid) -> WaitStatus {
 }
 
 /// Threads, open files and children of this process.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Traces {
     pub(crate) threads: BTreeSet<String>,
     pub(crate) files: BTreeSet<String>,
@@ -127,7 +127,13 @@ pub(crate) fn assert_no_new_traces(before: &Traces) {
     if std::env::var_os("NEXTEST").is_none() {
         return;
     }
-    let after = traces();
+    // A thread that has been joined may still be listed for a moment.
+    let start = Instant::now();
+    let mut after = traces();
+    while *before != after && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+        after = traces();
+    }
     assert_eq!(before.files, after.files);
     assert_eq!(before.threads, after.threads);
     assert_eq!(before.children, after.children);

@@ -12,6 +12,8 @@
 //!  ended, else          ──▶ held for writing until somebody opens it (inotify), or the process is deleted
 //! ```
 //!
+//! The exit of a container's init is told when what it wrote has been read, if there is a reader.
+//!
 //! See fifo(7), inotify(7).
 
 use std::fs::{File, OpenOptions};
@@ -33,16 +35,17 @@ use crate::error::Result;
 
 /// How long somebody who reads may take to read what a process has left behind. The kernel tells nobody when a pipe runs
 /// empty, so it is looked at this often.
-const READING: Duration = Duration::from_millis(500);
+const READING: Duration = Duration::from_secs(2);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 pub(super) const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
-/// An output FIFO, held open for reading and writing.
+/// An output FIFO, held open for reading and writing; for writing only when its process has ended.
 #[derive(Debug)]
 pub(super) struct Output {
     held: File,
     path: PathBuf,
+    reads: bool,
 }
 
 /// What is left in an output FIFO, or on its way there.
@@ -89,6 +92,7 @@ pub(super) fn hold(path: &Path) -> Result<Output> {
     Ok(Output {
         held,
         path: path.to_owned(),
+        reads: true,
     })
 }
 
@@ -102,10 +106,26 @@ impl Output {
         self.held.as_fd().try_clone_to_owned()
     }
 
-    /// What is left in it, if anything; and what `copying` is still to write into it, if anybody copies.
-    pub(super) fn unread(&self, copying: Option<AbortHandle>) -> Option<Unread> {
-        let fifo = self.try_clone().ok()?;
-        Some(Unread { fifo, copying }).filter(Unread::is_there)
+    /// What is left in it after the last process that writes it has ended, for who has it open and reads.
+    pub(super) fn unread(&mut self) -> Option<Unread> {
+        if left(&self.held) == 0 {
+            return None;
+        }
+        self.stop_reading().ok()?;
+        let unread = Unread {
+            fifo: self.try_clone().ok()?,
+            copying: None,
+        };
+        Some(unread).filter(Unread::is_awaited)
+    }
+
+    /// What is left in it, and what `copying`, which holds it for reading, too, is still to write.
+    pub(super) fn uncopied(&self, copying: AbortHandle) -> Option<Unread> {
+        let unread = Unread {
+            fifo: self.try_clone().ok()?,
+            copying: Some(copying),
+        };
+        Some(unread).filter(Unread::is_awaited)
     }
 
     /// Lets go once somebody reads or nothing is left, and not before.
@@ -122,22 +142,30 @@ impl Output {
     }
 
     /// Lets go of reading; and of writing, unless something is left and nobody reads: then that is what comes back.
-    fn let_go(self) -> std::io::Result<Option<File>> {
-        if rustix::io::ioctl_fionread(&self.held)? == 0 {
+    fn let_go(mut self) -> std::io::Result<Option<File>> {
+        if left(&self.held) == 0 {
             return Ok(None);
         }
-        // The open file, not the name: containerd may have removed the name.
-        let writer = OpenOptions::new().write(true).open(own_path(&self.held))?;
-        drop(self);
-        Ok((!has_reader(&writer)).then_some(writer))
+        self.stop_reading()?;
+        Ok((!has_reader(&self.held)).then_some(self.held))
+    }
+
+    /// Holds it for writing only: whoever reads is then somebody else.
+    fn stop_reading(&mut self) -> std::io::Result<()> {
+        if self.reads {
+            // The open file, not the name: containerd may have removed the name. It does not wait for a reader: that is
+            // this one.
+            self.held = OpenOptions::new().write(true).open(own_path(&self.held))?;
+            self.reads = false;
+        }
+        Ok(())
     }
 }
 
-/// Resolves when nothing is left in these FIFOs, or after half a second: a process in the background may go on writing,
-/// and a reader may be away.
+/// Resolves when nothing is left in these FIFOs, or nobody is there to read it, or after a while.
 pub(super) async fn until_read(outputs: Vec<Unread>) {
     let read = async {
-        while outputs.iter().any(Unread::is_there) {
+        while outputs.iter().any(Unread::is_awaited) {
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
     };
@@ -146,11 +174,17 @@ pub(super) async fn until_read(outputs: Vec<Unread>) {
 }
 
 impl Unread {
-    fn is_there(&self) -> bool {
+    fn is_awaited(&self) -> bool {
         let copying = self.copying.as_ref();
         copying.is_some_and(|copying| !copying.is_finished())
-            || rustix::io::ioctl_fionread(&self.fifo).is_ok_and(|left| left > 0)
+            || (left(&self.fifo) > 0 && has_reader(&self.fifo))
     }
+}
+
+/// How many bytes are in a FIFO.
+fn left(fifo: impl AsFd) -> u64 {
+    // It fails for no FIFO that is open.
+    rustix::io::ioctl_fionread(fifo).unwrap_or(0)
 }
 
 fn own_path(file: &File) -> String {
@@ -158,8 +192,8 @@ fn own_path(file: &File) -> String {
 }
 
 /// A writer without a reader is in error (poll(2), POLLERR).
-fn has_reader(writer: &File) -> bool {
-    let mut fds = [PollFd::new(writer, PollFlags::empty())];
+fn has_reader(writer: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&writer, PollFlags::empty())];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -261,19 +295,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_is_waited_for_until_it_is_read_and_not_for_ever() {
+    async fn what_is_left_is_waited_for_while_somebody_may_read_it_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        let held = echo(&fifo(dir.path()));
+        let path = fifo(dir.path());
+        let mut held = echo(&path);
+        assert!(held.unread().is_none(), "nobody has it open");
+        let mut reader = File::open(&path).unwrap();
         let begin = std::time::Instant::now();
-        until_read(vec![held.unread(None).unwrap()]).await;
+        until_read(vec![held.unread().unwrap()]).await;
         assert!(begin.elapsed() >= READING);
-        let waiting = tokio::spawn(until_read(vec![held.unread(None).unwrap()]));
+        let waiting = tokio::spawn(until_read(vec![held.unread().unwrap()]));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        let mut text = [0; 6];
-        (&held.held).read_exact(&mut text).unwrap();
+        reader.read_exact(&mut [0; 6]).unwrap();
         waiting.await.unwrap();
-        assert!(held.unread(None).is_none());
+        assert!(held.unread().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_goes_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path());
+        let mut held = echo(&path);
+        let reader = File::open(&path).unwrap();
+        let waiting = tokio::spawn(until_read(vec![held.unread().unwrap()]));
+        drop(reader);
+        let begin = std::time::Instant::now();
+        waiting.await.unwrap();
+        assert!(begin.elapsed() < READING);
+        let released = tokio::spawn(held.release());
+        assert_eq!(read_all(path).await, "hello\n");
+        released.await.unwrap();
     }
 
     #[test]

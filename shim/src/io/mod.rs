@@ -341,12 +341,16 @@ impl Io {
         Self::Closing(Vec::new())
     }
 
-    /// What a container's init that has ended wrote into FIFOs and nobody has read yet, if anything: resolves when it is
-    /// read, or after half a second. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
+    /// What a container's init that has ended wrote into FIFOs and somebody has not read yet, if anything: resolves when it
+    /// is read, or after two seconds. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
     /// rest.
-    pub(crate) fn unread(&self) -> Option<impl Future<Output = ()> + use<>> {
+    pub(crate) fn unread(&mut self) -> Option<impl Future<Output = ()> + use<>> {
         let unread: Vec<_> = match self {
-            Self::Files(files) => files.outputs.iter().filter_map(Output::unread).collect(),
+            Self::Files(files) => files
+                .outputs
+                .iter_mut()
+                .filter_map(Output::unread)
+                .collect(),
             Self::Terminal(terminal) => terminal.unread().into_iter().collect(),
             Self::Closing(_) => Vec::new(),
         };
@@ -378,9 +382,9 @@ impl Io {
 
 impl Output {
     /// Copied into a FIFO is only an exec's, whose exit ends no stream.
-    fn unread(&self) -> Option<fifo::Unread> {
+    fn unread(&mut self) -> Option<fifo::Unread> {
         match self {
-            Self::Direct(held) => held.unread(None),
+            Self::Direct(held) => held.unread(),
             Self::Copied(_) | Self::Logger(_) => None,
         }
     }

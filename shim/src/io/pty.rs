@@ -259,7 +259,7 @@ impl Terminal {
     /// As [`super::Io::unread`].
     pub(super) fn unread(&self) -> Option<fifo::Unread> {
         match &self.output {
-            Some((copying, Held::Fifo(held))) => held.unread(Some(copying.abort_handle())),
+            Some((copying, Held::Fifo(held))) => held.uncopied(copying.abort_handle()),
             Some((_, Held::Logger(_))) | None => None,
         }
     }

@@ -245,7 +245,7 @@ impl Container<'_> {
 
     /// `ExecSync`.
     pub fn try_exec(&self, command: &[&str]) -> Result<Executed, Failure> {
-        self.try_exec_for(command, 10)
+        self.try_exec_for(command, 60)
     }
 
     /// `ExecSync` with a timeout in seconds.

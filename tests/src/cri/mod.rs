@@ -19,7 +19,7 @@ pub use self::pod::{Pod, PodSpec};
 use crate::until::{eventually, so};
 
 /// No call may take longer: CRI's own limit for a container's start is in the minutes.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(100);
 
 /// What a failed call said.
 #[derive(Clone, Debug)]
@@ -180,8 +180,10 @@ impl Cri {
     #[track_caller]
     pub fn remove_all_pods(&self) {
         for id in self.pods() {
-            self.stop_pod(&id)
-                .unwrap_or_else(|failure| panic!("{failure}"));
+            // As kubelet, which asks again: a shim may just be going.
+            eventually(Duration::from_secs(15), || {
+                self.stop_pod(&id).map_err(|failure| failure.to_string())
+            });
             eventually(Duration::from_secs(15), || {
                 self.remove_pod(&id).map_err(|failure| failure.to_string())
             });

@@ -204,16 +204,16 @@ impl Daemon {
     /// The shims of the slot.
     pub fn shims(&self) -> Vec<Process> {
         let name = ShimUnderTest::get().binary_name();
-        self.processes()
-            .into_iter()
-            .filter(|process| {
-                process
-                    .command_line()
-                    .split(' ')
-                    .next()
-                    .is_some_and(|program| program.ends_with(name))
-            })
-            .collect()
+        let mut shims = self.processes();
+        shims.retain(|process| {
+            let command = process.command_line();
+            let mut words = command.split(' ');
+            words.next().is_some_and(|program| program.ends_with(name))
+        });
+        // Not a child of one that has not become its program yet.
+        let pids: Vec<i32> = shims.iter().map(|shim| shim.pid).collect();
+        shims.retain(|shim| !pids.contains(&shim.parent));
+        shims
     }
 
     /// The only shim; panics when there is another number of them.
