@@ -72,7 +72,8 @@ pub(crate) struct Options {
     /// What holds the namespaces of a sandbox.
     #[serde(rename = "holder")]
     pub(crate) holder: Holder,
-    /// Start and delete containers of a program named `runc` without running it.
+    /// Start and delete containers of a program named `runc` without running it; ready the kernel for the others' moves
+    /// between cgroups.
     #[serde(rename = "shortcuts")]
     pub(crate) shortcuts: bool,
 }

@@ -35,6 +35,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 pub(crate) use self::oom::OomKills;
+pub(crate) use self::processes::MoveInPlace;
 use crate::error::IoError;
 
 /// Where every distribution mounts them.

@@ -1,12 +1,13 @@
 //! The processes of a cgroup: find, freeze, thaw and kill them.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::path::DecInt;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use super::{Cgroup, Directory, Hierarchy, PROCS, Pause, before, failed, v1, v2, write};
@@ -17,6 +18,45 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long killing waits for a freeze, which it can do without.
 const PATIENCE_BEFORE_KILL: Duration = Duration::from_millis(100);
+
+/// Readies the kernel for a process that is about to be moved into another cgroup.
+///
+/// A move takes a lock against all forks (`cgroup_threadgroup_rwsem` of kernel/cgroup/cgroup.c). Whoever takes it first
+/// waits for an RCU grace period, some 8 ms of doing nothing; whoever takes it soon after that does not
+/// (kernel/rcu/sync.c). runc, which has just been started, comes to it some 10 ms later.
+#[derive(Debug)]
+pub(crate) struct MoveInPlace {
+    procs: PathBuf,
+    pid: Pid,
+}
+
+impl MoveInPlace {
+    /// Of a process that has just been started: to where it is.
+    ///
+    /// # Errors
+    /// As [`Cgroup::of_pid`].
+    pub(crate) fn of(pid: Pid) -> Result<Self, IoError> {
+        let cgroup = Cgroup::of_pid(pid)?;
+        // Any hierarchy will do: there is one lock for all. A cpuset may refuse.
+        let directory = cgroup.find("pids").or(cgroup.directories.first());
+        let directory = directory.ok_or_else(|| cgroup.not_found("find"))?;
+        Ok(Self {
+            procs: directory.path.join(PROCS),
+            pid,
+        })
+    }
+
+    /// Takes the lock, and changes nothing.
+    pub(crate) fn make(self) -> Result<(), IoError> {
+        // One write of a few bytes: no memory is taken from the thread's own heap.
+        let pid = DecInt::new(self.pid.as_raw_nonzero().get());
+        OpenOptions::new()
+            .write(true)
+            .open(&self.procs)
+            .and_then(|mut file| file.write_all(pid.as_bytes()))
+            .map_err(|error| failed("write to", &self.procs)(error))
+    }
+}
 
 impl Cgroup {
     /// The processes in it and in the cgroups below it, sorted, each once, as the shim's pid namespace has their pids.

@@ -15,11 +15,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ::log::debug;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use self::direct::Direct;
 use self::log::take_log;
 use crate::bundle::RuncRecord;
+use crate::cgroup::MoveInPlace;
 use crate::criu::{self, Checkpoint, Work};
 use crate::error::{Error, IoError, Result};
 use crate::exits::{Claim, Exits};
@@ -39,6 +41,8 @@ pub(crate) struct Runc {
     /// The directory of the container's state, if it may be dealt with without a run of the program.
     direct: Option<PathBuf>,
     criu_work_path: Option<PathBuf>,
+    /// Ready the kernel for runc's move of a process.
+    readies: bool,
     exits: Arc<Exits>,
 }
 
@@ -98,6 +102,7 @@ impl Runc {
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
             criu_work_path: options.criu_work_path.clone(),
+            readies: options.shortcuts,
             exits: exits.clone(),
         }
     }
@@ -304,6 +309,15 @@ impl Runc {
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
         // It can only be of the child: nobody else reaps it, and the waiter has not had its turn.
         let running = Running(pidfd_open(pid, PidfdFlags::empty()).ok());
+        if self.readies && call.moves() {
+            // Nobody waits for it: runc goes on as it would without.
+            match MoveInPlace::of(pid) {
+                Ok(moved) => drop(tokio::task::spawn_blocking(|| {
+                    moved.make().unwrap_or_else(|error| debug!("{error}"));
+                })),
+                Err(error) => debug!("container {}: {error}", self.id),
+            }
+        }
         // The command holds the parent's copies of the streams; the child has its own.
         drop(call.command);
         let exit = exit
@@ -391,6 +405,11 @@ impl Call {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         Self { name, command, log }
+    }
+
+    /// Whether runc moves a process into the container's cgroup.
+    fn moves(&self) -> bool {
+        matches!(self.name, "create" | "exec" | "restore")
     }
 
     fn criu(&mut self, work: &Work) {
