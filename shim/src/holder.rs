@@ -221,7 +221,10 @@ impl Actor {
     async fn run(mut self) {
         loop {
             tokio::select! {
-                exit = ended(&mut self.process) => self.end(exit).await,
+                exit = ended(&mut self.process) => {
+                    self.end(exit);
+                    self.clear_up().await;
+                }
                 command = self.owner.calls.recv() => match command {
                     Some(command) => if self.command(command).await { return },
                     None => return,
@@ -238,7 +241,8 @@ impl Actor {
                 let _ = reply.send(self.start());
             }
             Command::Kill(ProcessId::Init, signal, _, reply) => {
-                let _ = reply.send(self.kill(signal).await);
+                let _ = reply.send(self.kill(signal));
+                self.clear_up().await;
             }
             Command::Delete(ProcessId::Init, reply) => {
                 let deleted = self.delete().await;
@@ -329,7 +333,7 @@ impl Actor {
         Ok(pid)
     }
 
-    async fn kill(&mut self, signal: u32) -> Result<()> {
+    fn kill(&mut self, signal: u32) -> Result<()> {
         self.state().check(Call::Kill)?;
         let number = i32::try_from(signal).unwrap_or_default();
         let Some(signal) = Signal::from_named_raw(number) else {
@@ -340,21 +344,19 @@ impl Actor {
             return State::Stopped(Exit::now(0)).check(Call::Kill);
         };
         match sandbox.signal(signal)? {
-            pause::Signalled::Ends(status) => self.end(Exit::now(status)).await,
+            pause::Signalled::Ends(status) => self.end(Exit::now(status)),
             pause::Signalled::Delivered | pause::Signalled::Nothing => {}
         }
         Ok(())
     }
 
     /// The sandbox is over: lets go of the namespaces and tells, once.
-    async fn end(&mut self, exit: Exit) {
+    fn end(&mut self, exit: Exit) {
         self.process = None;
         let Some(sandbox) = self.held.take() else {
             return;
         };
         sandbox.end();
-        // A process of it may still be dying; the deletion tries again, and says so if it cannot.
-        let _ = self.remove_cgroup().await;
         info!("sandbox {}: ended, status {}", self.id, exit.status);
         let pid = self.pid();
         self.view
@@ -362,10 +364,18 @@ impl Actor {
         self.tell(&Event::exited(&self.id, &self.id, pid, exit));
     }
 
+    /// What nobody need wait for, once the sandbox is over.
+    async fn clear_up(&self) {
+        if self.held.is_none() {
+            // A process of it may still be dying; the deletion tries again, and says so if it cannot.
+            let _ = self.remove_cgroup().await;
+        }
+    }
+
     async fn delete(&mut self) -> Result<Deleted> {
         self.state().check(Call::Delete)?;
         if self.held.is_some() {
-            self.end(Exit::now(137)).await;
+            self.end(Exit::now(137));
         }
         self.remove_cgroup()
             .await
