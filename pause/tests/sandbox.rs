@@ -207,8 +207,12 @@ fn creating_a_sandbox_takes_a_few_milliseconds() {
             })
             .collect();
         times.sort();
-        println!("{name}: {times:?}");
-        // The point is that nothing in it waits for a timer; a busy machine may take its time now and then.
-        assert!(times[0].as_millis() < 100, "{name}: {times:?}");
+        let median = times[times.len() / 2];
+        println!(
+            "{name}: median {median:?}, slowest {:?}",
+            times[times.len() - 1]
+        );
+        // Generous, for a busy machine: the point is that nothing in it waits for a timer.
+        assert!(median.as_millis() < 100, "{name}: {median:?}");
     }
 }

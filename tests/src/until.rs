@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How long is waited at least before it is given up: a busy machine may do nothing for a test for seconds. What must be
-/// quick is timed.
+/// How long is waited at least before it is given up: a busy machine may do nothing for a test for seconds. So a short
+/// deadline asserts nothing: what must be quick is to be timed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks `what` every few milliseconds until it answers `Ok`. After `deadline`, and [`PATIENCE`], panics with its last `Err`.

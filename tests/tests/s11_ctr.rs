@@ -406,8 +406,7 @@ on_every_containerd! {
         let begin = std::time::Instant::now();
         let output = run.output().unwrap();
         assert_eq!(stdout(&output), "done\n", "{output:?}");
-        // The stock shim of 2.1 takes ten seconds longer than this.
-        assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         daemon.end();
     }
 }
