@@ -11,18 +11,18 @@ use containerd_shim_protos::ttrpc::Code;
 /// An operation on the kernel or the file system that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}: {source}", path.display())]
-pub(crate) struct IoError {
+pub struct IoError {
     /// What was tried, as a verb: `open FIFO`.
-    pub(crate) operation: &'static str,
+    pub operation: &'static str,
     /// What it was tried on.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// What the kernel said.
-    pub(crate) source: std::io::Error,
+    pub source: std::io::Error,
 }
 
 impl IoError {
     /// For `map_err`: names the operation and the path of a failed call.
-    pub(crate) fn at<E: Into<std::io::Error>>(
+    pub fn at<E: Into<std::io::Error>>(
         operation: &'static str,
         path: impl AsRef<Path>,
     ) -> impl FnOnce(E) -> Self {
@@ -36,7 +36,7 @@ impl IoError {
 
 /// Why a call was refused or failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// There is no such container, exec or process (any more).
     #[error("{0}")]
     NotFound(String),
@@ -71,11 +71,11 @@ pub(crate) enum Error {
 }
 
 /// What the shim's functions return.
-pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// The one table from errors to ttrpc codes.
-    pub(crate) fn code(&self) -> Code {
+    pub fn code(&self) -> Code {
         match self {
             Self::NotFound(_) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
@@ -98,7 +98,7 @@ impl Error {
 ///
 /// # Errors
 /// The first failure.
-pub(crate) fn first_of(failures: Vec<IoError>) -> Result<()> {
+pub fn first_of(failures: Vec<IoError>) -> Result<()> {
     let mut failures = failures.into_iter();
     let Some(first) = failures.next() else {
         return Ok(());

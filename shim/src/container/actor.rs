@@ -12,15 +12,15 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::{Exec, ExecFiles, Process, answer, exec_process, restore, start_exec};
 use super::{Shared, known_cgroup, watched};
-use crate::cgroup::{Cgroup, OomKills};
-use crate::convert::wire_pid;
+use crate::container::mailbox::{Command, Deleted, Owner, ProcessId, Reply, View, no_process};
+use crate::container::state::{Call, State};
+use crate::containerd::convert::wire_pid;
+use crate::containerd::events::Event;
 use crate::error::{Error, IoError, Result};
-use crate::events::Event;
-use crate::exits::{Claim, Exit};
 use crate::io::{self, Io};
-use crate::mailbox::{Command, Deleted, Owner, ProcessId, Reply, View, no_process};
-use crate::runc::{Runc, Started};
-use crate::state::{Call, State};
+use crate::kernel::cgroup::{Cgroup, OomKills};
+use crate::kernel::exits::{Claim, Exit};
+use crate::runtime::runc::{Runc, Started};
 
 /// What a job brings back.
 pub(super) enum Done {

@@ -12,12 +12,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::actor::{Actor, Done};
 use super::blocking;
 use super::process::{Process, answer};
-use crate::cgroup::Cgroup;
-use crate::criu::Checkpoint;
+use crate::container::mailbox::{Listed, ProcessId, Reply, Target};
+use crate::container::state::{Call, State};
+use crate::containerd::events::Event;
 use crate::error::{Error, IoError, Result};
-use crate::events::Event;
-use crate::mailbox::{Listed, ProcessId, Reply, Target};
-use crate::state::{Call, State};
+use crate::kernel::cgroup::Cgroup;
+use crate::runtime::criu::Checkpoint;
 
 impl Actor {
     pub(super) fn kill(&mut self, id: &ProcessId, number: u32, target: Target, reply: Reply<()>) {

@@ -6,14 +6,14 @@ use rustix::process::Signal;
 use super::actor::{Actor, Done};
 use super::process::{Exec, Process, answer, tell_exit};
 use super::take_down;
-use crate::bundle;
-use crate::cgroup::OomKills;
+use crate::container::mailbox::{Deleted, ProcessId, Reply, no_process};
+use crate::container::state::{Call, State};
+use crate::containerd::events::Event;
 use crate::error::{Error, Result};
-use crate::events::Event;
-use crate::exits::Exit;
 use crate::io::Io;
-use crate::mailbox::{Deleted, ProcessId, Reply, no_process};
-use crate::state::{Call, State};
+use crate::kernel::cgroup::OomKills;
+use crate::kernel::exits::Exit;
+use crate::runtime::bundle;
 
 /// The exit status after SIGKILL.
 const KILLED: u32 = 128 + 9;

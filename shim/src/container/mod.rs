@@ -15,7 +15,9 @@
 mod actor;
 mod control;
 mod end;
+pub mod mailbox;
 mod process;
+pub mod state;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,55 +32,55 @@ use tokio::task::JoinSet;
 
 use self::actor::Actor;
 use self::process::Process;
-use crate::bundle::Record;
-use crate::cgroup::{Cgroup, Driver, OomKills};
-use crate::convert::wire_pid;
+use crate::container::mailbox::{Handle, ProcessId, View};
+use crate::container::state::State;
+use crate::containerd::convert::wire_pid;
+use crate::containerd::events::{Event, Events};
 use crate::error::{Error, IoError, Result, first_of};
-use crate::events::{Event, Events};
-use crate::exits::Exits;
 use crate::io::{self, Io, Owner, Writer};
-use crate::mailbox::{Handle, ProcessId, View};
-use crate::mounts::{self, Mount};
-use crate::options::Options;
-use crate::runc::{Runc, Started};
-use crate::spec::Spec;
-use crate::state::State;
+use crate::kernel::cgroup::{Cgroup, Driver, OomKills};
+use crate::kernel::exits::Exits;
+use crate::kernel::mounts::{self, Mount};
+use crate::runtime::bundle::Record;
+use crate::runtime::options::Options;
+use crate::runtime::runc::{Runc, Started};
+use crate::runtime::spec::Spec;
 
 /// What all containers of a shim have in common.
 #[derive(Debug, Clone)]
-pub(crate) struct Shared {
+pub struct Shared {
     /// containerd's namespace.
-    pub(crate) namespace: Arc<str>,
+    pub namespace: Arc<str>,
     /// The bundle that the shim was started for.
-    pub(crate) first_bundle: Arc<Path>,
+    pub first_bundle: Arc<Path>,
     /// The waiter.
-    pub(crate) exits: Arc<Exits>,
+    pub exits: Arc<Exits>,
     /// The publisher.
-    pub(crate) events: Events,
+    pub events: Events,
 }
 
 /// A container to be made.
 #[derive(Debug)]
-pub(crate) struct Create {
+pub struct Create {
     /// Its id.
-    pub(crate) id: String,
+    pub id: String,
     /// Its bundle.
-    pub(crate) bundle: PathBuf,
+    pub bundle: PathBuf,
     /// What its root filesystem is mounted from.
-    pub(crate) rootfs: Vec<WireMount>,
+    pub rootfs: Vec<WireMount>,
     /// What it is to be restored from, when it starts.
-    pub(crate) checkpoint: Option<PathBuf>,
+    pub checkpoint: Option<PathBuf>,
     /// Its streams.
-    pub(crate) io: io::Request,
+    pub io: io::Request,
     /// Its spec.
-    pub(crate) spec: Spec,
+    pub spec: Spec,
     /// The operator's settings.
-    pub(crate) options: Options,
+    pub options: Options,
 }
 
 impl Create {
     /// Leaves the cgroups to systemd where that is who their path is written for.
-    pub(crate) fn choose_driver(&mut self) {
+    pub fn choose_driver(&mut self) {
         let driver = Driver::choose(self.options.systemd_cgroup, self.spec.cgroups_path());
         self.options.systemd_cgroup = driver == Driver::Systemd;
     }
@@ -102,7 +104,7 @@ impl Create {
     }
 
     /// The event that says that it is made.
-    pub(crate) fn event(&self, pid: Option<Pid>) -> Event {
+    pub fn event(&self, pid: Option<Pid>) -> Event {
         Event::Create(task::TaskCreate {
             container_id: self.id.clone(),
             bundle: self.bundle.display().to_string(),
@@ -132,7 +134,7 @@ impl Create {
 /// # Errors
 /// What mounting, the streams or runc say; `FailedPrecondition` when it was given up, and when there is no checkpoint
 /// where it should be.
-pub(crate) async fn create(
+pub async fn create(
     shared: &Shared,
     create: Create,
     given_up: impl Future<Output = ()>,
@@ -330,7 +332,7 @@ async fn take_down(bundle: &Path, deleted: Result<()>) -> Result<()> {
 ///
 /// # Errors
 /// What the work says.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)

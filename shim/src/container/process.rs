@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
 
 use super::Shared;
+use crate::container::mailbox::{Command, View};
+use crate::container::state::State;
+use crate::containerd::events::{Event, Events};
 use crate::error::{Error, Result};
-use crate::events::{Event, Events};
-use crate::exits::Exit;
 use crate::io::{self, Io, Owner, Prepared, Writer};
-use crate::mailbox::{Command, View};
-use crate::runc::{Runc, Started};
-use crate::state::State;
+use crate::kernel::exits::Exit;
+use crate::runtime::runc::{Runc, Started};
 
 /// A process of the container.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use super::io_error;
 use super::uri::{Program, Readiness};
 use crate::error::{Error, Result};
-use crate::exits::{Claim, Exits};
+use crate::kernel::exits::{Claim, Exits};
 
 /// How long a logger may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub(super) struct Source<'a> {
 
 /// A running logger. When this is dropped, it is ended.
 #[derive(Debug)]
-pub(crate) struct Logger {
+pub struct Logger {
     name: String,
     /// Dropped to begin its end.
     _end: oneshot::Sender<()>,

@@ -28,31 +28,31 @@ use rustix::fs::{Gid, Uid};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub(crate) use pty::{Console, Size};
+pub use pty::{Console, Size};
 
 use self::copied::Copied;
 use self::logger::{Logger, Source};
 use self::uri::Target;
 use crate::error::{Error, IoError, Result};
-use crate::exits::Exits;
-use crate::runc::Streams;
+use crate::kernel::exits::Exits;
+use crate::runtime::runc::Streams;
 
 /// What containerd asks for: the streams as it names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Request {
+pub struct Request {
     /// Where input comes from; empty for none.
-    pub(crate) stdin: String,
+    pub stdin: String,
     /// Where output goes; empty for nowhere.
-    pub(crate) stdout: String,
+    pub stdout: String,
     /// Where errors go; empty for nowhere.
-    pub(crate) stderr: String,
+    pub stderr: String,
     /// Whether the process gets a terminal.
-    pub(crate) terminal: bool,
+    pub terminal: bool,
 }
 
 /// The streams of a process that is about to be made.
 #[derive(Debug)]
-pub(crate) enum Prepared {
+pub enum Prepared {
     /// The process gets the FIFOs themselves, or pipes.
     Files(Files),
     /// A terminal, whose master comes through a socket.
@@ -61,7 +61,7 @@ pub(crate) enum Prepared {
 
 /// The shim's hold on the streams of a process that is there.
 #[derive(Debug)]
-pub(crate) enum Io {
+pub enum Io {
     /// Without a terminal.
     Files(Files),
     /// A terminal that is copied from and to.
@@ -72,7 +72,7 @@ pub(crate) enum Io {
 
 /// What the shim holds and copies, so that containerd may come and go.
 #[derive(Debug)]
-pub(crate) struct Files {
+pub struct Files {
     stdin: Option<copied::Input>,
     outputs: Vec<Output>,
 }
@@ -89,24 +89,24 @@ enum Output {
 
 /// The process that streams are made for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct For<'a> {
+pub struct For<'a> {
     /// The id that its logger is told: the container's, or the exec's.
-    pub(crate) id: &'a str,
+    pub id: &'a str,
     /// containerd's namespace.
-    pub(crate) namespace: &'a str,
+    pub namespace: &'a str,
     /// Where the socket for a terminal is made, and under which name.
-    pub(crate) console: (&'a Path, &'a str),
+    pub console: (&'a Path, &'a str),
     /// Who writes its output FIFOs.
-    pub(crate) writer: Writer,
+    pub writer: Writer,
     /// Who gets its pipes.
-    pub(crate) owner: Owner,
+    pub owner: Owner,
     /// The waiter, for its logger.
-    pub(crate) exits: &'a Arc<Exits>,
+    pub exits: &'a Arc<Exits>,
 }
 
 /// Who writes a process's output FIFOs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Writer {
+pub enum Writer {
     /// The process itself.
     Process,
     /// The shim, from a pipe.
@@ -115,11 +115,11 @@ pub(crate) enum Writer {
 
 /// Who may open the streams again, as `/dev/stdout`: options `IoUid` and `IoGid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
+pub struct Owner {
     /// User, as the node counts.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Group.
-    pub(crate) gid: u32,
+    pub gid: u32,
 }
 
 impl Owner {
@@ -135,7 +135,7 @@ impl Owner {
 
 /// A stream that is being let go of.
 #[derive(Debug)]
-pub(crate) enum Closing {
+pub enum Closing {
     /// Into a FIFO, whose reader sees to it that it comes to its end.
     Fifo(JoinHandle<()>, Option<oneshot::Sender<()>>),
     /// Into a file.
@@ -181,7 +181,7 @@ impl Request {
     /// # Errors
     /// `Io` when a stream cannot be opened or a logger not started, `FailedPrecondition` when that does not get ready,
     /// `InvalidArgument` for a stream of another kind.
-    pub(crate) async fn prepare(&self, process: For<'_>) -> Result<(Prepared, Streams)> {
+    pub async fn prepare(&self, process: For<'_>) -> Result<(Prepared, Streams)> {
         if self.terminal {
             let console = Console::listen(self, process).await?;
             let streams = Streams::Console(console.path());
@@ -274,7 +274,7 @@ impl Prepared {
     ///
     /// # Errors
     /// `Io` when runc sent no terminal, or a FIFO cannot be opened.
-    pub(crate) async fn attach(self) -> Result<Io> {
+    pub async fn attach(self) -> Result<Io> {
         match self {
             Self::Files(files) => Ok(Io::Files(files)),
             Self::Console(console) => Ok(Io::Terminal(console.attach().await?)),
@@ -287,7 +287,7 @@ impl Io {
     ///
     /// # Errors
     /// `Io` when the FIFO cannot be opened.
-    pub(crate) fn start(&mut self) -> Result<()> {
+    pub fn start(&mut self) -> Result<()> {
         match self {
             Self::Files(Files {
                 stdin: Some(stdin), ..
@@ -300,7 +300,7 @@ impl Io {
     ///
     /// # Errors
     /// `FailedPrecondition` when its logger has ended.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         match self {
             Self::Files(files) => files.outputs.iter().try_for_each(|output| match output {
                 Output::Logger(logger) => logger.check(),
@@ -312,7 +312,7 @@ impl Io {
     }
 
     /// Ends the input: the process sees its end when containerd has closed its side, too.
-    pub(crate) fn close_stdin(&mut self) {
+    pub fn close_stdin(&mut self) {
         match self {
             Self::Files(files) => {
                 if let Some(stdin) = &mut files.stdin {
@@ -328,7 +328,7 @@ impl Io {
     ///
     /// # Errors
     /// `Io` when the kernel refuses.
-    pub(crate) fn resize(&self, size: Size) -> Result<()> {
+    pub fn resize(&self, size: Size) -> Result<()> {
         match self {
             Self::Terminal(terminal) => terminal.resize(size),
             // As the stock shim: clients resize whatever they have, and kubectl also what has just ended.
@@ -337,14 +337,14 @@ impl Io {
     }
 
     /// No streams, for a process that has none (yet).
-    pub(crate) fn none() -> Self {
+    pub fn none() -> Self {
         Self::Closing(Vec::new())
     }
 
     /// What a container's init that has ended wrote into FIFOs and somebody has not read yet, if anything: resolves when it
     /// is read, or after two seconds. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
     /// rest.
-    pub(crate) fn unread(&mut self) -> Option<impl Future<Output = ()> + use<>> {
+    pub fn unread(&mut self) -> Option<impl Future<Output = ()> + use<>> {
         let unread: Vec<_> = match self {
             Self::Files(files) => files
                 .outputs
@@ -359,7 +359,7 @@ impl Io {
 
     /// Lets go of the streams after the process has ended: what it wrote is still delivered. Readers then see the end,
     /// unless a process in the background still holds the stream.
-    pub(crate) fn close(&mut self) {
+    pub fn close(&mut self) {
         let closing = match std::mem::replace(self, Self::none()) {
             Self::Files(files) => files.outputs.into_iter().map(Output::close).collect(),
             Self::Terminal(terminal) => terminal.release(),
@@ -371,7 +371,7 @@ impl Io {
     /// The process is deleted: readers see the end, also if a process in the background still holds a stream of an exec.
     ///
     /// What comes back resolves, within a time that is bounded, when a file has what was written, and a logger has ended.
-    pub(crate) fn end(mut self) -> Vec<JoinHandle<()>> {
+    pub fn end(mut self) -> Vec<JoinHandle<()>> {
         self.close();
         match self {
             Self::Closing(closing) => closing.into_iter().filter_map(Closing::end).collect(),

@@ -26,16 +26,16 @@ use crate::error::{Error, Result};
 
 /// Columns and rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Size {
+pub struct Size {
     /// Columns.
-    pub(crate) width: u16,
+    pub width: u16,
     /// Rows.
-    pub(crate) height: u16,
+    pub height: u16,
 }
 
 /// A socket that waits for the terminal of a process.
 #[derive(Debug)]
-pub(crate) struct Console {
+pub struct Console {
     listener: UnixListener,
     dir: OwnedFd,
     name: String,
@@ -167,7 +167,7 @@ impl Drop for Console {
 
 /// A terminal whose master the shim has.
 #[derive(Debug)]
-pub(crate) struct Terminal {
+pub struct Terminal {
     master: OwnedFd,
     input: Option<JoinHandle<()>>,
     /// Held until CloseIO.

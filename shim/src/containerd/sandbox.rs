@@ -1,0 +1,233 @@
+//! The Sandbox service: decodes a request, calls the pod, encodes the answer. No logic.
+//!
+//! ```text
+//!  containerd (sandboxer = "shim"):
+//!  start ─▶ CreateSandbox ─▶ StartSandbox ─▶ WaitSandbox …            StopSandbox ─▶ ShutdownSandbox
+//!                             Platform, SandboxStatus for each container   SandboxMetrics, PingSandbox
+//! ```
+
+use std::os::linux::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
+    PlatformResponse, SandboxMetricsRequest, SandboxMetricsResponse, SandboxStatusRequest,
+    SandboxStatusResponse, ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest,
+    StartSandboxResponse, StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest,
+    WaitSandboxResponse,
+};
+use containerd_shim_protos::sandbox_async::Sandbox;
+use containerd_shim_protos::ttrpc::Result as Rpc;
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use log::info;
+use serde_json::{Value, json};
+
+use crate::container::mailbox::{Command, ProcessId, View};
+use crate::container::state::State;
+use crate::containerd::convert::{timestamp, wire_pid};
+use crate::pod::config::PodConfig;
+use crate::pod::{CreateSandbox, Described, Pod, Stop, to_the_end};
+
+/// The type URL of an OCI spec, whose bytes are JSON.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct SandboxService {
+    /// What is served.
+    pub pod: Arc<Pod>,
+    /// Ends the server.
+    pub stop: Arc<Stop>,
+}
+
+#[async_trait]
+impl Sandbox for SandboxService {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: CreateSandboxRequest,
+    ) -> Rpc<CreateSandboxResponse> {
+        let create = CreateSandbox {
+            config: PodConfig::from_any(req.options.as_ref())?,
+            id: req.sandbox_id,
+            bundle: PathBuf::from(req.bundle_path),
+            network: PathBuf::from(req.netns_path),
+            annotations: req.annotations.into_iter().collect(),
+        };
+        let pod = self.pod.clone();
+        to_the_end(async move { pod.create_sandbox(create).await }).await?;
+        Ok(CreateSandboxResponse::default())
+    }
+
+    async fn start_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: StartSandboxRequest,
+    ) -> Rpc<StartSandboxResponse> {
+        let (handle, described) = self.pod.sandbox(&req.sandbox_id)?;
+        let pid = handle
+            .ask(|reply| Command::Start(ProcessId::Init, reply))
+            .await?;
+        let spec = Any {
+            type_url: SPEC.to_owned(),
+            value: described.spec.to_string().into_bytes(),
+            ..Any::default()
+        };
+        Ok(StartSandboxResponse {
+            pid: wire_pid(Some(pid)),
+            created_at: timestamp(described.created_at).into(),
+            spec: Some(spec).into(),
+            ..StartSandboxResponse::default()
+        })
+    }
+
+    async fn platform(&self, _: &TtrpcContext, req: PlatformRequest) -> Rpc<PlatformResponse> {
+        self.pod.sandbox(&req.sandbox_id)?;
+        let mut response = PlatformResponse::default();
+        let platform = response.platform.mut_or_insert_default();
+        platform.os = "linux".to_owned();
+        platform.architecture = go_architecture(std::env::consts::ARCH).to_owned();
+        Ok(response)
+    }
+
+    async fn stop_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: StopSandboxRequest,
+    ) -> Rpc<StopSandboxResponse> {
+        self.pod.stop_sandbox(&req.sandbox_id).await?;
+        Ok(StopSandboxResponse::default())
+    }
+
+    async fn wait_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: WaitSandboxRequest,
+    ) -> Rpc<WaitSandboxResponse> {
+        let (handle, _) = self.pod.sandbox(&req.sandbox_id)?;
+        let exit = handle.wait(&ProcessId::Init).await?;
+        Ok(WaitSandboxResponse {
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at).into(),
+            ..WaitSandboxResponse::default()
+        })
+    }
+
+    async fn sandbox_status(
+        &self,
+        _: &TtrpcContext,
+        req: SandboxStatusRequest,
+    ) -> Rpc<SandboxStatusResponse> {
+        let (handle, described) = self.pod.sandbox(&req.sandbox_id)?;
+        let view = handle.view(&ProcessId::Init)?;
+        let state = match view.state {
+            State::Running => "SANDBOX_READY",
+            State::Created | State::Paused | State::Ended(_) | State::Stopped(_) => {
+                "SANDBOX_NOTREADY"
+            }
+        };
+        let mut response = SandboxStatusResponse {
+            pid: wire_pid(view.pid),
+            state: state.to_owned(),
+            created_at: timestamp(described.created_at).into(),
+            exited_at: view.state.exit().and_then(|exit| timestamp(exit.at)).into(),
+            ..SandboxStatusResponse::default()
+        };
+        if req.verbose {
+            let info = verbose(&req.sandbox_id, &view, &described);
+            response.info.insert("info".to_owned(), info.to_string());
+        }
+        response.sandbox_id = req.sandbox_id;
+        Ok(response)
+    }
+
+    async fn ping_sandbox(&self, _: &TtrpcContext, req: PingRequest) -> Rpc<PingResponse> {
+        self.pod.sandbox(&req.sandbox_id)?;
+        Ok(PingResponse::default())
+    }
+
+    async fn shutdown_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: ShutdownSandboxRequest,
+    ) -> Rpc<ShutdownSandboxResponse> {
+        let service = self.clone();
+        to_the_end(async move {
+            service.pod.shut_down_sandbox(&req.sandbox_id).await?;
+            if service.pod.shut_down() {
+                info!("shutdown of the sandbox: nothing is left, ending");
+                service.stop.stop();
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(ShutdownSandboxResponse::default())
+    }
+
+    async fn sandbox_metrics(
+        &self,
+        _: &TtrpcContext,
+        req: SandboxMetricsRequest,
+    ) -> Rpc<SandboxMetricsResponse> {
+        let (handle, _) = self.pod.sandbox(&req.sandbox_id)?;
+        let stats = handle.ask(Command::Stats).await?;
+        let mut response = SandboxMetricsResponse::default();
+        let metrics = response.metrics.mut_or_insert_default();
+        metrics.timestamp = timestamp(SystemTime::now()).into();
+        metrics.data = Some(stats).into();
+        metrics.id = req.sandbox_id;
+        Ok(response)
+    }
+}
+
+/// The name that Go, and so an image's platform, has for an architecture.
+fn go_architecture(name: &str) -> &str {
+    match name {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        same => same,
+    }
+}
+
+/// What `crictl inspectp` shows of a pod in podsandbox mode, and what only this shim knows. What containerd alone knows
+/// (its own metadata, the CNI result) is not here.
+fn verbose(id: &str, view: &View, described: &Described) -> Value {
+    let status = match view.state {
+        State::Created => "created",
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Ended(_) | State::Stopped(_) => "stopped",
+    };
+    let holder = match described.holder {
+        pause::HolderKind::Thread => "thread",
+        pause::HolderKind::Process => "process",
+    };
+    let namespaces = described.paths.iter().map(|(kind, path)| {
+        // Gone with the sandbox.
+        let inode = std::fs::metadata(path).ok().map(|file| file.st_ino());
+        let namespace = json!({ "path": path, "inode": inode });
+        (kind.file().to_owned(), namespace)
+    });
+    json!({
+        "pid": wire_pid(view.pid),
+        "processStatus": status,
+        "netNamespaceClosed": !described.network.as_os_str().is_empty() && !described.network.exists(),
+        "image": "",
+        "snapshotKey": "",
+        "snapshotter": "",
+        "runtimeType": "io.containerd.pause.v2",
+        "runtimeOptions": described.options,
+        "config": described.config,
+        "runtimeSpec": described.spec,
+        "sandboxMetadata": { "ID": id, "Config": described.config, "NetNSPath": described.network },
+        "holder": holder,
+        "namespaces": namespaces.collect::<serde_json::Map<_, _>>(),
+    })
+}

@@ -1,0 +1,214 @@
+//! What the shim keeps in a bundle, the directory that containerd makes for a container.
+//!
+//! | file | by | for |
+//! |---|---|---|
+//! | `config.json`, `rootfs/`, `log` | containerd | the spec, the root filesystem, the shim's log FIFO |
+//! | `address` | `start` | containerd 1.6 and 1.7, which dial it again after a restart |
+//! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
+//! | `options.json` | `start`, for the Sandbox API | the server: nobody else tells it the operator's settings |
+//! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
+//! | `deleted` | the server | `delete`, which containerd also runs after an ordinary deletion: nothing is left to do |
+//! | `pod/ID.json` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the same for each container |
+//!
+//! The records are what lets `delete` take down a whole pod after its shim was killed, without asking anybody. A container
+//! has two, because containerd may remove its bundle before it calls `delete` for the pod's first.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{IoError, Result};
+
+const RECORD: &str = "pause.json";
+const POD: &str = "pod";
+const NEW: &str = "new";
+const DELETED: &str = "deleted";
+
+/// What has to be taken down for one container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its bundle, for what is mounted there.
+    pub bundle: PathBuf,
+    /// Whether its `rootfs` is a place to mount at only, and anything in it a leftover.
+    #[serde(default)]
+    pub mounts_rootfs: bool,
+    /// The OCI runtime that made the container; absent for a sandbox that no runtime knows.
+    pub runc: Option<RuncRecord>,
+    /// Whether systemd makes its cgroup.
+    pub systemd_cgroup: bool,
+    /// `cgroupsPath` of its spec.
+    pub cgroups_path: Option<String>,
+}
+
+/// How to call the OCI runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuncRecord {
+    /// The program.
+    pub binary: PathBuf,
+    /// `--root`, with the containerd namespace.
+    pub root: PathBuf,
+    /// `--systemd-cgroup`.
+    pub systemd_cgroup: bool,
+}
+
+impl Record {
+    /// Writes the record of container `id` into its bundle and, if that is another one, into the pod's `first`.
+    ///
+    /// # Errors
+    /// `Io` when a file cannot be written.
+    pub fn save(&self, first: &Path, id: &str) -> Result<()> {
+        if first != self.bundle {
+            let pod = first.join(POD);
+            match std::fs::create_dir(&pod) {
+                // The first container has been deleted, and its bundle with it: nobody will look there.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(IoError::at("create", &pod)(error).into());
+                }
+                _ => self.write(&member(first, id))?,
+            }
+        }
+        self.write(&self.bundle.join(RECORD))
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", path)(e))?;
+        // Whole or not at all: the shim may be killed at any moment.
+        let new = path.with_extension(NEW);
+        std::fs::write(&new, text).map_err(IoError::at("write", &new))?;
+        Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
+    }
+
+    /// Reads the record of `bundle`; there is none when nothing has been made yet.
+    ///
+    /// # Errors
+    /// `Io` when the file is there and cannot be read.
+    pub fn load(bundle: &Path) -> Result<Option<Self>> {
+        Self::read(&bundle.join(RECORD))
+    }
+
+    fn read(path: &Path) -> Result<Option<Self>> {
+        match std::fs::read(path) {
+            Ok(text) => Ok(Some(
+                serde_json::from_slice(&text).map_err(|e| IoError::at("decode", path)(e))?,
+            )),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(IoError::at("read", path)(error).into()),
+        }
+    }
+}
+
+fn member(first: &Path, id: &str) -> PathBuf {
+    first.join(POD).join(format!("{id}.json"))
+}
+
+/// Removes the record of container `id` in the pod's first bundle, after nothing is left of it.
+///
+/// # Errors
+/// `Io` when the record is there and cannot be removed.
+pub fn forget(first: &Path, id: &str) -> Result<()> {
+    let path = member(first, id);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(IoError::at("remove", &path)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Notes that the container of `bundle` has been deleted as it should be, and takes its record back.
+///
+/// # Errors
+/// `Io` when the files cannot be changed.
+pub fn set_deleted(bundle: &Path) -> Result<()> {
+    let (marker, record) = (bundle.join(DELETED), bundle.join(RECORD));
+    match std::fs::write(&marker, "") {
+        // Somebody has removed the bundle: nobody will look there.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        written => written.map_err(IoError::at("write", &marker))?,
+    }
+    match std::fs::remove_file(&record) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(IoError::at("remove", &record)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether [`set_deleted`] has been called.
+pub fn is_deleted(bundle: &Path) -> bool {
+    bundle.join(DELETED).exists()
+}
+
+/// The containers of the pod whose first bundle is `first`, besides that one: id and record, each as far as it can be
+/// read.
+///
+/// # Errors
+/// `Io` when they cannot be listed.
+pub fn members(first: &Path) -> Result<Vec<(String, Result<Record>)>> {
+    let pod = first.join(POD);
+    let entries = match std::fs::read_dir(&pod) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(IoError::at("list", &pod)(error).into()),
+    };
+    let mut members = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(IoError::at("list", &pod))?.path();
+        if path.extension().is_some_and(|extension| extension == NEW) {
+            continue;
+        }
+        let id = path.file_stem().unwrap_or_default().to_string_lossy();
+        if let Some(record) = Record::read(&path).transpose() {
+            members.push((id.into_owned(), record));
+        }
+    }
+    Ok(members)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn record(bundle: &Path) -> Record {
+        Record {
+            bundle: bundle.to_owned(),
+            mounts_rootfs: true,
+            runc: None,
+            systemd_cgroup: false,
+            cgroups_path: Some("/kubepods/x".into()),
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Record::load(dir.path()).unwrap(), None);
+        record(dir.path()).save(dir.path(), "a").unwrap();
+        assert_eq!(Record::load(dir.path()).unwrap(), Some(record(dir.path())));
+        assert!(members(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_member_is_known_to_the_first_also_when_its_own_bundle_is_gone() {
+        let (first, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        record(own.path()).save(first.path(), "b.c").unwrap();
+        assert!(Record::load(own.path()).unwrap().is_some());
+        let expected = record(own.path());
+        drop(own);
+        std::fs::write(first.path().join(POD).join("broken.json"), "").unwrap();
+        let mut found = members(first.path()).unwrap();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        let [(id, record), (broken, unreadable)] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((id.as_str(), record.as_ref().unwrap()), ("b.c", &expected));
+        assert!(broken == "broken" && unreadable.is_err());
+        forget(first.path(), "broken").unwrap();
+        forget(first.path(), "b.c").unwrap();
+        forget(first.path(), "b.c").unwrap();
+        assert!(members(first.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,446 @@
+//! criu, which runc calls to save a container and to bring it back.
+//!
+//! A container's output goes straight into containerd's FIFO (see `io`), a file outside of the container's own mounts.
+//! criu saves such a file only when it is told that it is external, and when it restores it must be told which of the new
+//! streams takes its place. runc says that of pipes only, so we say it, in a configuration file of criu's:
+//!
+//! ```text
+//!  checkpoint: FIFO ──▶ `external file[MOUNT:INODE]`, and noted in IMAGE/pause-streams.json
+//!  restore:    IMAGE/pause-streams.json ──▶ `inherit-fd fd[1]:file[MOUNT:INODE]`
+//! ```
+//!
+//! Images of the stock shim have no such note, and need none: their streams were pipes. See criu(8), "External resources".
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
+use log::warn;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoError, Result};
+use crate::kernel::exits::Exits;
+
+/// Names a configuration file that criu reads besides its own (criu(8), "Configuration files").
+pub const CONFIG_VARIABLE: &str = "CRIU_CONFIG_FILE";
+const NOTE: &str = "pause-streams.json";
+/// How long `criu check` may take. It tries out features of the kernel, in well under a second.
+const CHECKING: Duration = Duration::from_secs(10);
+/// How many of criu's errors are told. The first are the cause.
+const TOLD: usize = 3;
+
+/// What is to be saved, and how.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The folder that the images go into.
+    pub image: PathBuf,
+    options: CheckpointOptions,
+}
+
+impl Checkpoint {
+    /// A checkpoint into the folder `path`, with the options of a request.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no path, and for options that are none of a checkpoint's.
+    pub fn new(path: &str, options: Option<&Any>) -> Result<Self> {
+        if path.is_empty() {
+            return Err(Error::InvalidArgument(
+                "checkpoint: the request names no folder for the images".into(),
+            ));
+        }
+        let options = options.filter(|any| !any.type_url.is_empty());
+        Ok(Self {
+            image: path.into(),
+            options: options.map(decode).transpose()?.unwrap_or_default(),
+        })
+    }
+
+    /// Whether the container goes on afterwards.
+    pub fn leaves_running(&self) -> bool {
+        !self.options.exit
+    }
+
+    /// The folder for criu's log that the request wants.
+    pub fn work(&self) -> Option<&Path> {
+        let work = &self.options.work_path;
+        (!work.is_empty()).then(|| Path::new(work))
+    }
+
+    /// The flags of `runc checkpoint`.
+    pub fn flags(&self) -> Vec<OsString> {
+        let options = &self.options;
+        let mut flags: Vec<OsString> = vec!["--image-path".into(), self.image.clone().into()];
+        for (wanted, flag) in [
+            (self.leaves_running(), "--leave-running"),
+            (options.open_tcp, "--tcp-established"),
+            (options.external_unix_sockets, "--ext-unix-sk"),
+            (options.terminal, "--shell-job"),
+            (options.file_locks, "--file-locks"),
+        ] {
+            if wanted {
+                flags.push(flag.into());
+            }
+        }
+        for namespace in &options.empty_namespaces {
+            flags.extend(["--empty-ns".into(), namespace.into()]);
+        }
+        if !options.cgroups_mode.is_empty() {
+            flags.extend([
+                "--manage-cgroups-mode".into(),
+                (&options.cgroups_mode).into(),
+            ]);
+        }
+        flags
+    }
+}
+
+fn decode(any: &Any) -> Result<CheckpointOptions> {
+    let wrong = |why: String| {
+        Error::InvalidArgument(format!("options of a checkpoint: {}: {why}", any.type_url))
+    };
+    let decoded = CheckpointOptions::parse_from_bytes(&any.value).map_err(|e| wrong(e.to_string()));
+    match any.type_url.rsplit('/').next().unwrap_or_default() {
+        "containerd.runc.v1.CheckpointOptions" => decoded,
+        // What containerd 1.6 and 1.7 send to a runtime of another name than runc's. Two fields stand the other way round.
+        "containerd.linux.runc.CheckpointOptions" => decoded.map(|mut options| {
+            std::mem::swap(&mut options.work_path, &mut options.image_path);
+            options
+        }),
+        _ => Err(wrong("is not containerd.runc.v1.CheckpointOptions".into())),
+    }
+}
+
+/// A file as criu knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    mount: u64,
+    inode: u64,
+}
+
+impl Place {
+    /// Where a stream of containerd's is; none if it is no file.
+    fn of(stream: &str) -> Option<Self> {
+        let path = match stream.split_once("://") {
+            None => stream,
+            Some(("fifo" | "file", path)) => path,
+            Some(_) => return None,
+        };
+        let only_a_place = OFlags::PATH.bits().cast_signed();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(only_a_place)
+            .open(path)
+            .ok()?;
+        let metadata = file.metadata().ok()?;
+        if !metadata.file_type().is_fifo() && !metadata.is_file() {
+            return None;
+        }
+        // proc(5): the id of the mount that the file was opened through.
+        let info = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+        let mount = std::fs::read_to_string(info)
+            .ok()?
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:"))?
+            .trim()
+            .parse()
+            .ok()?;
+        Some(Self {
+            mount,
+            inode: metadata.ino(),
+        })
+    }
+
+    fn key(self) -> String {
+        format!("file[{:x}:{:x}]", self.mount, self.inode)
+    }
+}
+
+/// The output streams of a container that are files outside of it.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    stdout: Option<Place>,
+    stderr: Option<Place>,
+}
+
+impl Streams {
+    /// Those with these names in containerd's request.
+    pub fn find(stdout: &str, stderr: &str) -> Self {
+        Self {
+            stdout: Place::of(stdout),
+            stderr: Place::of(stderr),
+        }
+    }
+
+    /// Notes them with the images, which have to be there.
+    ///
+    /// # Errors
+    /// `Io` when the note cannot be written.
+    pub fn save(&self, image: &Path) -> Result<()> {
+        let note = image.join(NOTE);
+        let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", &note)(e))?;
+        Ok(std::fs::write(&note, text).map_err(IoError::at("write", &note))?)
+    }
+
+    /// What was noted with the images; nothing when another shim made them.
+    ///
+    /// # Errors
+    /// `Io` when the note is there and cannot be read.
+    pub fn load(image: &Path) -> Result<Self> {
+        let note = image.join(NOTE);
+        match std::fs::read(&note) {
+            Ok(text) => {
+                Ok(serde_json::from_slice(&text).map_err(|e| IoError::at("decode", &note)(e))?)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(IoError::at("read", &note)(error).into()),
+        }
+    }
+
+    /// criu's configuration for a checkpoint.
+    pub fn when_saved(&self) -> String {
+        let mut config = String::new();
+        for place in [self.stdout, self.stderr].into_iter().flatten() {
+            // Writing to a String does not fail.
+            let _ = writeln!(config, "external {}", place.key());
+        }
+        config
+    }
+
+    /// criu's configuration for a restore. Its standard streams are the container's new ones.
+    pub fn when_restored(&self) -> String {
+        let mut config = String::new();
+        for (number, place) in [(1, self.stdout), (2, self.stderr)] {
+            if let Some(place) = place {
+                let _ = writeln!(config, "inherit-fd fd[{number}]:{}", place.key());
+            }
+        }
+        config
+    }
+}
+
+/// Where criu works and logs.
+#[derive(Debug)]
+pub struct Work {
+    folder: PathBuf,
+    /// Ours to remove.
+    own: bool,
+    config: PathBuf,
+}
+
+impl Work {
+    /// `wanted`, or a new folder in `bundle`; `config` is written there for criu.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be made.
+    pub fn new(bundle: &Path, wanted: Option<&Path>, config: &str) -> Result<Self> {
+        let own = bundle.join("criu-work");
+        let folder = wanted.map_or_else(|| own.clone(), Path::to_owned);
+        std::fs::create_dir_all(&folder).map_err(IoError::at("create", &folder))?;
+        let work = Self {
+            own: folder == own,
+            config: bundle.join("criu.conf"),
+            folder,
+        };
+        // The operator's own comes first.
+        let mut text = match std::env::var_os(CONFIG_VARIABLE) {
+            Some(path) => std::fs::read_to_string(&path)
+                .map_err(IoError::at("read (CRIU_CONFIG_FILE)", &path))?,
+            None => String::new(),
+        };
+        text.push('\n');
+        text.push_str(config);
+        std::fs::write(&work.config, text).map_err(IoError::at("write", &work.config))?;
+        Ok(work)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The value of [`CONFIG_VARIABLE`].
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Why runc's call of criu failed: that criu cannot work here at all, or what criu wrote into `log`, which is kept in
+    /// the bundle.
+    pub async fn explain(&self, failed: Error, log: &str, exits: &Exits) -> Error {
+        let Error::Runc {
+            command,
+            id,
+            message,
+        } = failed
+        else {
+            return failed;
+        };
+        let said = message.lines().next().unwrap_or_default();
+        if let Some(why) = unusable(&self.folder, exits).await {
+            return Error::FailedPrecondition(format!(
+                "OCI runtime {command} failed: {said} (container {id}): {why}"
+            ));
+        }
+        let from = self.folder.join(log);
+        let kept = self.config.with_file_name(format!("criu-{log}"));
+        let errors = errors(&from);
+        if let Err(error) = std::fs::copy(&from, &kept)
+            && error.kind() != ErrorKind::NotFound
+        {
+            warn!("keep {} as {}: {error}", from.display(), kept.display());
+        }
+        Error::Runc {
+            command,
+            id,
+            message: format!("{said}; criu: {errors}; all of its log: {}", kept.display()),
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // What stays goes with the bundle.
+        let _ = std::fs::remove_file(&self.config);
+        if self.own {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// Why criu works for nobody here; none when `criu check` is content.
+async fn unusable(folder: &Path, exits: &Exits) -> Option<String> {
+    let log = folder.join("check.log");
+    let mut command = Command::new("criu");
+    command
+        .arg("check")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&log).ok()?);
+    pause::die_with_parent(&mut command);
+    let exit = match exits.spawn(&mut command) {
+        Ok((_, exit)) => exit,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Some("criu is not installed: install the package criu".into());
+        }
+        Err(error) => return Some(format!("run criu: {error}")),
+    };
+    let exit = tokio::time::timeout(CHECKING, exit).await.ok()?.ok()?;
+    (exit.status != 0).then(|| {
+        format!(
+            "`criu check` says that this criu does not work with this kernel: {}; install a newer criu",
+            errors(&log)
+        )
+    })
+}
+
+/// criu's first errors in a log of its.
+fn errors(log: &Path) -> String {
+    let text = match std::fs::read(log) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return format!("no log ({}: {error})", log.display()),
+    };
+    let errors: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.find("Error (").map(|at| line[at..].trim()))
+        .take(TOLD)
+        .collect();
+    if errors.is_empty() {
+        "no error in its log".into()
+    } else {
+        errors.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::containerd::convert::any;
+
+    fn options() -> CheckpointOptions {
+        CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".into()],
+            cgroups_mode: "full".into(),
+            work_path: "/w".into(),
+            ..CheckpointOptions::default()
+        }
+    }
+
+    #[test]
+    fn options_become_flags() {
+        let plain = Checkpoint::new("/i", None).unwrap();
+        assert_eq!(plain.flags(), ["--image-path", "/i", "--leave-running"]);
+        assert_eq!(plain.work(), None);
+        let wanted = any("containerd.runc.v1.CheckpointOptions", &options());
+        let wanted = Checkpoint::new("/i", Some(&wanted)).unwrap();
+        let flags = "--image-path /i --tcp-established --file-locks --empty-ns network --manage-cgroups-mode full";
+        assert_eq!(wanted.flags(), flags.split(' ').collect::<Vec<_>>());
+        assert_eq!(wanted.work(), Some(Path::new("/w")));
+    }
+
+    #[test]
+    fn the_old_message_has_two_fields_the_other_way_round() {
+        let old = any("containerd.linux.runc.CheckpointOptions", &options());
+        assert_eq!(Checkpoint::new("/i", Some(&old)).unwrap().work(), None);
+    }
+
+    #[test]
+    fn other_options_are_refused() {
+        let other = any("containerd.runc.v1.Options", &options());
+        for (path, any) in [("", None), ("/i", Some(&other))] {
+            let error = Checkpoint::new(path, any).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_streams_that_criu_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("out");
+        std::fs::write(&file, "").unwrap();
+        let streams = Streams::find(&format!("file://{}", file.display()), "/dev/null");
+        let inode = std::fs::metadata(&file).unwrap().ino();
+        assert!(streams.when_saved().ends_with(&format!(":{inode:x}]\n")));
+        assert!(
+            streams
+                .when_restored()
+                .starts_with("inherit-fd fd[1]:file[")
+        );
+        assert_eq!(streams.stderr, None);
+        streams.save(dir.path()).unwrap();
+        assert_eq!(Streams::load(dir.path()).unwrap(), streams);
+    }
+
+    #[test]
+    fn a_note_cannot_bring_lines_of_its_own_into_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Streams::load(dir.path()).unwrap(), Streams::default());
+        let note = r#"{"stdout": "x]\naction-script /evil", "stderr": null}"#;
+        std::fs::write(dir.path().join(NOTE), note).unwrap();
+        assert!(Streams::load(dir.path()).is_err());
+    }
+
+    #[test]
+    fn the_first_errors_of_a_log_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        std::fs::write(
+            &log,
+            "(0.1) x\n(0.2) Error (a.c:1): one\n(0.3) Error (b.c:2): two\n",
+        )
+        .unwrap();
+        assert_eq!(errors(&log), "Error (a.c:1): one; Error (b.c:2): two");
+    }
+}

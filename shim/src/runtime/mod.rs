@@ -1,0 +1,9 @@
+//! The OCI runtime's side: the bundle and its spec, runc, and what is done without it.
+
+pub mod bundle;
+pub mod criu;
+mod log;
+pub mod options;
+pub mod runc;
+mod shortcuts;
+pub mod spec;

@@ -1,0 +1,465 @@
+//! runc: one function per command. What the kernel answers directly (signals, processes, freezing) is not asked here, and
+//! where a run of runc can be spared, it is ([`super::shortcuts`]).
+//!
+//! runc writes its errors as JSON lines into a log of its own per call, which becomes the text of our error. Its exit
+//! comes through the one waiter ([`crate::kernel::exits`]), and it dies with the shim, so a killed shim leaves no half-run runc.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::log::debug;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::bundle::RuncRecord;
+use super::log::take_log;
+use super::shortcuts::{self, Shortcut};
+use crate::error::{Error, IoError, Result};
+use crate::kernel::cgroup::MoveInPlace;
+use crate::kernel::exits::{Claim, Exits};
+use crate::runtime::criu::{self, Checkpoint, Work};
+use crate::runtime::options::Options;
+
+/// The file in the bundle that runc writes the init's pid into.
+const INIT_PID: &str = "init.pid";
+
+/// How to call runc for one container.
+#[derive(Debug, Clone)]
+pub struct Runc {
+    id: String,
+    bundle: PathBuf,
+    record: RuncRecord,
+    no_pivot_root: bool,
+    no_new_keyring: bool,
+    /// The directory of the container's state, if it may be dealt with without a run of the program.
+    direct: Option<PathBuf>,
+    criu_work_path: Option<PathBuf>,
+    /// Ready the kernel for runc's move of a process.
+    readies: bool,
+    exits: Arc<Exits>,
+}
+
+/// The standard streams of the process that runc starts. runc hands its own on.
+#[derive(Debug)]
+pub enum Streams {
+    /// Files: FIFOs, or `/dev/null`.
+    Files([Stdio; 3]),
+    /// A terminal, whose master runc sends to this socket.
+    Console(PathBuf),
+}
+
+/// A process that runc has made.
+#[derive(Debug)]
+pub struct Started {
+    /// Its pid, as the node counts.
+    pub pid: Pid,
+    /// Its exit.
+    pub exit: Claim,
+}
+
+impl Started {
+    /// A pidfd of it, unless it has ended and been reaped: its pid may be another's by now.
+    pub fn pidfd(&self) -> Option<rustix::io::Result<OwnedFd>> {
+        // The waiter runs on this thread, and not between these two.
+        if !self.exit.is_empty() {
+            return None;
+        }
+        match pidfd_open(self.pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => None,
+            opened => Some(opened),
+        }
+    }
+}
+
+impl Runc {
+    /// runc as `options` describe it, for container `id` of containerd namespace `namespace`.
+    pub fn new(
+        id: &str,
+        bundle: &Path,
+        namespace: &str,
+        options: &Options,
+        exits: &Arc<Exits>,
+    ) -> Self {
+        let record = RuncRecord {
+            binary: options.binary_name.clone(),
+            root: options.root.join(namespace),
+            systemd_cgroup: options.systemd_cgroup,
+        };
+        // systemd's cgroups are for it to remove.
+        let direct =
+            options.shortcuts && !record.systemd_cgroup && shortcuts::is_runc(&record.binary);
+        Self {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            direct: direct.then(|| record.root.join(id)),
+            record,
+            no_pivot_root: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            criu_work_path: options.criu_work_path.clone(),
+            readies: options.shortcuts,
+            exits: exits.clone(),
+        }
+    }
+
+    /// What `delete` needs to call the same runc.
+    pub fn record(&self) -> &RuncRecord {
+        &self.record
+    }
+
+    /// `runc create`: the container stands, its init waits for [`Runc::start`].
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn create(&self, streams: Streams) -> Result<Started> {
+        let pid_file = self.bundle.join(INIT_PID);
+        let mut call = self.call("create");
+        call.command
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file);
+        if self.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        if self.no_new_keyring {
+            call.command.arg("--no-new-keyring");
+        }
+        call.streams(streams);
+        call.command.arg(&self.id);
+        self.run_and_claim(call, &pid_file).await
+    }
+
+    /// `runc start`: the init executes the user's program. `ended` resolves when it has ended.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn start(&self, ended: impl Future<Output = ()>) -> Result<()> {
+        let direct = match &self.direct {
+            Some(state) => shortcuts::start(state, ended).await,
+            None => Shortcut::NotHere,
+        };
+        match direct {
+            Shortcut::Done => Ok(()),
+            Shortcut::NotHere => self.simple("start", &[]).await,
+            Shortcut::Dead => Err(Error::Runc {
+                command: "start",
+                id: self.id.clone(),
+                message: "the init of the container has ended before it was started".into(),
+            }),
+        }
+    }
+
+    /// `runc exec --detach` of the OCI process in `process`, a JSON file.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn exec(&self, process: &Path, pid_file: &Path, streams: Streams) -> Result<Started> {
+        let mut call = self.call("exec");
+        call.command
+            .arg("--process")
+            .arg(process)
+            .arg("--detach")
+            .arg("--pid-file")
+            .arg(pid_file);
+        call.streams(streams);
+        call.command.arg(&self.id);
+        self.run_and_claim(call, pid_file).await
+    }
+
+    /// `runc update` with the OCI resources in `resources`, a JSON file.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn update(&self, resources: &Path) -> Result<()> {
+        self.simple(
+            "update",
+            &[OsStr::new("--resources"), resources.as_os_str()],
+        )
+        .await
+    }
+
+    /// `runc checkpoint`: saves the container with criu. `stdout` and `stderr` are its streams as containerd named them.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when criu is not there, or does not work with this kernel; `Runc` with runc's and criu's own
+    /// words; `Io` for criu's files.
+    pub async fn checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        stdout: &str,
+        stderr: &str,
+    ) -> Result<()> {
+        let streams = criu::Streams::find(stdout, stderr);
+        let wanted = checkpoint.work().or(self.criu_work_path.as_deref());
+        let work = Work::new(&self.bundle, wanted, &streams.when_saved())?;
+        let mut call = self.call("checkpoint");
+        call.command.args(checkpoint.flags());
+        call.criu(&work);
+        call.command.arg(&self.id);
+        match self.run(call).await {
+            Ok(()) => streams.save(&checkpoint.image),
+            Err(error) => Err(work.explain(error, "dump.log", &self.exits).await),
+        }
+    }
+
+    /// `runc restore` of what [`Runc::checkpoint`] saved into `image`: the container runs again.
+    ///
+    /// # Errors
+    /// As [`Runc::checkpoint`].
+    pub async fn restore(&self, image: &Path, streams: Streams) -> Result<Started> {
+        let pid_file = self.bundle.join(INIT_PID);
+        let saved = criu::Streams::load(image)?;
+        let wanted = self.criu_work_path.as_deref();
+        let work = Work::new(&self.bundle, wanted, &saved.when_restored())?;
+        let mut call = self.call("restore");
+        call.command
+            .arg("--image-path")
+            .arg(image)
+            .arg("--bundle")
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .args(["--detach", "--no-subreaper"]);
+        if self.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        call.criu(&work);
+        call.streams(streams);
+        call.command.arg(&self.id);
+        match self.run_and_claim(call, &pid_file).await {
+            Ok(started) => Ok(started),
+            Err(error) => Err(work.explain(error, "restore.log", &self.exits).await),
+        }
+    }
+
+    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn delete(&self) -> Result<()> {
+        if let Some(state) = self.direct.clone() {
+            let deleted = tokio::task::spawn_blocking(move || shortcuts::delete(&state)).await;
+            if matches!(deleted, Ok(Shortcut::Done)) {
+                return Ok(());
+            }
+        }
+        match self.simple("delete", &[]).await {
+            Ok(()) => Ok(()),
+            // Nothing is there, or more than should be.
+            Err(_) => self.delete_by_force().await,
+        }
+    }
+
+    /// `runc delete --force`: as [`Runc::delete`], and kills what is left. A container that runc does not know is no
+    /// error.
+    ///
+    /// # Errors
+    /// `Runc` with runc's own words.
+    pub async fn delete_by_force(&self) -> Result<()> {
+        self.simple("delete", &[OsStr::new("--force")]).await
+    }
+
+    async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
+        let mut call = self.call(command);
+        call.command.args(flags).arg(&self.id);
+        self.run(call).await
+    }
+
+    async fn run_and_claim(&self, call: Call, pid_file: &Path) -> Result<Started> {
+        // The process may end before its pid is read.
+        let _expected = self.exits.expect();
+        self.run(call).await?;
+        let text =
+            std::fs::read_to_string(pid_file).map_err(IoError::at("read pid file", pid_file))?;
+        let pid = text
+            .trim()
+            .parse()
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or(Error::Internal("runc wrote no pid into its pid file"))?;
+        let exit = self.exits.claim(pid);
+        Ok(Started { pid, exit })
+    }
+
+    fn call(&self, name: &'static str) -> Call {
+        Call::new(name, &self.bundle, &self.record)
+    }
+
+    async fn run(&self, mut call: Call) -> Result<()> {
+        let error = |message| Error::Runc {
+            command: call.name,
+            id: self.id.clone(),
+            message,
+        };
+        pause::die_with_parent(&mut call.command);
+        let (pid, exit) = self
+            .exits
+            .spawn(&mut call.command)
+            .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
+        // It can only be of the child: nobody else reaps it, and the waiter has not had its turn.
+        let running = Running(pidfd_open(pid, PidfdFlags::empty()).ok());
+        if self.readies && call.moves() {
+            // Nobody waits for it: runc goes on as it would without.
+            match MoveInPlace::of(pid) {
+                Ok(moved) => drop(tokio::task::spawn_blocking(|| {
+                    moved.make().unwrap_or_else(|error| debug!("{error}"));
+                })),
+                Err(error) => debug!("container {}: {error}", self.id),
+            }
+        }
+        // The command holds the parent's copies of the streams; the child has its own.
+        drop(call.command);
+        let exit = exit
+            .await
+            .map_err(|_| Error::Internal("the waiter is gone"))?;
+        drop(running);
+        let said = take_log(&call.log);
+        if exit.status == 0 {
+            return Ok(());
+        }
+        Err(error(said.unwrap_or_else(|| {
+            format!("exit status {} and nothing in its log", exit.status)
+        })))
+    }
+}
+
+/// The pid of the init, as runc has written it into `bundle`; none when it has not.
+pub fn init_pid(bundle: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(bundle.join(INIT_PID)).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
+/// `runc delete --force` outside of a server, where nobody else waits for children.
+///
+/// # Errors
+/// `Runc` with runc's own words.
+pub fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<()> {
+    let mut call = Call::new("delete", logs, record);
+    call.command.arg("--force").arg(id);
+    let error = |message| Error::Runc {
+        command: "delete",
+        id: id.to_owned(),
+        message,
+    };
+    let status = call
+        .command
+        .status()
+        .map_err(|e| error(cannot_run(&record.binary, &e)))?;
+    let said = take_log(&call.log);
+    if status.success() {
+        Ok(())
+    } else {
+        Err(error(said.unwrap_or_else(|| status.to_string())))
+    }
+}
+
+/// A runc that runs. It is killed when nobody waits for it any more; one that has ended does not mind.
+struct Running(Option<OwnedFd>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.0 {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
+/// One run of runc: its command line and its log.
+struct Call {
+    name: &'static str,
+    command: Command,
+    log: PathBuf,
+}
+
+impl Call {
+    fn new(name: &'static str, bundle: &Path, record: &RuncRecord) -> Self {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let number = CALLS.fetch_add(1, Ordering::Relaxed);
+        let log = bundle.join(format!("runc-{name}-{number}.json"));
+        let mut command = Command::new(&record.binary);
+        command
+            // systemd's, when containerd is a service. runc would take it for the container's, and mount it there.
+            .env_remove("NOTIFY_SOCKET")
+            .arg("--root")
+            .arg(&record.root)
+            .arg("--log")
+            .arg(&log)
+            .args(["--log-format", "json"]);
+        if record.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command
+            .arg(name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self { name, command, log }
+    }
+
+    /// Whether runc moves a process into the container's cgroup.
+    fn moves(&self) -> bool {
+        matches!(self.name, "create" | "exec" | "restore")
+    }
+
+    fn criu(&mut self, work: &Work) {
+        self.command
+            .arg("--work-path")
+            .arg(work.folder())
+            .env(criu::CONFIG_VARIABLE, work.config());
+    }
+
+    fn streams(&mut self, streams: Streams) {
+        match streams {
+            Streams::Files([stdin, stdout, stderr]) => {
+                self.command.stdin(stdin).stdout(stdout).stderr(stderr);
+            }
+            Streams::Console(socket) => {
+                self.command.arg("--console-socket").arg(socket);
+                if self.name == "exec" {
+                    self.command.arg("--tty");
+                }
+            }
+        }
+    }
+}
+
+fn cannot_run(binary: &Path, error: &std::io::Error) -> String {
+    if error.kind() == ErrorKind::NotFound {
+        format!(
+            "{} is not there: install it, or name its path in the option BinaryName",
+            binary.display()
+        )
+    } else {
+        format!("run {}: {error}", binary.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_runc_that_is_not_there_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let exits = Exits::watch().unwrap();
+        let options = Options {
+            binary_name: "/nowhere/runc".into(),
+            ..Options::default()
+        };
+        let runc = Runc::new("c1", dir.path(), "default", &options, &exits);
+        let error = runc
+            .start(std::future::pending())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/nowhere/runc") && error.contains("BinaryName"),
+            "{error}"
+        );
+    }
+}

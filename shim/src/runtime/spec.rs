@@ -1,0 +1,362 @@
+//! The part of an OCI bundle's `config.json` that the shim itself looks at. Everything else is runc's business, and
+//! stays as containerd wrote it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, IoError, Result};
+
+/// Annotation: `sandbox` or `container`.
+pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// Annotation: the pod.
+pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const GROUP: &str = "io.containerd.runc.v2.group";
+/// Written into a sandbox's spec by containerd 2.0 and later, and by no earlier one.
+const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
+
+/// `config.json`, as far as the shim reads it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Spec {
+    annotations: HashMap<String, String>,
+    hostname: Option<String>,
+    domainname: Option<String>,
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    namespaces: Vec<Namespace>,
+    sysctl: BTreeMap<String, String>,
+    cgroups_path: Option<String>,
+    uid_mappings: Vec<IdMapping>,
+    gid_mappings: Vec<IdMapping>,
+    mount_label: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: Option<PathBuf>,
+}
+
+impl Namespace {
+    /// The namespace to join. An empty path means none, as it does to runc.
+    fn path(&self) -> Option<&Path> {
+        self.path
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdMapping {
+    #[serde(rename = "containerID")]
+    container: u32,
+    #[serde(rename = "hostID")]
+    host: u32,
+    size: u32,
+}
+
+/// What a container is to its pod.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The pod's sandbox (podsandbox mode).
+    Sandbox,
+    /// An application's container, in a pod or alone.
+    Container,
+}
+
+impl Spec {
+    /// Reads `config.json` of `bundle`.
+    ///
+    /// # Errors
+    /// `Io` when there is none; `InvalidArgument`, with line and column, when it is not what the OCI spec says.
+    pub fn load(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("config.json");
+        let text = std::fs::read(&path).map_err(IoError::at("read the bundle's spec", &path))?;
+        serde_json::from_slice(&text).map_err(|e| unreadable(&path, &e))
+    }
+
+    /// Whether this is a pod's sandbox or an application's container.
+    pub fn role(&self) -> Role {
+        match self.annotations.get(CONTAINER_TYPE).map(String::as_str) {
+            Some("sandbox") => Role::Sandbox,
+            _ => Role::Container,
+        }
+    }
+
+    /// The id that all containers of one shim share: an explicit group, else the pod's sandbox, else nothing.
+    pub fn group(&self) -> Option<&str> {
+        let annotation = |key| self.annotations.get(key).map(String::as_str);
+        annotation(GROUP)
+            .or_else(|| annotation(SANDBOX_ID))
+            .filter(|id| !id.is_empty())
+    }
+
+    /// Whether the spec can only have been written by containerd 2.0 or later.
+    pub fn is_from_containerd_2(&self) -> bool {
+        self.annotations.contains_key(SANDBOX_IMAGE)
+    }
+
+    /// `linux.cgroupsPath`.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        self.linux
+            .cgroups_path
+            .as_deref()
+            .filter(|path| !path.is_empty())
+    }
+
+    /// `linux.mountLabel`: the SELinux label of what is mounted for the container.
+    pub fn mount_label(&self) -> Option<&str> {
+        Some(self.linux.mount_label.as_str()).filter(|label| !label.is_empty())
+    }
+
+    /// The path of the process namespace that the container is to join.
+    pub fn pid_namespace_path(&self) -> Option<&Path> {
+        self.namespace("pid").and_then(Namespace::path)
+    }
+
+    /// Whether there is a process namespace beside the node's.
+    pub fn has_pid_namespace(&self) -> bool {
+        self.namespace("pid").is_some()
+    }
+
+    /// Whether processes of the container live on when its init ends: it shares a process namespace with others.
+    pub fn shares_process_namespace(&self) -> bool {
+        self.namespace("pid")
+            .is_none_or(|namespace| namespace.path().is_some())
+    }
+
+    fn namespace(&self, kind: &str) -> Option<&Namespace> {
+        self.linux.namespaces.iter().find(|n| n.kind == kind)
+    }
+
+    /// The sandbox that this spec describes.
+    ///
+    /// The process namespace of the spec is the pause container's own. It says nothing of what the pod's containers
+    /// will ask for, so a thread makes none: the first container that joins it does ([`pause::Sandbox::share_processes`]).
+    /// A process has its own, as a pause container has.
+    pub fn sandbox(&self, holder: pause::Holder) -> pause::SandboxConfig {
+        let namespace = |kind| match self.namespace(kind) {
+            None => pause::Namespace::Node,
+            Some(namespace) => namespace.path().map_or(pause::Namespace::New, |path| {
+                pause::Namespace::Join(path.to_owned())
+            }),
+        };
+        let maps = |mappings: &[IdMapping]| {
+            mappings
+                .iter()
+                .map(|m| pause::IdMap {
+                    container: m.container,
+                    host: m.host,
+                    size: m.size,
+                })
+                .collect()
+        };
+        let user = match namespace("user") {
+            pause::Namespace::Node => pause::UserNamespace::Node,
+            pause::Namespace::Join(path) => pause::UserNamespace::Join(path),
+            pause::Namespace::New => pause::UserNamespace::New {
+                uid_map: maps(&self.linux.uid_mappings),
+                gid_map: maps(&self.linux.gid_mappings),
+            },
+        };
+        let process = holder == pause::Holder::Process || user != pause::UserNamespace::Node;
+        pause::SandboxConfig {
+            namespaces: pause::Namespaces {
+                net: namespace("network"),
+                ipc: namespace("ipc"),
+                uts: namespace("uts"),
+                pid: if process {
+                    namespace("pid")
+                } else {
+                    pause::Namespace::Node
+                },
+                user,
+            },
+            hostname: self.hostname.clone().filter(|name| !name.is_empty()),
+            domainname: self.domainname.clone().filter(|name| !name.is_empty()),
+            sysctls: self.linux.sysctl.clone(),
+            holder,
+        }
+    }
+}
+
+/// Points the process namespace of the spec in `bundle` to `path`, and leaves everything else as it is.
+///
+/// # Errors
+/// As [`Spec::load`], and `Io` when the file cannot be written.
+pub fn set_pid_namespace_path(bundle: &Path, path: &Path) -> Result<()> {
+    rewrite(bundle, |spec| {
+        let namespaces = spec
+            .pointer_mut("/linux/namespaces")
+            .and_then(Value::as_array_mut);
+        for namespace in namespaces.into_iter().flatten() {
+            if namespace.get("type").and_then(Value::as_str) == Some("pid") {
+                namespace["path"] = Value::from(path.to_string_lossy());
+            }
+        }
+    })
+}
+
+/// A file or directory of the pod that its containers see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Where they see it.
+    pub destination: &'static str,
+    /// Where it is on the node.
+    pub source: PathBuf,
+}
+
+/// Binds the pod's files into the container of `bundle`, as containerd's CRI does in podsandbox mode: what the container
+/// mounts at the same path itself stays, a read-only root filesystem makes files read-only, and in a user namespace
+/// they have owners that are mapped. `/dev/shm` is always writable and never mapped.
+///
+/// # Errors
+/// As [`Spec::load`], and `Io` when the file cannot be written.
+pub fn add_binds(bundle: &Path, binds: &[Bind]) -> Result<()> {
+    rewrite(bundle, |spec| {
+        let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
+        let mapping = |name: &str| spec["linux"].get(name).cloned();
+        let mappings = [mapping("uidMappings"), mapping("gidMappings")];
+        if !spec["mounts"].is_array() {
+            spec["mounts"] = Value::Array(Vec::new());
+        }
+        let Some(mounts) = spec["mounts"].as_array_mut() else {
+            return;
+        };
+        for bind in binds {
+            let shm = bind.destination == "/dev/shm";
+            let destination = Path::new(bind.destination);
+            // A shared memory of its own, which every container has unless told otherwise.
+            mounts.retain(|mount| {
+                !(shm && is_at(mount, destination) && mount.get("type") == Some(&"tmpfs".into()))
+            });
+            if mounts.iter().any(|mount| is_at(mount, destination)) {
+                continue;
+            }
+            let access = if readonly && !shm { "ro" } else { "rw" };
+            let mut mount = serde_json::json!({
+                "destination": bind.destination,
+                "type": "bind",
+                "source": bind.source,
+                "options": ["rbind", "rprivate", access],
+            });
+            for (name, mapping) in ["uidMappings", "gidMappings"].into_iter().zip(&mappings) {
+                if let (Some(mapping), false) = (mapping, shm) {
+                    mount[name] = mapping.clone();
+                }
+            }
+            // Before what is mounted in it.
+            let below = |mount: &Value| mount_point(mount).starts_with(destination);
+            let at = mounts.iter().position(below).unwrap_or(mounts.len());
+            mounts.insert(at, mount);
+        }
+    })
+}
+
+fn mount_point(mount: &Value) -> &Path {
+    let destination = mount.get("destination").and_then(Value::as_str);
+    Path::new(destination.unwrap_or_default())
+}
+
+fn is_at(mount: &Value, destination: &Path) -> bool {
+    // Paths compare by components: a slash at the end does not count.
+    mount_point(mount) == destination
+}
+
+/// Changes the spec in `bundle`; what is not changed stays as it is.
+fn rewrite(bundle: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let file = bundle.join("config.json");
+    let text = std::fs::read(&file).map_err(IoError::at("read the bundle's spec", &file))?;
+    let mut spec: Value = serde_json::from_slice(&text).map_err(|e| unreadable(&file, &e))?;
+    if !spec.is_object() {
+        return Err(Error::InvalidArgument(format!(
+            "parse {}: it is not an object",
+            file.display()
+        )));
+    }
+    change(&mut spec);
+    std::fs::write(&file, spec.to_string())
+        .map_err(IoError::at("write the bundle's spec", &file))?;
+    Ok(())
+}
+
+fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
+    Error::InvalidArgument(format!("parse {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn an_explicit_group_comes_before_the_sandbox() {
+        let both = format!(r#"{{"annotations": {{"{GROUP}": "g", "{SANDBOX_ID}": "s"}}}}"#);
+        assert_eq!(spec(&both).group(), Some("g"));
+        let sandbox = format!(r#"{{"annotations": {{"{SANDBOX_ID}": "s"}}}}"#);
+        assert_eq!(spec(&sandbox).group(), Some("s"));
+        assert_eq!(spec("{}").group(), None);
+    }
+
+    #[test]
+    fn namespaces_are_made_joined_or_left_as_the_spec_says() {
+        let spec = spec(
+            r#"{"hostname": "web", "linux": {"namespaces": [{"type": "network", "path": "/run/netns/a"},
+               {"type": "ipc"}, {"type": "pid"}, {"type": "mount"}], "sysctl": {"net.core.somaxconn": "1"}}}"#,
+        );
+        let config = spec.sandbox(pause::Holder::Auto);
+        assert!(
+            matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a"))
+        );
+        assert!(matches!(config.namespaces.ipc, pause::Namespace::New));
+        assert!(matches!(config.namespaces.uts, pause::Namespace::Node));
+        assert!(matches!(config.namespaces.pid, pause::Namespace::Node));
+        assert_eq!(config.hostname.as_deref(), Some("web"));
+        assert_eq!(config.sysctls["net.core.somaxconn"], "1");
+    }
+
+    #[test]
+    fn processes_live_on_after_init_only_where_the_namespace_is_not_its_own() {
+        let of = |namespaces: &str| {
+            spec(&format!(r#"{{"linux": {{"namespaces": {namespaces}}}}}"#))
+                .shares_process_namespace()
+        };
+        assert!(of("[]"));
+        assert!(of(r#"[{"type": "pid", "path": "/proc/7/ns/pid"}]"#));
+        assert!(!of(r#"[{"type": "pid"}]"#));
+    }
+
+    #[test]
+    fn only_the_process_namespace_of_a_spec_is_rewritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let before = r#"{"linux":{"namespaces":[{"path":"/a","type":"ipc"},{"path":"/b","type":"pid"}]},"x":18446744073709551615}"#;
+        std::fs::write(&file, before).unwrap();
+        set_pid_namespace_path(dir.path(), Path::new("/proc/9/ns/pid")).unwrap();
+        let after = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(after, before.replace("/b", "/proc/9/ns/pid"));
+    }
+
+    #[test]
+    fn broken_json_is_named_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{\"process\": [").unwrap();
+        let error = Spec::load(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)));
+        assert!(error.to_string().contains("line 1"), "{error}");
+    }
+}
