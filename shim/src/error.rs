@@ -65,6 +65,9 @@ pub enum Error {
     /// The sandbox could not be made or changed.
     #[error("sandbox: {0}")]
     Sandbox(#[from] pause::Error),
+    /// The node has no thread left for the work.
+    #[error("{0}")]
+    ResourceExhausted(String),
     /// A part of the shim that must be there is not: a bug.
     #[error("internal: {0}")]
     Internal(&'static str),
@@ -89,24 +92,25 @@ impl Error {
                 pause::Class::Internal => Code::INTERNAL,
             },
             Self::Io(_) | Self::Runc { .. } => Code::UNKNOWN,
+            Self::ResourceExhausted(_) => Code::RESOURCE_EXHAUSTED,
             Self::Internal(_) => Code::INTERNAL,
         }
     }
 }
 
-/// The result of a teardown that went on after its failures: the first is returned, the others are logged.
+/// The result of steps that go on after a failure: the first failure is returned, the others are logged.
 ///
 /// # Errors
 /// The first failure.
-pub fn first_of(failures: Vec<IoError>) -> Result<()> {
-    let mut failures = failures.into_iter();
+pub fn first_failure(steps: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let mut failures = steps.into_iter().filter_map(Result::err);
     let Some(first) = failures.next() else {
         return Ok(());
     };
     for other in failures {
         log::warn!("{other}");
     }
-    Err(first.into())
+    Err(first)
 }
 
 impl From<Error> for ttrpc::Error {
@@ -129,6 +133,7 @@ mod tests {
             (Error::FailedPrecondition(text()), Code::FAILED_PRECONDITION),
             (Error::InvalidArgument(text()), Code::INVALID_ARGUMENT),
             (Error::Io(io()), Code::UNKNOWN),
+            (Error::ResourceExhausted(text()), Code::RESOURCE_EXHAUSTED),
             (Error::Internal("x"), Code::INTERNAL),
             (
                 Error::Runc {

@@ -2,32 +2,41 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::PathBuf;
 
-use containerd_shim_protos::events::task;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use log::{info, warn};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::actor::{Actor, Done};
-use super::blocking;
-use super::process::{Process, answer};
-use crate::container::mailbox::{Listed, ProcessId, Reply, Target};
-use crate::container::state::{Call, State};
-use crate::containerd::events::Event;
+use super::event::Event;
+use super::mailbox::{KillScope, Listed, ProcessId, Reply, answer};
+use super::process::Process;
+use super::state::{Call, Checkpointing, Life, Status};
 use crate::error::{Error, IoError, Result};
-use crate::kernel::cgroup::Cgroup;
+use crate::kernel::blocking;
+use crate::kernel::cgroup::{Cgroup, Metrics};
+use crate::kernel::exits::Child;
 use crate::runtime::criu::Checkpoint;
 
 impl Actor {
-    pub(super) fn kill(&mut self, id: &ProcessId, number: u32, target: Target, reply: Reply<()>) {
+    pub(super) fn kill(
+        &mut self,
+        id: &ProcessId,
+        number: u32,
+        scope: KillScope,
+        reply: Reply<()>,
+    ) {
         if let Err(error) = self.living(id) {
             return answer(reply, Err(error));
         }
-        match (pause::signal(number), target) {
-            // Of an exec there is only its process: the others are not its own.
-            (Some(signal), Target::All) if *id == ProcessId::Init => self.kill_all(signal, reply),
-            (Some(signal), Target::All | Target::Process) => answer(reply, self.signal(id, signal)),
+        match (pause::signal(number), scope) {
+            // Of an exec there is only the process: the others are not the exec's own.
+            (Some(signal), KillScope::All) if *id == ProcessId::Init => {
+                self.kill_all(signal, reply);
+            }
+            (Some(signal), KillScope::All | KillScope::Process) => {
+                answer(reply, self.signal(id, signal));
+            }
             // Sends nothing, and asks whether the process is there (kill(2)).
             (None, _) if number == 0 => answer(reply, Ok(())),
             (None, _) => answer(
@@ -42,40 +51,31 @@ impl Actor {
     /// A process that has not ended, as far as is known.
     fn living(&mut self, id: &ProcessId) -> Result<&mut Process> {
         let process = self.process(id)?;
-        process.state().check(Call::Kill)?;
+        process.status().check(Call::Kill)?;
         Ok(process)
     }
 
     pub(super) fn signal(&mut self, id: &ProcessId, signal: Signal) -> Result<()> {
         let process = self.living(id)?;
-        let paused = process.state() == State::Paused;
         let finished = || Error::NotFound("process already finished".into());
-        let pidfd = match (&process.pidfd, process.pid()) {
-            (Some(Ok(pidfd)), _) => pidfd,
-            (Some(Err(error)), _) => {
-                return Err(IoError::at("open a pidfd for", format!("{id:?}"))(*error).into());
-            }
-            (None, Some(_)) => return Err(finished()),
-            // Not restored yet.
-            (None, None) if *id == ProcessId::Init => return Err(finished()),
-            (None, None) => {
-                return Err(Error::FailedPrecondition(
-                    "the process has not been started".into(),
-                ));
-            }
+        let Some(child) = &process.child else {
+            // An init that is to be restored has no process yet.
+            return Err(match id {
+                ProcessId::Init => finished(),
+                ProcessId::Exec(_) => {
+                    Error::FailedPrecondition("the process has not been started".into())
+                }
+            });
         };
-        match pidfd_send_signal(pidfd, signal) {
+        match child.signal(signal) {
             Ok(()) => {}
             Err(rustix::io::Errno::SRCH) => return Err(finished()),
             Err(error) => {
                 return Err(IoError::at("send a signal to", format!("{id:?}"))(error).into());
             }
         }
-        if signal == Signal::KILL {
-            self.dying |= *id == ProcessId::Init;
-            if paused {
-                self.thaw_to_die();
-            }
+        if signal == Signal::KILL && process.status() == Status::Paused {
+            self.thaw_to_die();
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Actor {
         };
         let id = self.id.clone();
         self.jobs.spawn(async move {
-            let thawed = blocking(move || Ok(cgroup.thaw()?)).await;
+            let thawed = blocking::run_anyway(move || Ok(cgroup.thaw()?)).await;
             thawed.unwrap_or_else(|e| warn!("container {id}: thaw what is to die: {e}"));
             Done::Answered
         });
@@ -99,13 +99,13 @@ impl Actor {
             Err(error) => return answer(reply, Err(error)),
         };
         self.jobs.spawn(async move {
-            let killed = blocking(move || signal_all(&cgroup, signal)).await;
+            let killed = blocking::run_anyway(move || signal_all(&cgroup, signal)).await;
             answer(reply, killed);
             Done::Answered
         });
     }
 
-    /// The init has ended: where the kernel does not end the container's other processes with it, this does.
+    /// The init has ended. Kills the container's other processes, where the kernel does not end them with the init.
     pub(super) fn end_the_rest(&mut self) {
         if !self.shares_processes {
             return;
@@ -115,7 +115,7 @@ impl Actor {
         };
         let id = self.id.clone();
         self.jobs.spawn(async move {
-            let killed = blocking(move || Ok(cgroup.kill_all()?)).await;
+            let killed = blocking::run_anyway(move || Ok(cgroup.kill_all()?)).await;
             killed.unwrap_or_else(|e| warn!("container {id}: end the remaining processes: {e}"));
             Done::Answered
         });
@@ -124,7 +124,7 @@ impl Actor {
     pub(super) fn freeze(&mut self, call: Call, reply: Reply<()>) {
         let checked = self
             .init
-            .state()
+            .status()
             .check(call)
             .and_then(|()| self.not_while_saving())
             .and_then(|()| self.cgroup().cloned());
@@ -135,7 +135,7 @@ impl Actor {
         // The kernel takes its time until every process stands still.
         self.jobs.spawn(async move {
             let pausing = call == Call::Pause;
-            let frozen = blocking(move || {
+            let frozen = blocking::run(move || {
                 let result = if pausing {
                     cgroup.freeze()
                 } else {
@@ -149,77 +149,66 @@ impl Actor {
 
     pub(super) fn frozen(&mut self, call: Call, result: Result<()>) -> Result<()> {
         result?;
-        // It may have ended meanwhile.
-        self.init.state().check(call)?;
-        let container_id = self.id.clone();
-        let (state, event) = if call == Call::Pause {
-            let event = task::TaskPaused {
-                container_id,
-                ..task::TaskPaused::default()
-            };
-            (State::Paused, Event::Paused(event))
+        // The init may have ended meanwhile.
+        self.init.status().check(call)?;
+        let container = self.id.clone();
+        if call == Call::Pause {
+            self.init.go_on(|_| Life::Paused);
+            self.shared.events.send(Event::Paused { container });
+            if self.init.child.as_ref().is_some_and(Child::has_kill_pending) {
+                // The signal came while the freeze was under way.
+                self.thaw_to_die();
+            }
         } else {
-            let event = task::TaskResumed {
-                container_id,
-                ..task::TaskResumed::default()
-            };
-            (State::Running, Event::Resumed(event))
-        };
-        self.init.set_state(state);
-        self.shared.events.send(&event);
-        if call == Call::Pause && self.dying {
-            // The signal came while the freeze was under way.
-            self.thaw_to_die();
+            self.init.go_on(|_| Life::Running);
+            self.shared.events.send(Event::Resumed { container });
         }
         Ok(())
     }
 
-    /// Saves the container. Its exit, if it is to end with that, waits until this is over.
+    /// Saves the container. If the container ends with the checkpoint, the exit waits for the end of the checkpoint.
     pub(super) fn checkpoint(&mut self, checkpoint: Checkpoint, reply: Reply<()>) {
         let checked = self
             .init
-            .state()
+            .status()
             .check(Call::Checkpoint)
             .and_then(|()| self.not_while_saving());
         if let Err(error) = checked {
             return answer(reply, Err(error));
         }
-        self.saving = true;
+        self.checkpointing = Checkpointing::UnderWay;
         let runc = self.runc.clone();
-        let io = self.init.view.borrow().io.clone();
+        let io = self.init.request();
         self.jobs.spawn(async move {
             let saved = runc.checkpoint(&checkpoint, &io.stdout, &io.stderr).await;
             Done::Saved(checkpoint.image, saved, reply)
         });
     }
 
-    pub(super) fn saved(&mut self, image: &Path, result: Result<()>) -> Result<()> {
-        self.saving = false;
+    pub(super) fn saved(&mut self, image: PathBuf, result: Result<()>) -> Result<()> {
+        self.checkpointing = Checkpointing::No;
         result?;
         info!("container {}: saved into {}", self.id, image.display());
-        self.shared
-            .events
-            .send(&Event::Checkpointed(task::TaskCheckpointed {
-                container_id: self.id.clone(),
-                checkpoint: image.display().to_string(),
-                ..task::TaskCheckpointed::default()
-            }));
+        self.shared.events.send(Event::Checkpointed {
+            container: self.id.clone(),
+            image,
+        });
         Ok(())
     }
 
     /// criu freezes and thaws the container's processes itself.
     fn not_while_saving(&self) -> Result<()> {
-        if self.saving {
-            return Err(Error::FailedPrecondition(format!(
+        match self.checkpointing {
+            Checkpointing::No => Ok(()),
+            Checkpointing::UnderWay => Err(Error::FailedPrecondition(format!(
                 "{} is being checkpointed",
                 self.id
-            )));
+            ))),
         }
-        Ok(())
     }
 
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
-        let checked = self.init.state().check(Call::Update).and_then(|()| {
+        let checked = self.init.status().check(Call::Update).and_then(|()| {
             serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&resources)
                 .map_err(|e| Error::InvalidArgument(format!("update {}: resources: {e}", self.id)))
         });
@@ -228,6 +217,8 @@ impl Actor {
         }
         self.update_count += 1;
         let file = self
+            .remains
+            .record
             .bundle
             .join(format!("resources-{}.json", self.update_count));
         let runc = self.runc.clone();
@@ -243,10 +234,10 @@ impl Actor {
         });
     }
 
-    /// The processes of the container. Of one that has ended its init is still listed until it is deleted: containerd
-    /// asks after a restart, takes a container without processes for a leak, and loses its exit code.
+    /// The processes of the container. The init is listed until the container is deleted, also after the init has ended:
+    /// containerd asks after a restart, takes a container without processes for a leak, and loses the exit code.
     pub(super) fn pids(&mut self, reply: Reply<Vec<Listed>>) {
-        let over = self.init.state().told().is_some();
+        let over = self.init.status().published_exit().is_some();
         let cgroup = self.cgroup.clone().filter(|_| !over);
         let init = self.init.pid();
         let execs: HashMap<Pid, String> = self
@@ -256,7 +247,7 @@ impl Actor {
             .collect();
         self.jobs.spawn(async move {
             let pids = match cgroup {
-                Some(cgroup) => blocking(move || Ok(cgroup.remaining()?)).await,
+                Some(cgroup) => blocking::run_anyway(move || Ok(cgroup.remaining()?)).await,
                 None => Ok(Vec::new()),
             };
             let listed = pids.map(|mut pids| {
@@ -274,14 +265,15 @@ impl Actor {
         });
     }
 
-    /// The last counters of a container that has ended are there for as long as its cgroup is.
-    pub(super) fn stats(&mut self, reply: Reply<Any>) {
+    /// The counters. Those of a container that has ended are there for as long as the cgroup is.
+    pub(super) fn stats(&mut self, reply: Reply<Metrics>) {
         let cgroup = match self.cgroup().cloned() {
             Ok(cgroup) => cgroup,
             Err(error) => return answer(reply, Err(error)),
         };
         self.jobs.spawn(async move {
-            answer(reply, blocking(move || cgroup.stats().map_err(gone)).await);
+            let stats = blocking::run_anyway(move || cgroup.stats().map_err(gone)).await;
+            answer(reply, stats);
             Done::Answered
         });
     }

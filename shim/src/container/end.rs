@@ -1,59 +1,40 @@
-//! The end of a process and of the container: exits are told, and what has been deleted is taken away.
+//! The end of a process and of the container: exits are published, and what is deleted is taken down.
 
-use log::{info, warn};
+use std::sync::Arc;
+
+use log::info;
 use rustix::process::Signal;
+use tokio::sync::Notify;
 
 use super::actor::{Actor, Done};
-use super::process::{Exec, Process, answer, tell_exit};
-use super::take_down;
-use crate::container::mailbox::{Deleted, ProcessId, Reply, no_process};
-use crate::container::state::{Call, State};
-use crate::containerd::events::Event;
+use super::event::Event;
+use super::mailbox::{Deleted, ProcessId, Reply, answer, no_process};
+use super::process::Exec;
+use super::state::{Call, End, Life, Output, Status, Whose};
 use crate::error::{Error, Result};
 use crate::io::Io;
 use crate::kernel::cgroup::OomKills;
 use crate::kernel::exits::Exit;
-use crate::runtime::bundle;
+use crate::runtime::teardown::{Why, take_down};
 
 /// The exit status after SIGKILL.
 const KILLED: u32 = 128 + 9;
 
 impl Actor {
-    /// Tells of the exits that may be told now: after the start of the process, and the init's after its execs' and when
-    /// what it wrote has been read.
-    pub(super) fn tell_exits(&mut self) {
-        let execs = self.execs.values().map(|exec| &exec.process);
-        let ends: Vec<Exit> = execs
-            .chain([&self.init])
-            .filter_map(Process::untold)
-            .collect();
-        let look = if ends.iter().any(|exit| exit.status == KILLED) {
-            OomKills::look_after_a_kill
-        } else {
-            OomKills::look
-        };
-        if self.init.starting.is_none()
-            && !ends.is_empty()
-            && self.oom_kills.as_mut().is_some_and(look)
-        {
-            // It may be what ended the process, and is told before its exit.
-            self.tell_oom();
-        }
+    /// Publishes the exits that may be published now, the init's last.
+    pub(super) fn publish_exits(&mut self) {
+        self.look_for_oom();
         let (id, events) = (&self.id, &self.shared.events);
         for (exec, Exec { process, .. }) in &mut self.execs {
-            if process.starting.is_none() {
-                tell_exit(id, exec, process, events);
-            }
+            process.publish_exit(id, exec, Whose::Exec, events);
         }
-        let lives = |exec: &Exec| exec.process.lives();
-        if self.init.starting.is_some()
-            || self.saving
-            || self.reading.is_some()
-            || self.execs.values().any(lives)
-        {
-            return;
-        }
-        if let Some(exit) = tell_exit(id, id, &mut self.init, events) {
+        let execs: Vec<&Life> = self
+            .execs
+            .values()
+            .map(|exec| exec.process.life())
+            .collect();
+        let whose = Whose::Init(&execs, self.checkpointing);
+        if let Some(exit) = self.init.publish_exit(id, id, whose, events) {
             info!("container {id}: exited, status {}", exit.status);
             if let Some(kills) = self.oom_kills.take() {
                 kills.end();
@@ -64,25 +45,59 @@ impl Actor {
         }
     }
 
-    pub(super) fn tell_oom(&self) {
-        info!("container {}: out of memory, a process was killed", self.id);
-        self.shared.events.send(&Event::oom(&self.id));
+    /// Looks whether the kernel has killed a process that has just ended for lack of memory: an OOM is published before the
+    /// exit, and after the start.
+    fn look_for_oom(&mut self) {
+        let execs = self.execs.values().map(|exec| exec.process.life());
+        let ends: Vec<Exit> = execs
+            .chain([self.init.life()])
+            .filter_map(Life::unpublished)
+            .collect();
+        if ends.is_empty() || self.init.life().is_starting() {
+            return;
+        }
+        let look = if ends.iter().any(|exit| exit.status == KILLED) {
+            OomKills::look_after_a_kill
+        } else {
+            OomKills::look
+        };
+        if self.oom_kills.as_mut().is_some_and(look) {
+            self.publish_oom();
+        }
+    }
+
+    /// What becomes of the output of the init, which has ended.
+    pub(super) fn await_readers(&mut self) -> Output {
+        let unread = self.init.io.unread().filter(|_| self.deleted.is_empty());
+        let Some(read) = unread else {
+            return Output::Delivered;
+        };
+        let enough = Arc::new(Notify::new());
+        let given_up = enough.clone();
+        self.jobs.spawn(async move {
+            tokio::select! {
+                () = read => {}
+                () = given_up.notified() => {}
+            }
+            Done::Delivered
+        });
+        Output::BeingRead(enough)
     }
 
     pub(super) fn delete_exec(&mut self, exec: &str) -> Result<Deleted> {
         let id = ProcessId::Exec(exec.to_owned());
         let process = self.process(&id)?;
-        process.state().check(Call::Delete)?;
+        process.status().check(Call::Delete)?;
         let deleted = Deleted {
             pid: process.pid(),
-            exit: process.state().exit().unwrap_or(Exit::now(0)),
+            exit: process.status().exit().unwrap_or(Exit::now(0)),
         };
         if let Some(exec) = self.execs.remove(exec) {
             exec.files.remove();
             self.ending.retain(|ending| !ending.is_finished());
             self.ending.extend(exec.process.io.end());
         }
-        self.owner.views.remove(&id);
+        self.inbox.views.remove(&id);
         Ok(deleted)
     }
 
@@ -90,28 +105,34 @@ impl Actor {
         if !self.deleted.is_empty() {
             return self.deleted.push(reply);
         }
-        let state = self.init.state();
-        match (state.check(Call::Delete), state) {
-            (Err(error), _) => answer(reply, Err(error)),
-            (Ok(()), State::Stopped(_)) => {
+        let status = self.init.status();
+        if let Err(error) = status.check(Call::Delete) {
+            return answer(reply, Err(error));
+        }
+        match status {
+            Status::Stopped(_) => {
                 self.deleted.push(reply);
                 self.take_down();
             }
-            // Taken down when it has been told.
-            (Ok(()), State::Ended(_)) => {
+            // Taken down when the exit is published.
+            Status::Ended(_) => {
                 self.deleted.push(reply);
-                if let Some(reading) = &self.reading {
-                    // Whoever deletes it reads no more.
+                if let Life::Ended(End {
+                    output: Output::BeingRead(reading),
+                    ..
+                }) = self.init.life()
+                {
+                    // Whoever deletes the container reads no more.
                     reading.notify_one();
                 }
             }
             // Not restored yet.
-            (Ok(()), State::Created) if self.init.pid().is_none() => {
+            Status::Created if self.init.pid().is_none() => {
                 self.deleted.push(reply);
                 self.take_down();
             }
-            (Ok(()), State::Created | State::Running | State::Paused) => {
-                // Never started: ended first, and taken down when it has.
+            Status::Created | Status::Running | Status::Paused => {
+                // Never started: killed first, and taken down after the exit.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
                     Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
                     Err(error) => answer(reply, Err(error)),
@@ -121,17 +142,17 @@ impl Actor {
     }
 
     fn take_down(&mut self) {
-        let (bundle, runc) = (self.bundle.clone(), self.runc.clone());
+        let remains = self.remains.clone();
         let mut ending = std::mem::take(&mut self.ending);
         let execs = self.execs.values_mut().map(|exec| &mut exec.process);
         for process in execs.chain([&mut self.init]) {
             ending.extend(std::mem::replace(&mut process.io, Io::none()).end());
         }
         self.jobs.spawn(async move {
-            let taken_down = take_down(&bundle, runc.delete().await).await;
-            // After the answer the shim may have to end, and files and loggers must have all by then.
+            let taken_down = take_down(remains, Why::Deleted).await;
+            // The shim may have to end after the answer: files and loggers get everything before.
             for ending in ending {
-                // It does not panic, and is not aborted.
+                // A task that does not panic, and is not aborted.
                 let _ = ending.await;
             }
             Done::TakenDown(taken_down)
@@ -152,21 +173,18 @@ impl Actor {
             answer(reply, Err(error));
             return false;
         }
-        let noted = bundle::set_deleted(&self.bundle)
-            .and_then(|()| bundle::forget(&self.shared.first_bundle, &self.id));
-        if let Err(error) = noted {
-            warn!("container {}: {error}", self.id);
-        }
         let deleted = Deleted {
             pid: self.init.pid(),
-            exit: self.init.state().exit().unwrap_or(Exit::now(0)),
+            exit: self.init.status().exit().unwrap_or(Exit::now(0)),
         };
         info!("container {}: deleted", self.id);
-        self.shared
-            .events
-            .send(&Event::deleted(&self.id, deleted.pid, deleted.exit));
+        self.shared.events.send(Event::Delete {
+            container: self.id.clone(),
+            pid: deleted.pid,
+            exit: deleted.exit,
+        });
         // Gone before the answer, so that a Shutdown that follows it finds the container gone.
-        self.owner.calls.close();
+        self.inbox.requests.close();
         answer(reply, Ok(deleted));
         for other in replies {
             answer(other, Err(no_process(&ProcessId::Init)));

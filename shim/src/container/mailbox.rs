@@ -1,33 +1,33 @@
 //! How the rest of the shim talks to the task that owns a container or a sandbox.
 //!
 //! ```text
-//!  RPC ──Command──▶ mailbox ──▶ the owner (container.rs, holder.rs) ──▶ reply
+//!  RPC ──request──▶ mailbox ──▶ the owner (actor.rs, pod/sandbox.rs) ──▶ reply
 //!  RPC ◀───────────────── View (watch) ◀──────┘
 //! ```
 //!
-//! Calls that change something go through the mailbox, one after the other. State and Wait only look at the latest
-//! [`View`] and never queue behind a running runc.
+//! Calls that change something go through the mailbox, one after the other. State and Wait look at the latest [`View`] and
+//! never queue behind a running runc.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::container::state::State;
+use super::state::Status;
 use crate::error::{Error, Result};
 use crate::io;
+use crate::kernel::cgroup::Metrics;
 use crate::kernel::exits::Exit;
 use crate::runtime::criu::Checkpoint;
 
 /// A process of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ProcessId {
-    /// The one that the container lives and dies with.
+    /// The process that the container lives and dies with.
     Init,
-    /// One that was added.
+    /// A process that was added.
     Exec(String),
 }
 
@@ -47,33 +47,43 @@ impl ProcessId {
 pub struct View {
     /// None for an exec that has not started.
     pub pid: Option<Pid>,
-    /// Where it is in its life.
-    pub state: State,
-    /// Its streams as containerd named them.
+    /// Where the process is in its life.
+    pub status: Status,
+    /// The streams as containerd named them.
     pub io: io::Request,
+}
+
+impl View {
+    /// Waits for the exit of a process to be published; none when the process is deleted before it ran.
+    pub async fn published_exit(mut view: watch::Receiver<Self>) -> Option<Exit> {
+        let ended = view
+            .wait_for(|view| view.status.published_exit().is_some())
+            .await;
+        ended.ok()?.status.published_exit()
+    }
 }
 
 /// A process that has been deleted.
 #[derive(Debug, Clone, Copy)]
 pub struct Deleted {
-    /// Its pid, if it had one.
+    /// The pid, if the process had one.
     pub pid: Option<Pid>,
-    /// How it ended.
+    /// How the process ended.
     pub exit: Exit,
 }
 
 /// A process in a container's cgroup.
 #[derive(Debug, Clone)]
 pub struct Listed {
-    /// Its pid.
+    /// The pid.
     pub pid: Pid,
-    /// The exec that it is the first process of.
+    /// The exec that this is the first process of.
     pub exec_id: Option<String>,
 }
 
 /// Whom a signal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum KillScope {
     /// The process itself.
     Process,
     /// Every process of the container.
@@ -83,15 +93,20 @@ pub enum Target {
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T>>;
 
+/// Answers a call. The caller may have given up; the work is done all the same.
+pub fn answer<T>(reply: Reply<T>, result: Result<T>) {
+    let _ = reply.send(result);
+}
+
 /// A call to the owner of a container.
 #[derive(Debug)]
-pub enum Command {
+pub enum Request {
     /// Start the init or an exec.
     Start(ProcessId, Reply<Pid>),
-    /// Add an exec: its id, the OCI process as JSON, its streams.
+    /// Add an exec: the id, the OCI process as JSON, the streams.
     Exec(String, Vec<u8>, io::Request, Reply<()>),
     /// Send a signal.
-    Kill(ProcessId, u32, Target, Reply<()>),
+    Kill(ProcessId, u32, KillScope, Reply<()>),
     /// Remove an exec, or the container.
     Delete(ProcessId, Reply<Deleted>),
     /// Freeze.
@@ -109,24 +124,56 @@ pub enum Command {
     /// List the processes.
     Pids(Reply<Vec<Listed>>),
     /// Read the cgroup's counters.
-    Stats(Reply<Any>),
-    /// Path of the process namespace that the pod shares; made if there is none yet. For sandboxes.
-    SharedProcesses(Reply<PathBuf>),
+    Stats(Reply<Metrics>),
 }
 
-/// A container or a sandbox, seen from the rest of the shim.
+/// Where requests of one kind go: to a container ([`Request`]), or to a sandbox (`pod::sandbox::Request`).
+#[derive(Debug)]
+pub struct Mailbox<R>(mpsc::UnboundedSender<R>);
+
+impl<R> Clone for Mailbox<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R> Mailbox<R> {
+    /// A mailbox, and the end for the owner.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<R>) {
+        let (sender, requests) = mpsc::unbounded_channel();
+        (Self(sender), requests)
+    }
+
+    /// Whether the owner has ended: the container or sandbox is deleted.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Sends the request that `make` builds, and waits for the answer.
+    ///
+    /// # Errors
+    /// The owner's, and `NotFound` when the owner has ended.
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> R) -> Result<T> {
+        let gone = || no_process(&ProcessId::Init);
+        let (reply, answer) = oneshot::channel();
+        self.0.send(make(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// A container, seen from the rest of the shim.
 #[derive(Debug, Clone)]
 pub struct Handle {
     bundle: Arc<Path>,
-    mailbox: mpsc::UnboundedSender<Command>,
+    requests: Mailbox<Request>,
     views: Views,
 }
 
-/// The owner's end.
+/// The owner's end of a [`Handle`].
 #[derive(Debug)]
-pub struct Owner {
+pub struct Inbox {
     /// The calls.
-    pub calls: mpsc::UnboundedReceiver<Command>,
+    pub requests: mpsc::UnboundedReceiver<Request>,
     /// What can be seen.
     pub views: Views,
 }
@@ -143,7 +190,7 @@ impl Views {
         sender
     }
 
-    /// Shows it no more. Who already waits for its exit still gets it.
+    /// Hides the process; pending waits still resolve.
     pub fn remove(&self, id: &ProcessId) {
         self.lock().remove(id);
     }
@@ -158,20 +205,20 @@ impl Views {
 }
 
 impl Handle {
-    /// A handle and the end for its owner.
-    pub fn new(bundle: &Path) -> (Self, Owner) {
-        let (mailbox, calls) = mpsc::unbounded_channel();
+    /// A handle and the end for the owner.
+    pub fn new(bundle: &Path) -> (Self, Inbox) {
+        let (mailbox, requests) = Mailbox::new();
         let views = Views::default();
-        let owner = Owner {
-            calls,
+        let inbox = Inbox {
+            requests,
             views: views.clone(),
         };
         let handle = Self {
             bundle: bundle.into(),
-            mailbox,
+            requests: mailbox,
             views,
         };
-        (handle, owner)
+        (handle, inbox)
     }
 
     /// The container's bundle.
@@ -179,41 +226,43 @@ impl Handle {
         &self.bundle
     }
 
-    /// Whether the owner has ended: the container was deleted.
+    /// Whether the container is deleted.
     pub fn is_gone(&self) -> bool {
-        self.mailbox.is_closed()
+        self.requests.is_closed()
     }
 
-    /// Sends the command that `make` builds, and waits for the answer.
+    /// As [`Mailbox::ask`].
     ///
     /// # Errors
-    /// The owner's, and `NotFound` when it has ended.
-    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
-        let gone = || Error::NotFound("the container has been deleted".into());
-        let (reply, answer) = oneshot::channel();
-        self.mailbox.send(make(reply)).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+    /// As [`Mailbox::ask`].
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        self.requests.ask(make).await
     }
 
-    /// The latest view of a process.
+    /// The latest view of a process. An exec of a frozen container is frozen, too.
     ///
     /// # Errors
     /// `NotFound` when there is no such process.
     pub fn view(&self, id: &ProcessId) -> Result<View> {
-        Ok(self.watch(id)?.borrow().clone())
+        let mut view = self.watch(id)?.borrow().clone();
+        if view.status == Status::Running {
+            view.status = match self.watch(&ProcessId::Init)?.borrow().status {
+                Status::Paused => Status::Paused,
+                Status::Created | Status::Running | Status::Ended(_) | Status::Stopped(_) => {
+                    Status::Running
+                }
+            };
+        }
+        Ok(view)
     }
 
     /// Waits for the end of a process.
     ///
     /// # Errors
-    /// `NotFound` when there is no such process, or it is deleted before it ran.
+    /// `NotFound` when there is no such process, or the process is deleted before it ran.
     pub async fn wait(&self, id: &ProcessId) -> Result<Exit> {
-        let mut view = self.watch(id)?;
-        let ended = view
-            .wait_for(|view| view.state.told().is_some())
-            .await
-            .map_err(|_| no_process(id))?;
-        ended.state.told().ok_or_else(|| no_process(id))
+        let exit = View::published_exit(self.watch(id)?).await;
+        exit.ok_or_else(|| no_process(id))
     }
 
     fn watch(&self, id: &ProcessId) -> Result<watch::Receiver<View>> {

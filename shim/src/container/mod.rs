@@ -15,36 +15,36 @@
 mod actor;
 mod control;
 mod end;
+pub mod event;
 pub mod mailbox;
 mod process;
+mod start;
 pub mod state;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use containerd_shim_protos::events::task;
-use containerd_shim_protos::protobuf::MessageField;
-use containerd_shim_protos::types::mount::Mount as WireMount;
 use log::{info, warn};
 use rustix::process::Pid;
 use tokio::task::JoinSet;
 
 use self::actor::Actor;
+use self::event::{Created, Event, Events};
+use self::mailbox::{Handle, ProcessId, View};
 use self::process::Process;
-use crate::container::mailbox::{Handle, ProcessId, View};
-use crate::container::state::State;
-use crate::containerd::convert::wire_pid;
-use crate::containerd::events::{Event, Events};
-use crate::error::{Error, IoError, Result, first_of};
-use crate::io::{self, Io, Owner, Writer};
+use self::state::{Checkpointing, Status};
+use crate::error::{Error, IoError, Result};
+use crate::io::{self, Io, Recipient, StreamOwner, Writer};
+use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Driver, OomKills};
-use crate::kernel::exits::Exits;
+use crate::kernel::exits::{Claim, Exits};
 use crate::kernel::mounts::{self, Mount};
 use crate::runtime::bundle::Record;
 use crate::runtime::options::Options;
-use crate::runtime::runc::{Runc, Started};
+use crate::runtime::runc::Runc;
 use crate::runtime::spec::Spec;
+use crate::runtime::teardown::{Remains, Why, take_down};
 
 /// What all containers of a shim have in common.
 #[derive(Debug, Clone)]
@@ -62,17 +62,17 @@ pub struct Shared {
 /// A container to be made.
 #[derive(Debug)]
 pub struct Create {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// Its bundle.
+    /// The bundle.
     pub bundle: PathBuf,
-    /// What its root filesystem is mounted from.
-    pub rootfs: Vec<WireMount>,
-    /// What it is to be restored from, when it starts.
+    /// What the root filesystem is mounted from.
+    pub rootfs: Vec<Mount>,
+    /// The checkpoint to restore the container from at the start.
     pub checkpoint: Option<PathBuf>,
-    /// Its streams.
+    /// The streams.
     pub io: io::Request,
-    /// Its spec.
+    /// The spec.
     pub spec: Spec,
     /// The operator's settings.
     pub options: Options,
@@ -85,14 +85,15 @@ impl Create {
         self.options.systemd_cgroup = driver == Driver::Systemd;
     }
 
-    fn streams_owner(&self) -> Owner {
-        Owner {
+    fn stream_owner(&self) -> StreamOwner {
+        StreamOwner {
             uid: self.options.io_uid,
             gid: self.options.io_gid,
         }
     }
 
-    /// Its cgroup, where the spec names it. Elsewhere only runc or systemd knows the path, and it is asked of the process.
+    /// The cgroup, where the spec names the path. Elsewhere only runc or systemd knows the path, and the kernel is asked where
+    /// the process is.
     fn cgroup(&self) -> Option<Cgroup> {
         let path = self.spec.cgroups_path()?;
         if !path.starts_with('/') || self.options.systemd_cgroup {
@@ -103,37 +104,36 @@ impl Create {
             .ok()
     }
 
-    /// The event that says that it is made.
+    fn record(&self, runc: &Runc) -> Record {
+        Record {
+            bundle: self.bundle.clone(),
+            mounts_rootfs: !self.rootfs.is_empty(),
+            runc: Some(runc.record().clone()),
+            systemd_cgroup: self.options.systemd_cgroup,
+            cgroups_path: self.spec.cgroups_path().map(str::to_owned),
+        }
+    }
+
+    /// The event that tells of the creation.
     pub fn event(&self, pid: Option<Pid>) -> Event {
-        Event::Create(task::TaskCreate {
-            container_id: self.id.clone(),
-            bundle: self.bundle.display().to_string(),
+        Event::Create(Box::new(Created {
+            container: self.id.clone(),
+            bundle: self.bundle.clone(),
             rootfs: self.rootfs.clone(),
-            io: MessageField::some(task::TaskIO {
-                stdin: self.io.stdin.clone(),
-                stdout: self.io.stdout.clone(),
-                stderr: self.io.stderr.clone(),
-                terminal: self.io.terminal,
-                ..task::TaskIO::default()
-            }),
-            checkpoint: self
-                .checkpoint
-                .as_ref()
-                .map(|image| image.display().to_string())
-                .unwrap_or_default(),
-            pid: wire_pid(pid),
-            ..task::TaskCreate::default()
-        })
+            io: self.io.clone(),
+            checkpoint: self.checkpoint.clone(),
+            pid,
+        }))
     }
 }
 
-/// Makes a container and gives it to a task of its own. A failure leaves nothing behind. When `given_up` resolves before
-/// runc has made it, runc is ended: a hook that hangs must not keep containerd from deleting what it has given up. One
-/// that is to be restored has no process before it is started.
+/// Makes a container and gives the container to a task of its own. A failure leaves nothing behind. When `given_up` resolves
+/// before runc is done, runc is killed: a hook that hangs must not keep containerd from deleting what containerd has given
+/// up. A container that is to be restored has no process before the start.
 ///
 /// # Errors
-/// What mounting, the streams or runc say; `FailedPrecondition` when it was given up, and when there is no checkpoint
-/// where it should be.
+/// What mounting, the streams or runc say; `FailedPrecondition` when the making was given up, and when there is no
+/// checkpoint where it should be.
 pub async fn create(
     shared: &Shared,
     create: Create,
@@ -146,77 +146,90 @@ pub async fn create(
         &create.options,
         &shared.exits,
     );
-    let made = make(shared, &create, &runc, given_up).await;
-    let made = match made {
-        Ok(made) => made,
-        Err(error) => {
-            let deleted = runc.delete_by_force().await;
-            take_down(&create.bundle, deleted)
-                .await
-                .unwrap_or_else(|e| {
-                    warn!("take down {} after a failed create: {e}", create.id);
-                });
-            remove_cgroup(&create).await;
-            return Err(error);
-        }
+    let remains = Remains {
+        id: create.id.clone(),
+        record: create.record(&runc),
+        runc: Some(runc.clone()),
+        first_bundle: shared.first_bundle.to_path_buf(),
+        mount_points: vec![create.bundle.join("rootfs")],
+        directories: Vec::new(),
     };
-    let pid = made.as_ref().map(|(started, _)| started.pid);
+    // The record is written before anything is made.
+    let made = match remains.record.save(&shared.first_bundle, &create.id) {
+        Ok(()) => make(shared, &create, &runc, given_up).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(made) => Ok(hand_over(shared, create, remains, runc, made)),
+        Err(error) => {
+            let taken_down = take_down(remains, Why::NotMade).await;
+            taken_down.unwrap_or_else(|e| {
+                warn!("take down {} after a failed create: {e}", create.id);
+            });
+            Err(error)
+        }
+    }
+}
+
+/// Gives a container that has been made to a task of its own.
+fn hand_over(
+    shared: &Shared,
+    create: Create,
+    remains: Remains,
+    runc: Runc,
+    made: Option<(Claim, Io)>,
+) -> (Handle, Option<Pid>) {
+    let pid = made.as_ref().map(|(claim, _)| claim.child.pid());
     let cgroup = create
         .cgroup()
         .or_else(|| pid.and_then(|pid| known_cgroup(&create.id, pid)));
-    // Its init stands in its cgroup and runs nothing of the user's yet: no kill can be missed.
+    // runc's init is in the cgroup and has not executed the user's program: no OOM kill can precede the watch.
     let oom_kills = watched(&create.id, cgroup.as_ref().filter(|_| pid.is_some()));
-    let (handle, owner) = Handle::new(&create.bundle);
-    let streams_owner = create.streams_owner();
-    let event = create.event(pid);
-    let view = owner.views.add(
-        ProcessId::Init,
-        View {
-            pid,
-            state: State::Created,
-            io: create.io,
-        },
-    );
+    shared.events.send(create.event(pid));
+    let (handle, inbox) = Handle::new(&create.bundle);
+    let stream_owner = create.stream_owner();
+    let view = View {
+        pid,
+        status: Status::Created,
+        io: create.io,
+    };
     let mut actor = Actor {
+        init: Process::new(inbox.views.add(ProcessId::Init, view)),
         id: create.id,
-        bundle: create.bundle,
-        streams_owner,
+        remains,
+        stream_owner,
         shares_processes: create.spec.shares_process_namespace(),
         shared: shared.clone(),
         runc,
         cgroup,
         oom_kills,
         image: create.checkpoint,
-        saving: false,
-        init: Process::new(view),
-        init_ending: None,
-        dying: false,
-        reading: None,
+        checkpointing: Checkpointing::No,
         execs: HashMap::new(),
         exec_count: 0,
         update_count: 0,
-        owner,
+        inbox,
         jobs: JoinSet::new(),
         ending: Vec::new(),
         deleted: Vec::new(),
     };
-    shared.events.send(&event);
-    if let Some((started, io)) = made {
-        info!("container {}: created, pid {}", actor.id, started.pid);
-        actor.began(&ProcessId::Init, started, io);
+    if let Some((claim, io)) = made {
+        info!("container {}: created, pid {}", actor.id, claim.child.pid());
+        actor.began(&ProcessId::Init, claim, io);
     } else {
         info!("container {}: created, to be restored", actor.id);
     }
     tokio::spawn(actor.run());
-    Ok((handle, pid))
+    (handle, pid)
 }
 
+/// What runc makes: the init and the streams; none for a container that is to be restored.
 async fn make(
     shared: &Shared,
     create: &Create,
     runc: &Runc,
     given_up: impl Future<Output = ()>,
-) -> Result<Option<(Started, Io)>> {
+) -> Result<Option<(Claim, Io)>> {
     if let Some(image) = &create.checkpoint
         && !image.is_dir()
     {
@@ -226,33 +239,25 @@ async fn make(
             image.display()
         )));
     }
-    Record {
-        bundle: create.bundle.clone(),
-        mounts_rootfs: !create.rootfs.is_empty(),
-        runc: Some(runc.record().clone()),
-        systemd_cgroup: create.options.systemd_cgroup,
-        cgroups_path: create.spec.cgroups_path().map(str::to_owned),
-    }
-    .save(&shared.first_bundle, &create.id)?;
     mount_rootfs(create).await?;
     if create.checkpoint.is_some() {
         return Ok(None);
     }
-    let streams_for = io::For {
+    let recipient = Recipient {
         id: &create.id,
         namespace: &shared.namespace,
         console: (&create.bundle, "console"),
         writer: Writer::Process,
-        owner: create.streams_owner(),
+        owner: create.stream_owner(),
         exits: &shared.exits,
     };
-    let (prepared, streams) = create.io.prepare(streams_for).await?;
+    let (prepared, streams) = create.io.prepare(recipient).await?;
     tokio::select! {
         made = async {
-            let started = runc.create(streams).await?;
+            let claim = runc.create(streams).await?;
             let io = prepared.attach().await?;
             io.check()?;
-            Ok(Some((started, io)))
+            Ok(Some((claim, io)))
         } => made,
         () = given_up => Err(Error::FailedPrecondition(format!(
             "container {} was deleted while it was being made",
@@ -261,35 +266,14 @@ async fn make(
     }
 }
 
-/// A runc that was ended before it had noted what it made does not remove its cgroup.
-async fn remove_cgroup(create: &Create) {
-    let driver = Driver::of(create.options.systemd_cgroup);
-    let Some(path) = create.spec.cgroups_path().map(str::to_owned) else {
-        return;
-    };
-    let removed = blocking(move || {
-        let cgroup = Cgroup::at(&path, driver)?;
-        match cgroup.kill_all() {
-            Err(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error.into());
-            }
-            _ => {}
-        }
-        first_of(cgroup.remove())
-    });
-    removed
-        .await
-        .unwrap_or_else(|error| warn!("after a failed create: {error}"));
-}
-
-/// The cgroup that a process is in, while it lives.
+/// The cgroup that a process is in, while the process lives.
 fn known_cgroup(id: &str, pid: Pid) -> Option<Cgroup> {
     Cgroup::of_pid(pid)
         .inspect_err(|e| warn!("container {id}: {e}"))
         .ok()
 }
 
-/// Its kills for lack of memory from now on. It must exist.
+/// The kills for lack of memory in a cgroup that exists, from now on.
 fn watched(id: &str, cgroup: Option<&Cgroup>) -> Option<OomKills> {
     cgroup?
         .watch_oom_kills()
@@ -302,40 +286,12 @@ async fn mount_rootfs(create: &Create) -> Result<()> {
         return Ok(());
     }
     let rootfs = create.bundle.join("rootfs");
-    let mounts: Vec<Mount> = create.rootfs.iter().map(mount).collect();
-    blocking(move || {
+    let mounts = create.rootfs.clone();
+    blocking::run(move || {
         std::fs::create_dir_all(&rootfs).map_err(IoError::at("create", &rootfs))?;
-        // Whatever is mounted there goes when the container is taken down.
+        // The mounts go when the container is taken down.
         let _ = mounts::mount_all(&mounts, &rootfs)?;
         Ok(())
     })
     .await
-}
-
-fn mount(wire: &WireMount) -> Mount {
-    Mount {
-        kind: wire.type_.clone(),
-        source: wire.source.clone(),
-        target: wire.target.clone(),
-        options: wire.options.clone(),
-    }
-}
-
-/// Unmounts what a container had, after runc has `deleted` it or has failed to. The first failure.
-async fn take_down(bundle: &Path, deleted: Result<()>) -> Result<()> {
-    let rootfs = bundle.join("rootfs");
-    let unmounted = blocking(move || Ok(mounts::unmount(&rootfs)?)).await;
-    deleted.and(unmounted)
-}
-
-/// Runs what may block away from the reactor.
-///
-/// # Errors
-/// What the work says.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Error::Internal("a blocking task was cancelled"))?
 }

@@ -1,68 +1,110 @@
-//! A process of a container: its streams, its pidfd, what is known of its end.
+//! A process of a container: the life, the streams, the child.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::Shared;
-use crate::container::mailbox::{Command, View};
-use crate::container::state::State;
-use crate::containerd::events::{Event, Events};
+use super::event::{Event, Events};
+use super::mailbox::{Request, View};
+use super::state::{Life, Status, Whose, exit_to_publish};
 use crate::error::{Error, Result};
-use crate::io::{self, Io, Owner, Prepared, Writer};
-use crate::kernel::exits::Exit;
-use crate::runtime::runc::{Runc, Started};
+use crate::io::{self, Io, Prepared, Recipient, StreamOwner, Writer};
+use crate::kernel::exits::{Child, Claim, Exit};
+use crate::runtime::runc::Runc;
 
 /// A process of the container.
 #[derive(Debug)]
 pub(super) struct Process {
-    pub(super) view: watch::Sender<View>,
-    pub(super) pidfd: Option<rustix::io::Result<OwnedFd>>,
+    life: Life,
+    view: watch::Sender<View>,
+    /// From when runc has made the process until the exit is published.
+    pub(super) child: Option<Child>,
     pub(super) io: Io,
-    /// A start is under way, and what waits for its end.
-    pub(super) starting: Option<Vec<Command>>,
 }
 
 impl Process {
     pub(super) fn new(view: watch::Sender<View>) -> Self {
         Self {
+            life: Life::Created,
             view,
-            pidfd: None,
+            child: None,
             io: Io::none(),
-            starting: None,
         }
     }
 
-    pub(super) fn state(&self) -> State {
-        self.view.borrow().state
+    pub(super) fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// To change what belongs to a state. The status must stay.
+    pub(super) fn life_mut(&mut self) -> &mut Life {
+        &mut self.life
+    }
+
+    /// Goes on to the next state, and shows the status to everybody.
+    pub(super) fn go_on(&mut self, next: impl FnOnce(Life) -> Life) {
+        self.life = next(std::mem::replace(&mut self.life, Life::Created));
+        let status = self.life.status();
+        self.view.send_modify(|view| view.status = status);
+    }
+
+    /// The start is over, as `result` says. Returns the calls that waited.
+    pub(super) fn end_start(&mut self, result: &Result<Pid>) -> Vec<Request> {
+        let mut waiting = Vec::new();
+        self.go_on(|life| {
+            let (life, waited) = match result {
+                Ok(_) => life.started(),
+                Err(_) => life.start_failed(),
+            };
+            waiting = waited;
+            life
+        });
+        waiting
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.life.status()
     }
 
     pub(super) fn pid(&self) -> Option<Pid> {
         self.view.borrow().pid
     }
 
-    pub(super) fn set_state(&self, state: State) {
-        self.view.send_modify(|view| view.state = state);
+    /// The streams as containerd named them.
+    pub(super) fn request(&self) -> io::Request {
+        self.view.borrow().io.clone()
     }
 
-    /// It has ended, and nobody has been told yet.
-    pub(super) fn untold(&self) -> Option<Exit> {
-        match self.state() {
-            State::Ended(exit) => Some(exit),
-            State::Created | State::Running | State::Paused | State::Stopped(_) => None,
-        }
+    /// runc has made the process.
+    pub(super) fn has_begun(&mut self, child: Child, io: Io) {
+        let pid = child.pid();
+        self.child = Some(child);
+        self.io = io;
+        self.view.send_modify(|view| view.pid = Some(pid));
     }
 
-    /// Whether its exit is still to come, or to be told.
-    pub(super) fn lives(&self) -> bool {
-        self.starting.is_some()
-            || matches!(
-                self.state(),
-                State::Running | State::Paused | State::Ended(_)
-            )
+    /// Publishes the exit, if that may be done now. Lets go of the streams first.
+    pub(super) fn publish_exit(
+        &mut self,
+        container: &str,
+        id: &str,
+        whose: Whose<'_>,
+        events: &Events,
+    ) -> Option<Exit> {
+        let exit = exit_to_publish(&self.life, whose)?;
+        self.io.close();
+        self.child = None;
+        self.go_on(|_| Life::Stopped(exit));
+        events.send(Event::Exit {
+            container: container.to_owned(),
+            id: id.to_owned(),
+            pid: self.pid(),
+            exit,
+        });
+        Some(exit)
     }
 }
 
@@ -71,22 +113,6 @@ impl Process {
 pub(super) struct Exec {
     pub(super) process: Process,
     pub(super) files: ExecFiles,
-}
-
-/// Tells of the exit of `process`, once.
-pub(super) fn tell_exit(
-    container: &str,
-    id: &str,
-    process: &mut Process,
-    events: &Events,
-) -> Option<Exit> {
-    let exit = process.untold()?;
-    process.io.close();
-    process.pidfd = None;
-    let pid = process.pid();
-    process.set_state(State::Stopped(exit));
-    events.send(&Event::exited(container, id, pid, exit));
-    Some(exit)
 }
 
 /// The files of an exec in the bundle.
@@ -134,10 +160,10 @@ pub(super) async fn restore(
     bundle: &Path,
     image: &Path,
     io: &io::Request,
-    owner: Owner,
+    owner: StreamOwner,
     shared: &Shared,
-) -> Result<(Started, Io)> {
-    let streams_for = io::For {
+) -> Result<(Claim, Io)> {
+    let recipient = Recipient {
         id: container,
         namespace: &shared.namespace,
         console: (bundle, "console"),
@@ -145,9 +171,9 @@ pub(super) async fn restore(
         owner,
         exits: &shared.exits,
     };
-    let (prepared, streams) = io.prepare(streams_for).await?;
-    let started = runc.restore(image, streams).await?;
-    attach(prepared, started).await
+    let (prepared, streams) = io.prepare(recipient).await?;
+    let claim = runc.restore(image, streams).await?;
+    attach(prepared, claim).await
 }
 
 pub(super) async fn start_exec(
@@ -155,10 +181,10 @@ pub(super) async fn start_exec(
     exec: &str,
     files: &ExecFiles,
     io: &io::Request,
-    owner: Owner,
+    owner: StreamOwner,
     shared: &Shared,
-) -> Result<(Started, Io)> {
-    let streams_for = io::For {
+) -> Result<(Claim, Io)> {
+    let recipient = Recipient {
         id: exec,
         namespace: &shared.namespace,
         console: (&files.bundle, &files.console),
@@ -166,30 +192,23 @@ pub(super) async fn start_exec(
         owner,
         exits: &shared.exits,
     };
-    let (prepared, streams) = io.prepare(streams_for).await?;
-    let started = runc.exec(&files.process, &files.pid, streams).await?;
-    attach(prepared, started).await
+    let (prepared, streams) = io.prepare(recipient).await?;
+    let claim = runc.exec(&files.process, &files.pid, streams).await?;
+    attach(prepared, claim).await
 }
 
 /// Lets the streams of a process that runs already flow.
-async fn attach(prepared: Prepared, started: Started) -> Result<(Started, Io)> {
+async fn attach(prepared: Prepared, claim: Claim) -> Result<(Claim, Io)> {
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;
         Ok(io)
     });
     match attached {
-        Ok(io) => Ok((started, io)),
+        Ok(io) => Ok((claim, io)),
         Err(error) => {
-            // Without its streams it must not run on unseen.
-            if let Some(Ok(pidfd)) = started.pidfd() {
-                let _ = pidfd_send_signal(pidfd, Signal::KILL);
-            }
+            // Without its streams the process must not run on unseen. A process that has been reaped takes no signal.
+            let _ = claim.child.signal(Signal::KILL);
             Err(error)
         }
     }
-}
-
-pub(super) fn answer<T>(reply: oneshot::Sender<Result<T>>, result: Result<T>) {
-    // The caller may have given up; the work is done all the same.
-    let _ = reply.send(result);
 }

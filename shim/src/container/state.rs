@@ -1,31 +1,121 @@
 //! The life of a process, and which call fits which part of it. Pure: nothing here touches the world.
 //!
 //! ```text
-//!             Create              Start               Kill, or it ends         its exit is told
-//!  (nothing) ───────▶ Created ───────────▶ Running ──────────────────────▶ Ended ────────────────▶ Stopped
-//!                        │                 │     ▲                          ▲                         │
-//!                        │           Pause ▼     │ Resume                   │                  Delete ▼
-//!                        │                 Paused ──────────────────────────┤                     (nothing)
-//!                        └────────────────────── Kill, or it ends ──────────┘
+//!            Create            Start               over              Kill, or it ends       may be published
+//!  (nothing) ─────▶ Created ─────────▶ Starting ──────▶ Running ───────────────────▶ Ended ─────────▶ Stopped
+//!                      ▲                  │  │           │   ▲                         ▲ ▲                │
+//!                      └── start failed ──┘  │     Pause ▼   │ Resume                  │ │         Delete ▼
+//!                                            │          Paused ────────────────────────┘ │            (nothing)
+//!                                            └─────── the process ended meanwhile ───────┘
 //! ```
+//!
+//! An exit is published once, and not before the start of the process. The exit of an init also waits for the exits of the
+//! execs, for a checkpoint under way, and for a reader of the output: see [`exit_to_publish`].
 
+use std::sync::Arc;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::mailbox::Request;
 use crate::error::{Error, Result};
 use crate::kernel::exits::Exit;
 
-/// Where a process is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It is there (an init) or known (an exec), and runs nothing of the user's yet.
+/// A process, for the task that owns the process.
+#[derive(Debug)]
+pub enum Life {
+    /// An init is there, an exec is known. Nothing of the user's runs yet.
     Created,
-    /// It runs.
+    /// The start is under way.
+    Starting(Start),
+    /// The process runs.
     Running,
-    /// Its container is frozen.
+    /// The container is frozen.
     Paused,
-    /// It has ended. That is told when it may be: after its start, an init's after its execs', and when what it wrote has
-    /// been read.
-    Ended(Exit),
-    /// It has ended, and the exit is told.
+    /// The process has ended, and nobody has been told.
+    Ended(End),
+    /// The process has ended, and the exit is published.
     Stopped(Exit),
+}
+
+/// A start that is under way.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// Calls that wait for the end of the start.
+    pub waiting: Vec<Request>,
+    /// Dropped when the process ends, for whoever starts the process.
+    pub ending: Option<oneshot::Sender<()>>,
+    /// The process has ended before the start was over.
+    pub end: Option<End>,
+}
+
+/// An exit, and what holds the exit back.
+#[derive(Debug)]
+pub struct End {
+    /// The exit.
+    pub exit: Exit,
+    /// The output of the process.
+    pub output: Output,
+}
+
+/// What has become of the output of a process that has ended.
+#[derive(Debug)]
+pub enum Output {
+    /// Read, or nobody reads.
+    Delivered,
+    /// Being read. A notification ends the wait.
+    BeingRead(Arc<Notify>),
+}
+
+/// Where a process is in its life, for everybody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing of the user's runs yet.
+    Created,
+    /// The process runs.
+    Running,
+    /// The container is frozen.
+    Paused,
+    /// The process has ended, and nobody has been told.
+    Ended(Exit),
+    /// The process has ended, and the exit is published.
+    Stopped(Exit),
+}
+
+/// Whether a checkpoint of the container is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// None is.
+    No,
+    /// criu is at work.
+    UnderWay,
+}
+
+/// What an exit waits for, besides the process itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Whose<'a> {
+    /// The exit of an exec waits for nothing else.
+    Exec,
+    /// The exit of an init comes last: after these execs and this checkpoint.
+    Init(&'a [&'a Life], Checkpointing),
+}
+
+/// The exit of the process with this `life`, if the exit may be published now.
+pub fn exit_to_publish(life: &Life, whose: Whose<'_>) -> Option<Exit> {
+    let Life::Ended(End {
+        exit,
+        output: Output::Delivered,
+    }) = life
+    else {
+        return None;
+    };
+    let waits = match whose {
+        Whose::Exec => false,
+        Whose::Init(execs, checkpointing) => {
+            checkpointing == Checkpointing::UnderWay
+                || execs.iter().any(|exec| exec.has_exit_to_come())
+        }
+    };
+    (!waits).then_some(*exit)
 }
 
 /// A call whose answer depends on the state.
@@ -49,7 +139,87 @@ pub enum Call {
     Kill,
 }
 
-impl State {
+impl Life {
+    /// What everybody else sees of this life.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Created | Self::Starting(Start { end: None, .. }) => Status::Created,
+            Self::Running => Status::Running,
+            Self::Paused => Status::Paused,
+            Self::Starting(Start {
+                end: Some(End { exit, .. }),
+                ..
+            })
+            | Self::Ended(End { exit, .. }) => Status::Ended(*exit),
+            Self::Stopped(exit) => Status::Stopped(*exit),
+        }
+    }
+
+    /// The exit that is known and not published.
+    pub fn unpublished(&self) -> Option<Exit> {
+        match self.status() {
+            Status::Ended(exit) => Some(exit),
+            Status::Created | Status::Running | Status::Paused | Status::Stopped(_) => None,
+        }
+    }
+
+    /// Whether an exit of this process is still to be published. A process that was never started has none.
+    pub fn has_exit_to_come(&self) -> bool {
+        match self {
+            Self::Starting(_) | Self::Running | Self::Paused | Self::Ended(_) => true,
+            Self::Created | Self::Stopped(_) => false,
+        }
+    }
+
+    /// Whether the process is being started.
+    pub fn is_starting(&self) -> bool {
+        matches!(self, Self::Starting(_))
+    }
+
+    /// The process has ended. The exit of a process that is being started stays with the start.
+    #[must_use]
+    pub fn ended(self, end: End) -> Self {
+        match self {
+            Self::Created | Self::Running | Self::Paused => Self::Ended(end),
+            Self::Starting(start) => Self::Starting(Start {
+                waiting: start.waiting,
+                ending: None,
+                end: Some(end),
+            }),
+            Self::Ended(_) | Self::Stopped(_) => self,
+        }
+    }
+
+    /// The output has been read.
+    #[must_use]
+    pub fn delivered(mut self) -> Self {
+        if let Self::Ended(end) | Self::Starting(Start { end: Some(end), .. }) = &mut self {
+            end.output = Output::Delivered;
+        }
+        self
+    }
+
+    /// The start is over. Returns the next state and the calls that waited.
+    pub fn started(self) -> (Self, Vec<Request>) {
+        self.start_over(Self::Running)
+    }
+
+    /// The start has failed: the process is as before, if the process is still there.
+    pub fn start_failed(self) -> (Self, Vec<Request>) {
+        self.start_over(Self::Created)
+    }
+
+    fn start_over(self, otherwise: Self) -> (Self, Vec<Request>) {
+        match self {
+            Self::Starting(Start { waiting, end, .. }) => {
+                (end.map_or(otherwise, Self::Ended), waiting)
+            }
+            other => (other, Vec::new()),
+        }
+    }
+}
+
+impl Status {
     /// The exit, once there is one.
     pub fn exit(self) -> Option<Exit> {
         match self {
@@ -58,18 +228,28 @@ impl State {
         }
     }
 
-    /// The exit, once it is told: for who waits for it.
-    pub fn told(self) -> Option<Exit> {
+    /// The exit, once the exit is published: for whoever waits.
+    pub fn published_exit(self) -> Option<Exit> {
         match self {
             Self::Stopped(exit) => Some(exit),
             Self::Created | Self::Running | Self::Paused | Self::Ended(_) => None,
         }
     }
 
-    /// Whether `call` fits this state.
+    /// containerd's word for this part of the life.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended(_) | Self::Stopped(_) => "stopped",
+        }
+    }
+
+    /// Whether `call` fits.
     ///
     /// # Errors
-    /// `NotFound` for a kill of what has ended (containerd then takes it for dead), `FailedPrecondition` otherwise.
+    /// `NotFound` for a kill of what has ended (containerd then takes the process for dead), `FailedPrecondition` otherwise.
     pub fn check(self, call: Call) -> Result<()> {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),
@@ -86,14 +266,9 @@ impl State {
             Err(Error::NotFound("process already finished".into()))
         } else {
             let call = format!("{call:?}").to_lowercase();
-            let state = match self {
-                Self::Created => "created",
-                Self::Running => "running",
-                Self::Paused => "paused",
-                Self::Ended(_) | Self::Stopped(_) => "stopped",
-            };
             Err(Error::FailedPrecondition(format!(
-                "cannot {call} a {state} process"
+                "cannot {call} a {} process",
+                self.name()
             )))
         }
     }
@@ -101,16 +276,35 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use super::*;
+
+    fn end(status: u32) -> End {
+        End {
+            exit: Exit::now(status),
+            output: Output::Delivered,
+        }
+    }
+
+    fn unread() -> End {
+        End {
+            exit: Exit::now(0),
+            output: Output::BeingRead(Arc::default()),
+        }
+    }
+
+    fn starting() -> Life {
+        Life::Starting(Start::default())
+    }
 
     #[test]
     fn each_call_fits_the_states_it_is_for() {
         let states = [
-            State::Created,
-            State::Running,
-            State::Paused,
-            State::Ended(Exit::now(0)),
-            State::Stopped(Exit::now(0)),
+            Status::Created,
+            Status::Running,
+            Status::Paused,
+            Status::Ended(Exit::now(0)),
+            Status::Stopped(Exit::now(0)),
         ];
         for (call, fits) in [
             (Call::Start, [true, false, false, false, false]),
@@ -130,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_kill_of_the_dead_is_not_found_and_all_else_a_failed_precondition() {
-        let dead = State::Stopped(Exit::now(0));
+        let dead = Status::Stopped(Exit::now(0));
         assert!(matches!(dead.check(Call::Kill), Err(Error::NotFound(_))));
         for call in [
             Call::Start,
@@ -145,5 +339,77 @@ mod tests {
                 Err(Error::FailedPrecondition(_))
             ));
         }
+    }
+
+    #[test]
+    fn an_exit_is_published_when_nothing_holds_it_back() {
+        use Checkpointing::{No, UnderWay};
+        let lives = || {
+            [
+                Life::Created,
+                starting(),
+                Life::Running,
+                Life::Paused,
+                Life::Ended(end(1)),
+                Life::Stopped(Exit::now(1)),
+            ]
+        };
+        // Of each life: what an exec in this state does to the exit of its init.
+        let holds_the_init_back = [false, true, true, true, true, false];
+        for (exec, holds) in lives().iter().zip(holds_the_init_back) {
+            for (checkpointing, init, published) in [
+                (No, Life::Ended(end(7)), !holds),
+                (UnderWay, Life::Ended(end(7)), false),
+                (No, Life::Ended(unread()), false),
+                (No, starting().ended(end(7)), false),
+                (No, Life::Created, false),
+                (No, Life::Running, false),
+                (No, Life::Stopped(Exit::now(7)), false),
+            ] {
+                let exit = exit_to_publish(&init, Whose::Init(&[exec], checkpointing));
+                assert_eq!(exit.is_some(), published, "{init:?} with {exec:?}, {checkpointing:?}");
+            }
+        }
+        for (exec, published) in lives().iter().zip([false, false, false, false, true, false]) {
+            assert_eq!(exit_to_publish(exec, Whose::Exec).is_some(), published, "{exec:?}");
+        }
+    }
+
+    #[test]
+    fn an_exit_in_the_middle_of_a_start_is_seen_at_once_and_published_after_the_start() {
+        let life = starting().ended(end(3));
+        assert!(matches!(life.status(), Status::Ended(exit) if exit.status == 3));
+        assert!(life.is_starting() && life.has_exit_to_come());
+        for (after, waiting) in [
+            starting().ended(end(3)).started(),
+            starting().ended(end(3)).start_failed(),
+        ] {
+            assert!(waiting.is_empty());
+            let exit = exit_to_publish(&after, Whose::Exec);
+            assert_eq!(exit.map(|exit| exit.status), Some(3));
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_over_leaves_the_process_running_or_as_it_was() {
+        assert!(matches!(starting().started(), (Life::Running, _)));
+        assert!(matches!(starting().start_failed(), (Life::Created, _)));
+        // A second end changes nothing.
+        let life = Life::Ended(end(1)).ended(end(2));
+        assert_eq!(life.unpublished().map(|exit| exit.status), Some(1));
+    }
+
+    #[test]
+    fn who_starts_a_process_hears_of_its_end() {
+        let (ending, mut ended) = oneshot::channel::<()>();
+        let life = Life::Starting(Start {
+            ending: Some(ending),
+            ..Start::default()
+        });
+        assert!(ended.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        let life = life.ended(unread());
+        assert!(ended.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+        let (life, _) = life.delivered().started();
+        assert!(exit_to_publish(&life, Whose::Exec).is_some());
     }
 }

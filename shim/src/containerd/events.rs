@@ -1,200 +1,244 @@
 //! Events to containerd: one ordered queue, one publisher, nothing dropped.
 //!
 //! ```text
-//!  containers ──send──▶ queue ──▶ publisher ──Forward──▶ containerd
-//!                                    └── the same event again after a pause, while containerd is away
+//!  containers ──send──▶ queue (container::event) ──▶ publisher ──Forward──▶ containerd
+//!                                                       └── the same event again after a delay, while containerd is away
 //! ```
 //!
 //! A lost exit event is a pod that never ends for kubelet, and a changed order is a container that ran after it ended.
 //! So the publisher sends one event at a time and goes on to the next only when containerd has taken it, or has said
 //! that it never will.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code};
-use log::{debug, info, warn};
+use log::{info, warn};
 use rustix::process::Pid;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::containerd::convert::{any, timestamp, wire_pid};
+use super::convert::{any, timestamp, wire_mount, wire_pid};
+use crate::container::event::{Created, Event, EventQueue};
 use crate::kernel::exits::Exit;
 
-/// What happened to a container.
-#[derive(Debug)]
-pub enum Event {
-    /// runc has made the container, or the sandbox stands.
-    Create(task::TaskCreate),
-    /// It runs.
-    Start(task::TaskStart),
-    /// An exec is known.
-    ExecAdded(task::TaskExecAdded),
-    /// An exec runs.
-    ExecStarted(task::TaskExecStarted),
-    /// The kernel has killed a process of it for lack of memory.
-    Oom(task::TaskOOM),
-    /// All processes are frozen.
-    Paused(task::TaskPaused),
-    /// They run again.
-    Resumed(task::TaskResumed),
-    /// The container was saved.
-    Checkpointed(task::TaskCheckpointed),
-    /// A process ended.
-    Exit(task::TaskExit),
-    /// Nothing is left of the container.
-    Delete(task::TaskDelete),
+/// Starts the publisher of the events in `queue`, as those of `namespace`, to containerd's ttrpc socket at `address` (without
+/// a scheme). The handle resolves when the queue is closed and empty.
+pub fn publish(queue: EventQueue, address: String, namespace: String) -> JoinHandle<()> {
+    let publisher = Publisher {
+        address,
+        namespace,
+        client: None,
+    };
+    tokio::spawn(publisher.run(queue))
 }
 
-impl Event {
-    /// The init of `container` runs.
-    pub fn started(container: &str, pid: Pid) -> Self {
-        Self::Start(task::TaskStart {
-            container_id: container.to_owned(),
-            pid: wire_pid(Some(pid)),
-            ..task::TaskStart::default()
-        })
-    }
-
-    /// The kernel has killed a process of `container` for lack of memory.
-    pub fn oom(container: &str) -> Self {
-        Self::Oom(task::TaskOOM {
-            container_id: container.to_owned(),
-            ..task::TaskOOM::default()
-        })
-    }
-
-    /// Process `id` of `container` has ended; an init has its container's id.
-    pub fn exited(container: &str, id: &str, pid: Option<Pid>, exit: Exit) -> Self {
-        Self::Exit(task::TaskExit {
-            container_id: container.to_owned(),
-            id: id.to_owned(),
-            pid: wire_pid(pid),
-            exit_status: exit.status,
-            exited_at: timestamp(exit.at).into(),
-            ..task::TaskExit::default()
-        })
-    }
-
-    /// Nothing is left of `container`.
-    pub fn deleted(container: &str, pid: Option<Pid>, exit: Exit) -> Self {
-        Self::Delete(task::TaskDelete {
-            container_id: container.to_owned(),
-            pid: wire_pid(pid),
-            exit_status: exit.status,
-            exited_at: timestamp(exit.at).into(),
-            ..task::TaskDelete::default()
-        })
-    }
-
-    fn envelope(&self, namespace: &str) -> Envelope {
-        let (topic, event) = match self {
-            Self::Create(e) => (
-                topics::TASK_CREATE_EVENT_TOPIC,
-                any("containerd.events.TaskCreate", e),
-            ),
-            Self::Start(e) => (
-                topics::TASK_START_EVENT_TOPIC,
-                any("containerd.events.TaskStart", e),
-            ),
-            Self::ExecAdded(e) => (
-                topics::TASK_EXEC_ADDED_EVENT_TOPIC,
-                any("containerd.events.TaskExecAdded", e),
-            ),
-            Self::ExecStarted(e) => (
-                topics::TASK_EXEC_STARTED_EVENT_TOPIC,
-                any("containerd.events.TaskExecStarted", e),
-            ),
-            Self::Oom(e) => (
-                topics::TASK_OOM_EVENT_TOPIC,
-                any("containerd.events.TaskOOM", e),
-            ),
-            Self::Paused(e) => (
-                topics::TASK_PAUSED_EVENT_TOPIC,
-                any("containerd.events.TaskPaused", e),
-            ),
-            Self::Resumed(e) => (
-                topics::TASK_RESUMED_EVENT_TOPIC,
-                any("containerd.events.TaskResumed", e),
-            ),
-            Self::Checkpointed(e) => (
-                topics::TASK_CHECKPOINTED_EVENT_TOPIC,
-                any("containerd.events.TaskCheckpointed", e),
-            ),
-            Self::Exit(e) => (
-                topics::TASK_EXIT_EVENT_TOPIC,
-                any("containerd.events.TaskExit", e),
-            ),
-            Self::Delete(e) => (
-                topics::TASK_DELETE_EVENT_TOPIC,
-                any("containerd.events.TaskDelete", e),
-            ),
-        };
-        Envelope {
-            timestamp: timestamp(SystemTime::now()).into(),
-            namespace: namespace.to_owned(),
-            topic: topic.to_owned(),
-            event: Some(event).into(),
-            ..Envelope::default()
-        }
+fn envelope(at: SystemTime, event: Event, namespace: &str) -> Envelope {
+    let (topic, event) = wire(event);
+    Envelope {
+        timestamp: timestamp(at).into(),
+        namespace: namespace.to_owned(),
+        topic: topic.to_owned(),
+        event: Some(event).into(),
+        ..Envelope::default()
     }
 }
 
-/// The queue's end that containers write to.
-#[derive(Debug, Clone)]
-pub struct Events {
-    namespace: String,
-    queue: mpsc::UnboundedSender<Envelope>,
-}
-
-impl Events {
-    /// Starts the publisher for events of `namespace` to containerd's ttrpc socket at `address` (without a scheme).
-    /// The handle resolves when every [`Events`] is gone and the queue is empty.
-    pub fn publish_to(address: String, namespace: String) -> (Self, JoinHandle<()>) {
-        let (queue, events) = mpsc::unbounded_channel();
-        let publisher = Publisher {
-            address,
-            client: None,
-        };
-        (
-            Self { namespace, queue },
-            tokio::spawn(publisher.run(events)),
-        )
-    }
-
-    /// Puts `event` at the end of the queue.
-    pub fn send(&self, event: &Event) {
-        debug!("event {event:?}");
-        if self.queue.send(event.envelope(&self.namespace)).is_err() {
-            warn!("event after the end of the publisher: {event:?}");
-        }
+/// The topic and the message of an event.
+fn wire(event: Event) -> (&'static str, Any) {
+    match event {
+        Event::Create(created) => create(*created),
+        Event::Start { container, pid } => start(container, pid),
+        Event::ExecAdded { container, exec } => exec_added(container, exec),
+        Event::ExecStarted {
+            container,
+            exec,
+            pid,
+        } => exec_started(container, exec, pid),
+        Event::Oom { container } => oom(container),
+        Event::Paused { container } => paused(container),
+        Event::Resumed { container } => resumed(container),
+        Event::Checkpointed { container, image } => checkpointed(container, &image),
+        Event::Exit {
+            container,
+            id,
+            pid,
+            exit,
+        } => exited(container, id, pid, exit),
+        Event::Delete {
+            container,
+            pid,
+            exit,
+        } => deleted(container, pid, exit),
     }
 }
 
-/// The pause before an event is tried again, at first and at most.
+fn create(created: Created) -> (&'static str, Any) {
+    let io = task::TaskIO {
+        stdin: created.io.stdin,
+        stdout: created.io.stdout,
+        stderr: created.io.stderr,
+        terminal: created.io.terminal,
+        ..task::TaskIO::default()
+    };
+    let checkpoint = created.checkpoint.as_deref().map(shown).unwrap_or_default();
+    let event = task::TaskCreate {
+        container_id: created.container,
+        bundle: shown(&created.bundle),
+        rootfs: created.rootfs.into_iter().map(wire_mount).collect(),
+        io: Some(io).into(),
+        checkpoint,
+        pid: wire_pid(created.pid),
+        ..task::TaskCreate::default()
+    };
+    (
+        topics::TASK_CREATE_EVENT_TOPIC,
+        any("containerd.events.TaskCreate", &event),
+    )
+}
+
+fn start(container_id: String, pid: Pid) -> (&'static str, Any) {
+    let event = task::TaskStart {
+        container_id,
+        pid: wire_pid(Some(pid)),
+        ..task::TaskStart::default()
+    };
+    (
+        topics::TASK_START_EVENT_TOPIC,
+        any("containerd.events.TaskStart", &event),
+    )
+}
+
+fn exec_added(container_id: String, exec_id: String) -> (&'static str, Any) {
+    let event = task::TaskExecAdded {
+        container_id,
+        exec_id,
+        ..task::TaskExecAdded::default()
+    };
+    (
+        topics::TASK_EXEC_ADDED_EVENT_TOPIC,
+        any("containerd.events.TaskExecAdded", &event),
+    )
+}
+
+fn exec_started(container_id: String, exec_id: String, pid: Pid) -> (&'static str, Any) {
+    let event = task::TaskExecStarted {
+        container_id,
+        exec_id,
+        pid: wire_pid(Some(pid)),
+        ..task::TaskExecStarted::default()
+    };
+    (
+        topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+        any("containerd.events.TaskExecStarted", &event),
+    )
+}
+
+fn oom(container_id: String) -> (&'static str, Any) {
+    let event = task::TaskOOM {
+        container_id,
+        ..task::TaskOOM::default()
+    };
+    (
+        topics::TASK_OOM_EVENT_TOPIC,
+        any("containerd.events.TaskOOM", &event),
+    )
+}
+
+fn paused(container_id: String) -> (&'static str, Any) {
+    let event = task::TaskPaused {
+        container_id,
+        ..task::TaskPaused::default()
+    };
+    (
+        topics::TASK_PAUSED_EVENT_TOPIC,
+        any("containerd.events.TaskPaused", &event),
+    )
+}
+
+fn resumed(container_id: String) -> (&'static str, Any) {
+    let event = task::TaskResumed {
+        container_id,
+        ..task::TaskResumed::default()
+    };
+    (
+        topics::TASK_RESUMED_EVENT_TOPIC,
+        any("containerd.events.TaskResumed", &event),
+    )
+}
+
+fn checkpointed(container_id: String, image: &Path) -> (&'static str, Any) {
+    let event = task::TaskCheckpointed {
+        container_id,
+        checkpoint: shown(image),
+        ..task::TaskCheckpointed::default()
+    };
+    (
+        topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+        any("containerd.events.TaskCheckpointed", &event),
+    )
+}
+
+fn exited(container_id: String, id: String, pid: Option<Pid>, exit: Exit) -> (&'static str, Any) {
+    let event = task::TaskExit {
+        container_id,
+        id,
+        pid: wire_pid(pid),
+        exit_status: exit.status,
+        exited_at: timestamp(exit.at).into(),
+        ..task::TaskExit::default()
+    };
+    (
+        topics::TASK_EXIT_EVENT_TOPIC,
+        any("containerd.events.TaskExit", &event),
+    )
+}
+
+fn deleted(container_id: String, pid: Option<Pid>, exit: Exit) -> (&'static str, Any) {
+    let event = task::TaskDelete {
+        container_id,
+        pid: wire_pid(pid),
+        exit_status: exit.status,
+        exited_at: timestamp(exit.at).into(),
+        ..task::TaskDelete::default()
+    };
+    (
+        topics::TASK_DELETE_EVENT_TOPIC,
+        any("containerd.events.TaskDelete", &event),
+    )
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The delay before an event is sent again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long containerd may take for one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Publisher {
     address: String,
+    namespace: String,
     client: Option<EventsClient>,
 }
 
 impl Publisher {
-    async fn run(mut self, mut events: mpsc::UnboundedReceiver<Envelope>) {
-        while let Some(envelope) = events.recv().await {
+    async fn run(mut self, mut queue: EventQueue) {
+        while let Some((at, event)) = queue.recv().await {
+            let envelope = envelope(at, event, &self.namespace);
             self.publish(envelope).await;
         }
     }
 
-    /// Returns when containerd has `envelope`, or refuses it for good.
+    /// Returns when containerd has `envelope`, or refuses the envelope for good.
     async fn publish(&mut self, envelope: Envelope) {
-        let mut pause = RETRY.0;
+        let mut delay = RETRY.0;
         let topic = envelope.topic.clone();
         let request = ForwardRequest {
             envelope: Some(envelope).into(),
@@ -202,7 +246,7 @@ impl Publisher {
         };
         loop {
             match self.forward(&request).await {
-                Ok(()) if pause > RETRY.0 => {
+                Ok(()) if delay > RETRY.0 => {
                     return info!("containerd is back, event {topic} sent");
                 }
                 Ok(()) => return,
@@ -210,12 +254,12 @@ impl Publisher {
                     return warn!("containerd refuses event {topic}: {error}");
                 }
                 Err(error) => {
-                    if pause == RETRY.0 {
+                    if delay == RETRY.0 {
                         info!("event {topic} waits for containerd: {error}");
                     }
                     self.client = None;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY.1);
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(RETRY.1);
                 }
             }
         }
@@ -259,7 +303,13 @@ mod tests {
 
     #[test]
     fn an_envelope_names_topic_namespace_and_type() {
-        let envelope = Event::Exit(task::TaskExit::default()).envelope("k8s.io");
+        let exit = Event::Exit {
+            container: "c".into(),
+            id: "c".into(),
+            pid: None,
+            exit: Exit::now(0),
+        };
+        let envelope = envelope(SystemTime::now(), exit, "k8s.io");
         assert_eq!(envelope.topic, "/tasks/exit");
         assert_eq!(envelope.namespace, "k8s.io");
         assert_eq!(envelope.event.type_url, "containerd.events.TaskExit");

@@ -23,14 +23,16 @@ use containerd_shim_protos::sandbox_api::{
 use containerd_shim_protos::sandbox_async::Sandbox;
 use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
-use log::info;
 use serde_json::{Value, json};
 
 use crate::container::mailbox::{Command, ProcessId, View};
 use crate::container::state::State;
-use crate::containerd::convert::{timestamp, wire_pid};
+use super::convert::{metrics, timestamp, wire_pid};
+use crate::container::mailbox::View;
+use crate::container::state::Status;
 use crate::pod::config::PodConfig;
-use crate::pod::{CreateSandbox, Described, Pod, Stop, to_the_end};
+use crate::pod::sandbox::Request;
+use crate::pod::{CreateSandbox, Described, Pod};
 
 /// The type URL of an OCI spec, whose bytes are JSON.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -40,8 +42,6 @@ const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 pub struct SandboxService {
     /// What is served.
     pub pod: Arc<Pod>,
-    /// Ends the server.
-    pub stop: Arc<Stop>,
 }
 
 #[async_trait]
@@ -58,8 +58,7 @@ impl Sandbox for SandboxService {
             network: PathBuf::from(req.netns_path),
             annotations: req.annotations.into_iter().collect(),
         };
-        let pod = self.pod.clone();
-        to_the_end(async move { pod.create_sandbox(create).await }).await?;
+        self.pod.create_sandbox(create).await?;
         Ok(CreateSandboxResponse::default())
     }
 
@@ -69,9 +68,7 @@ impl Sandbox for SandboxService {
         req: StartSandboxRequest,
     ) -> Rpc<StartSandboxResponse> {
         let (handle, described) = self.pod.sandbox(&req.sandbox_id)?;
-        let pid = handle
-            .ask(|reply| Command::Start(ProcessId::Init, reply))
-            .await?;
+        let pid = handle.ask(Request::Start).await?;
         let spec = Any {
             type_url: SPEC.to_owned(),
             value: described.spec.to_string().into_bytes(),
@@ -109,7 +106,7 @@ impl Sandbox for SandboxService {
         req: WaitSandboxRequest,
     ) -> Rpc<WaitSandboxResponse> {
         let (handle, _) = self.pod.sandbox(&req.sandbox_id)?;
-        let exit = handle.wait(&ProcessId::Init).await?;
+        let exit = handle.wait().await?;
         Ok(WaitSandboxResponse {
             exit_status: exit.status,
             exited_at: timestamp(exit.at).into(),
@@ -123,10 +120,10 @@ impl Sandbox for SandboxService {
         req: SandboxStatusRequest,
     ) -> Rpc<SandboxStatusResponse> {
         let (handle, described) = self.pod.sandbox(&req.sandbox_id)?;
-        let view = handle.view(&ProcessId::Init)?;
-        let state = match view.state {
-            State::Running => "SANDBOX_READY",
-            State::Created | State::Paused | State::Ended(_) | State::Stopped(_) => {
+        let view = handle.view();
+        let state = match view.status {
+            Status::Running => "SANDBOX_READY",
+            Status::Created | Status::Paused | Status::Ended(_) | Status::Stopped(_) => {
                 "SANDBOX_NOTREADY"
             }
         };
@@ -134,7 +131,7 @@ impl Sandbox for SandboxService {
             pid: wire_pid(view.pid),
             state: state.to_owned(),
             created_at: timestamp(described.created_at).into(),
-            exited_at: view.state.exit().and_then(|exit| timestamp(exit.at)).into(),
+            exited_at: view.status.exit().and_then(|exit| timestamp(exit.at)).into(),
             ..SandboxStatusResponse::default()
         };
         if req.verbose {
@@ -155,16 +152,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: ShutdownSandboxRequest,
     ) -> Rpc<ShutdownSandboxResponse> {
-        let service = self.clone();
-        to_the_end(async move {
-            service.pod.shut_down_sandbox(&req.sandbox_id).await?;
-            if service.pod.shut_down() {
-                info!("shutdown of the sandbox: nothing is left, ending");
-                service.stop.stop();
-            }
-            Ok(())
-        })
-        .await?;
+        self.pod.shut_down_sandbox(req.sandbox_id).await?;
         Ok(ShutdownSandboxResponse::default())
     }
 
@@ -174,12 +162,12 @@ impl Sandbox for SandboxService {
         req: SandboxMetricsRequest,
     ) -> Rpc<SandboxMetricsResponse> {
         let (handle, _) = self.pod.sandbox(&req.sandbox_id)?;
-        let stats = handle.ask(Command::Stats).await?;
+        let stats = handle.ask(Request::Stats).await?;
         let mut response = SandboxMetricsResponse::default();
-        let metrics = response.metrics.mut_or_insert_default();
-        metrics.timestamp = timestamp(SystemTime::now()).into();
-        metrics.data = Some(stats).into();
-        metrics.id = req.sandbox_id;
+        let metric = response.metrics.mut_or_insert_default();
+        metric.timestamp = timestamp(SystemTime::now()).into();
+        metric.data = Some(metrics(&stats)).into();
+        metric.id = req.sandbox_id;
         Ok(response)
     }
 }
@@ -199,12 +187,6 @@ fn go_architecture(name: &str) -> &str {
 /// What `crictl inspectp` shows of a pod in podsandbox mode, and what only this shim knows. What containerd alone knows
 /// (its own metadata, the CNI result) is not here.
 fn verbose(id: &str, view: &View, described: &Described) -> Value {
-    let status = match view.state {
-        State::Created => "created",
-        State::Running => "running",
-        State::Paused => "paused",
-        State::Ended(_) | State::Stopped(_) => "stopped",
-    };
     let holder = match described.holder {
         pause::HolderKind::Thread => "thread",
         pause::HolderKind::Process => "process",
@@ -217,7 +199,7 @@ fn verbose(id: &str, view: &View, described: &Described) -> Value {
     });
     json!({
         "pid": wire_pid(view.pid),
-        "processStatus": status,
+        "processStatus": view.status.name(),
         "netNamespaceClosed": !described.network.as_os_str().is_empty() && !described.network.exists(),
         "image": "",
         "snapshotKey": "",

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -16,15 +15,15 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
-use log::info;
 
+use super::convert::{any, metrics, mount, timestamp, wire_pid};
 use crate::container::Create;
-use crate::container::mailbox::{Command, Handle, Listed, ProcessId, Target};
-use crate::container::state::State;
-use crate::containerd::convert::{any, timestamp, wire_pid};
-use crate::error::{Error, Result};
+use crate::container::mailbox::{KillScope, Listed, ProcessId, Request};
+use crate::container::state::Status as Seen;
+use crate::error::Error;
 use crate::io;
-use crate::pod::{Pod, Stop, to_the_end};
+use crate::pod::Pod;
+use crate::pod::lifecycle::Occasion;
 use crate::runtime::criu::Checkpoint;
 use crate::runtime::options::Options;
 use crate::runtime::spec::Spec;
@@ -34,70 +33,25 @@ use crate::runtime::spec::Spec;
 pub struct TaskService {
     /// What is served.
     pub pod: Arc<Pod>,
-    /// Ends the server.
-    pub stop: Arc<Stop>,
-}
-
-/// How long a shim without a container stays for a Create or a Shutdown, which containerd sends at once.
-const FORGOTTEN: Duration = Duration::from_secs(30);
-
-impl TaskService {
-    /// Ends the server if it has nothing to serve, and is given nothing: a containerd that died between `start` and
-    /// Create, or while it deleted, does not ask for Shutdown when it is back.
-    pub fn end_if_forgotten(&self) {
-        let Some(mut made) = self.pod.unused() else {
-            return;
-        };
-        // Weak: a server that ends before waits until nobody can publish events any more.
-        let (pod, stop) = (Arc::downgrade(&self.pod), Arc::downgrade(&self.stop));
-        tokio::spawn(async move {
-            // With the first member the timer goes: a pod at rest wakes nobody.
-            let forgotten = tokio::time::timeout(FORGOTTEN, made.changed()).await;
-            if forgotten.is_err()
-                && let (Some(pod), Some(stop)) = (pod.upgrade(), stop.upgrade())
-                && pod.unused().is_some()
-            {
-                info!("no container, and no Shutdown for {FORGOTTEN:?}: ending");
-                stop.stop();
-            }
-        });
-    }
-
-    fn container(&self, id: &str) -> Result<Handle> {
-        self.pod.get(id)
-    }
-
-    async fn ask<T>(
-        &self,
-        id: &str,
-        make: impl FnOnce(crate::container::mailbox::Reply<T>) -> Command,
-    ) -> Rpc<T> {
-        Ok(self.container(id)?.ask(make).await?)
-    }
 }
 
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
-        let container = self.container(&req.id)?;
-        let mut view = container.view(&ProcessId::from_wire(&req.exec_id))?;
-        // The whole container is frozen, or nothing of it.
-        if view.state == State::Running && container.view(&ProcessId::Init)?.state == State::Paused
-        {
-            view.state = State::Paused;
-        }
-        let exit = view.state.exit();
-        let status = match view.state {
-            State::Created => Status::CREATED,
-            State::Running => Status::RUNNING,
-            State::Paused => Status::PAUSED,
-            // At once: containerd that comes back asks for the state first, and takes no exit for a while after it.
-            State::Ended(_) | State::Stopped(_) => Status::STOPPED,
+        let task = self.pod.task(&req.id)?;
+        let view = task.view(&ProcessId::from_wire(&req.exec_id))?;
+        let exit = view.status.exit();
+        let status = match view.status {
+            Seen::Created => Status::CREATED,
+            Seen::Running => Status::RUNNING,
+            Seen::Paused => Status::PAUSED,
+            // At once: containerd that comes back asks for the state first, and takes no exit for a while after that.
+            Seen::Ended(_) | Seen::Stopped(_) => Status::STOPPED,
         };
         Ok(StateResponse {
             id: req.id,
             exec_id: req.exec_id,
-            bundle: container.bundle().display().to_string(),
+            bundle: task.bundle().display().to_string(),
             pid: wire_pid(view.pid),
             status: status.into(),
             stdin: view.io.stdin,
@@ -117,8 +71,8 @@ impl Task for TaskService {
             options: Options::from_any(req.options.as_ref())?,
             id: req.id,
             bundle,
-            rootfs: req.rootfs,
-            // criu finds the checkpoint that this one builds on (`parent_checkpoint`) by a link beside its images.
+            rootfs: req.rootfs.into_iter().map(mount).collect(),
+            // criu finds the earlier checkpoint (`parent_checkpoint`) by a link beside the images.
             checkpoint: (!req.checkpoint.is_empty()).then(|| req.checkpoint.into()),
             io: io::Request {
                 stdin: req.stdin,
@@ -127,15 +81,7 @@ impl Task for TaskService {
                 terminal: req.terminal,
             },
         };
-        let service = self.clone();
-        let pid = to_the_end(async move {
-            let made = service.pod.create(create).await;
-            if made.is_err() {
-                service.end_if_forgotten();
-            }
-            made
-        })
-        .await?;
+        let pid = self.pod.create(create).await?;
         Ok(CreateTaskResponse {
             pid: wire_pid(pid),
             ..CreateTaskResponse::default()
@@ -144,9 +90,7 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, req: StartRequest) -> Rpc<StartResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let pid = self
-            .ask(&req.id, |reply| Command::Start(process, reply))
-            .await?;
+        let pid = self.pod.task(&req.id)?.start(process).await?;
         Ok(StartResponse {
             pid: wire_pid(Some(pid)),
             ..StartResponse::default()
@@ -155,17 +99,7 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Rpc<DeleteResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let service = self.clone();
-        let deleted = to_the_end(async move {
-            let deleted = service.pod.delete(&req.id, process).await;
-            if service.pod.is_over() {
-                info!("the last container of an ended pod is deleted, ending");
-                service.stop.stop();
-            }
-            service.end_if_forgotten();
-            deleted
-        })
-        .await?;
+        let deleted = self.pod.delete(req.id, process).await?;
         Ok(DeleteResponse {
             pid: wire_pid(deleted.pid),
             exit_status: deleted.exit.status,
@@ -175,7 +109,7 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> Rpc<PidsResponse> {
-        let listed = self.ask(&req.id, Command::Pids).await?;
+        let listed = self.pod.task(&req.id)?.pids().await?;
         Ok(PidsResponse {
             processes: listed.into_iter().map(process_info).collect(),
             ..PidsResponse::default()
@@ -183,33 +117,30 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> Rpc<Empty> {
-        self.ask(&req.id, Command::Pause).await?;
+        self.pod.container(&req.id)?.ask(Request::Pause).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: ResumeRequest) -> Rpc<Empty> {
-        self.ask(&req.id, Command::Resume).await?;
+        self.pod.container(&req.id)?.ask(Request::Resume).await?;
         Ok(Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
         let checkpoint = Checkpoint::new(&req.path, req.options.as_ref())?;
-        self.ask(&req.id, |reply| Command::Checkpoint(checkpoint, reply))
-            .await?;
+        self.pod.container(&req.id)?.ask(|reply| Request::Checkpoint(checkpoint, reply)).await?;
         Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> Rpc<Empty> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let target = if req.all {
-            Target::All
+        let scope = if req.all {
+            KillScope::All
         } else {
-            Target::Process
+            KillScope::Process
         };
-        self.ask(&req.id, |reply| {
-            Command::Kill(process, req.signal, target, reply)
-        })
-        .await?;
+        let task = self.pod.task(&req.id)?;
+        task.kill(process, req.signal, scope).await?;
         Ok(Empty::new())
     }
 
@@ -224,10 +155,7 @@ impl Task for TaskService {
             terminal: req.terminal,
         };
         let process = req.spec.into_option().unwrap_or_default().value;
-        self.ask(&req.id, |reply| {
-            Command::Exec(req.exec_id, process, io, reply)
-        })
-        .await?;
+        self.pod.container(&req.id)?.ask(|reply| Request::Exec(req.exec_id, process, io, reply)).await?;
         Ok(Empty::new())
     }
 
@@ -237,28 +165,25 @@ impl Task for TaskService {
             width: u16::try_from(req.width).unwrap_or(u16::MAX),
             height: u16::try_from(req.height).unwrap_or(u16::MAX),
         };
-        self.ask(&req.id, |reply| Command::Resize(process, size, reply))
-            .await?;
+        self.pod.container(&req.id)?.ask(|reply| Request::Resize(process, size, reply)).await?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> Rpc<Empty> {
         let process = ProcessId::from_wire(&req.exec_id);
-        self.ask(&req.id, |reply| Command::CloseIo(process, reply))
-            .await?;
+        self.pod.container(&req.id)?.ask(|reply| Request::CloseIo(process, reply)).await?;
         Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Rpc<Empty> {
         let resources = req.resources.into_option().unwrap_or_default().value;
-        self.ask(&req.id, |reply| Command::Update(resources, reply))
-            .await?;
+        self.pod.container(&req.id)?.ask(|reply| Request::Update(resources, reply)).await?;
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, req: WaitRequest) -> Rpc<WaitResponse> {
         let process = ProcessId::from_wire(&req.exec_id);
-        let exit = self.container(&req.id)?.wait(&process).await?;
+        let exit = self.pod.task(&req.id)?.wait(&process).await?;
         Ok(WaitResponse {
             exit_status: exit.status,
             exited_at: timestamp(exit.at).into(),
@@ -267,9 +192,9 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> Rpc<StatsResponse> {
-        let stats = self.ask(&req.id, Command::Stats).await?;
+        let stats = self.pod.task(&req.id)?.stats().await?;
         Ok(StatsResponse {
-            stats: Some(stats).into(),
+            stats: Some(metrics(&stats)).into(),
             ..StatsResponse::default()
         })
     }
@@ -277,9 +202,8 @@ impl Task for TaskService {
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
         // Of a task that is not there (yet) the shim is told all the same: a containerd that comes back connects first,
         // and deletes in order what was never made only if this succeeds.
-        let view = self
-            .container(&req.id)
-            .and_then(|container| container.view(&ProcessId::Init));
+        let task = self.pod.task(&req.id);
+        let view = task.and_then(|task| task.view(&ProcessId::Init));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: wire_pid(view.ok().and_then(|view| view.pid)),
@@ -289,11 +213,7 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Rpc<Empty> {
-        // containerd calls this after every delete; only the last one ends a pod's shim.
-        if self.pod.shut_down() {
-            info!("shutdown: nothing is left, ending");
-            self.stop.stop();
-        }
+        self.pod.settle(Occasion::Shutdown);
         Ok(Empty::new())
     }
 }

@@ -25,6 +25,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Closing, fifo, io_error};
 use crate::error::Result;
+use crate::kernel::blocking;
 
 const BUFFER: usize = 16 * 1024;
 
@@ -221,7 +222,10 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => write(fifo, read).await,
             Self::File(lines) => match checked(read) {
-                Some(bytes) => lines.append(bytes.to_vec()).await,
+                Some(bytes) => {
+                    lines.append(bytes.to_vec()).await;
+                    true
+                }
                 None => false,
             },
         }
@@ -229,24 +233,22 @@ impl Sink {
 }
 
 impl Lines {
-    /// False when the shim is ending.
-    async fn append(&mut self, bytes: Vec<u8>) -> bool {
+    async fn append(&mut self, bytes: Vec<u8>) {
         let file = self.file.clone();
         // A disk may be slow.
-        let written = tokio::task::spawn_blocking(move || (&*file).write_all(&bytes)).await;
-        match written {
-            Ok(Ok(())) => {
-                self.failing = false;
-                true
-            }
-            Ok(Err(error)) => {
+        let path = self.path.clone();
+        let written = blocking::run_anyway(move || {
+            Ok((&*file)
+                .write_all(&bytes)
+                .map_err(io_error("write", &path))?)
+        });
+        match written.await {
+            Ok(()) => self.failing = false,
+            Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    let path = self.path.display();
-                    warn!("write {path}: {error}; output is lost until it can be written again");
+                    warn!("{error}; output is lost until it can be written again");
                 }
-                true
             }
-            Err(_) => false,
         }
     }
 }

@@ -32,6 +32,7 @@ use tokio::task::AbortHandle;
 
 use super::io_error;
 use crate::error::Result;
+use crate::kernel::blocking;
 
 /// How long somebody who reads may take to read what a process has left behind. The kernel tells nobody when a pipe runs
 /// empty, so it is looked at this often.
@@ -212,8 +213,8 @@ async fn until_opened(writer: File) -> std::io::Result<()> {
         let mut events = [0; 512];
         let _ = opens.read(&mut events).await?;
     }
-    // The kernel takes some 15 ms to close it. At the shim's end the runtime waits for that, for a while.
-    drop(tokio::task::spawn_blocking(move || drop(opens)));
+    // The kernel takes some 15 ms to close an inotify watch.
+    blocking::spawn(move || drop(opens));
     Ok(())
 }
 

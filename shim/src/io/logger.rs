@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{info, warn};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use super::io_error;
 use super::uri::{Program, Readiness};
 use crate::error::{Error, Result};
-use crate::kernel::exits::{Claim, Exits};
+use crate::kernel::exits::{Child, Claim, Exited, Exits};
 
 /// How long a logger may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -94,22 +94,19 @@ impl Logger {
             ready_writer.into(),
         ];
         pause::hand_over(&mut command, handed).map_err(failed("hand pipes to"))?;
-        let (pid, exit) = exits
+        let Claim { child, exit } = exits
             .spawn(&mut command)
             .map_err(failed("start the logger"))?;
-        // With our copies of its ends of the pipes.
+        // The command holds the shim's copies of the logger's ends of the pipes.
         drop(command);
-        // It cannot have been reaped: the waiter runs on this thread.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())
-            .map_err(io_error("open a pidfd for", &program.path))?;
         let name = program.name().to_string_lossy().into_owned();
         if let Err(why) = until_ready(ready, program.readiness).await {
             // Nothing has been written that it could still deliver.
-            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            let _ = child.signal(Signal::KILL);
             return Err(Error::FailedPrecondition(format!("logger {name}: {why}")));
         }
         let (end, ending) = oneshot::channel();
-        let supervisor = supervise(name.clone(), exit, pidfd, ending);
+        let supervisor = supervise(name.clone(), child, exit, ending);
         let logger = Self {
             name,
             _end: end,
@@ -163,7 +160,12 @@ async fn until_ready(ready: PipeReader, readiness: Readiness) -> Result<(), Stri
 }
 
 /// Sees a logger to its end. The one waiter reaps it.
-async fn supervise(name: String, mut exit: Claim, pidfd: OwnedFd, end: oneshot::Receiver<()>) {
+async fn supervise(
+    name: String,
+    child: Child,
+    mut exit: Exited,
+    end: oneshot::Receiver<()>,
+) {
     let by_itself = tokio::select! {
         exit = &mut exit => Some(exit),
         // Nothing is ever sent: the sender is dropped.
@@ -177,9 +179,9 @@ async fn supervise(name: String, mut exit: Claim, pidfd: OwnedFd, end: oneshot::
         None => {}
     }
     // What has ended meanwhile needs no signal.
-    let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+    let _ = child.signal(Signal::TERM);
     if timeout(FLUSH, exit).await.is_err() {
         warn!("logger {name} did not end within {FLUSH:?} of SIGTERM and is killed");
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _ = child.signal(Signal::KILL);
     }
 }

@@ -16,26 +16,23 @@ mod copied;
 mod fifo;
 mod logger;
 mod pty;
+mod streams;
 mod uri;
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Gid, Uid};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub use pty::{Console, Size};
+pub use self::pty::{Console, Size};
+pub use self::streams::{Recipient, StreamOwner, Streams, Writer};
 
 use self::copied::Copied;
 use self::logger::{Logger, Source};
-use self::uri::Target;
+use self::uri::Destination;
 use crate::error::{Error, IoError, Result};
-use crate::kernel::exits::Exits;
-use crate::runtime::runc::Streams;
 
 /// What containerd asks for: the streams as it names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,52 +84,6 @@ enum Output {
     Logger(Logger),
 }
 
-/// The process that streams are made for.
-#[derive(Debug, Clone, Copy)]
-pub struct For<'a> {
-    /// The id that its logger is told: the container's, or the exec's.
-    pub id: &'a str,
-    /// containerd's namespace.
-    pub namespace: &'a str,
-    /// Where the socket for a terminal is made, and under which name.
-    pub console: (&'a Path, &'a str),
-    /// Who writes its output FIFOs.
-    pub writer: Writer,
-    /// Who gets its pipes.
-    pub owner: Owner,
-    /// The waiter, for its logger.
-    pub exits: &'a Arc<Exits>,
-}
-
-/// Who writes a process's output FIFOs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writer {
-    /// The process itself.
-    Process,
-    /// The shim, from a pipe.
-    Shim,
-}
-
-/// Who may open the streams again, as `/dev/stdout`: options `IoUid` and `IoGid`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// User, as the node counts.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-impl Owner {
-    fn take(self, stream: OwnedFd, name: &Path) -> Result<Stdio> {
-        if (self.uid, self.gid) != (0, 0) {
-            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            rustix::fs::fchown(&stream, Some(uid), Some(gid))
-                .map_err(io_error("change the owner of", name))?;
-        }
-        Ok(stream.into())
-    }
-}
-
 /// A stream that is being let go of.
 #[derive(Debug)]
 pub enum Closing {
@@ -181,7 +132,7 @@ impl Request {
     /// # Errors
     /// `Io` when a stream cannot be opened or a logger not started, `FailedPrecondition` when that does not get ready,
     /// `InvalidArgument` for a stream of another kind.
-    pub async fn prepare(&self, process: For<'_>) -> Result<(Prepared, Streams)> {
+    pub async fn prepare(&self, process: Recipient<'_>) -> Result<(Prepared, Streams)> {
         if self.terminal {
             let console = Console::listen(self, process).await?;
             let streams = Streams::Console(console.path());
@@ -202,17 +153,17 @@ impl Request {
         ))
     }
 
-    async fn outputs(&self, process: For<'_>) -> Result<(Vec<Output>, Stdio, Stdio)> {
+    async fn outputs(&self, process: Recipient<'_>) -> Result<(Vec<Output>, Stdio, Stdio)> {
         let owned = |stream, name: &Path| process.owner.take(stream, name);
         match uri::parse(&self.stdout)? {
-            Target::Program(program) => {
+            Destination::Program(program) => {
                 let (logger, pipes) =
                     Logger::start(&program, process.source(), process.exits).await?;
                 let stdout = owned(pipes.stdout, &program.path)?;
                 let stderr = owned(pipes.stderr, &program.path)?;
                 Ok((vec![Output::Logger(logger)], stdout, stderr))
             }
-            Target::File(path) => {
+            Destination::File(path) => {
                 let file = copied::open_file(&path)?;
                 let (stdout, stdout_stream) = Copied::into_file(&path, &file)?;
                 let (stderr, stderr_stream) = Copied::into_file(&path, &file)?;
@@ -222,7 +173,7 @@ impl Request {
                     owned(stderr_stream, &path)?,
                 ))
             }
-            stdout @ (Target::Null | Target::Path(_)) => {
+            stdout @ (Destination::Null | Destination::Path(_)) => {
                 let mut outputs = Vec::with_capacity(2);
                 let stdout = process.output(stdout, &self.stdout, &mut outputs)?;
                 let stderr = uri::parse(&self.stderr)?;
@@ -233,7 +184,7 @@ impl Request {
     }
 }
 
-impl<'a> For<'a> {
+impl<'a> Recipient<'a> {
     fn source(self) -> Source<'a> {
         Source {
             id: self.id,
@@ -242,11 +193,11 @@ impl<'a> For<'a> {
     }
 
     /// One output into something that is there already.
-    fn output(self, target: Target, name: &str, outputs: &mut Vec<Output>) -> Result<Stdio> {
+    fn output(self, target: Destination, name: &str, outputs: &mut Vec<Output>) -> Result<Stdio> {
         let path = match target {
-            Target::Null => return Ok(Stdio::null()),
-            Target::Path(path) => path,
-            Target::File(_) | Target::Program(_) => {
+            Destination::Null => return Ok(Stdio::null()),
+            Destination::Path(path) => path,
+            Destination::File(_) | Destination::Program(_) => {
                 return Err(Error::InvalidArgument(format!(
                     "stderr {name}: a file or a logger takes both outputs, name it as stdout, too"
                 )));

@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 
 use super::copied::copy;
 use super::logger::Logger;
-use super::uri::{self, Target};
-use super::{Closing, For, Request, fifo, io_error};
+use super::uri::{self, Destination};
+use super::{Closing, Recipient, Request, fifo, io_error};
 use crate::error::{Error, Result};
 
 /// Columns and rows.
@@ -41,12 +41,12 @@ pub struct Console {
     name: String,
     file: PathBuf,
     stdin: Option<PathBuf>,
-    output: Destination,
+    output: TerminalOutput,
 }
 
 /// Where a terminal's output goes. It has no standard error.
 #[derive(Debug)]
-enum Destination {
+enum TerminalOutput {
     Nowhere,
     Fifo(PathBuf),
     /// To a logger, through this pipe.
@@ -71,21 +71,21 @@ impl Console {
     /// # Errors
     /// `Io` when the socket cannot be made, `InvalidArgument` for streams that a terminal cannot have, and what starting
     /// the logger says.
-    pub(super) async fn listen(request: &Request, process: For<'_>) -> Result<Self> {
+    pub(super) async fn listen(request: &Request, process: Recipient<'_>) -> Result<Self> {
         let stdin = uri::input(&request.stdin)?;
         let output = match uri::parse(&request.stdout)? {
-            Target::Null => Destination::Nowhere,
-            Target::Path(path) if fifo::is_fifo(&path)? => Destination::Fifo(path),
-            Target::Path(_) | Target::File(_) => {
+            Destination::Null => TerminalOutput::Nowhere,
+            Destination::Path(path) if fifo::is_fifo(&path)? => TerminalOutput::Fifo(path),
+            Destination::Path(_) | Destination::File(_) => {
                 return Err(Error::InvalidArgument(format!(
                     "stdout {}: a terminal's output goes to a FIFO or a logger, not to a file",
                     request.stdout
                 )));
             }
-            Target::Program(program) => {
+            Destination::Program(program) => {
                 let (logger, pipes) =
                     Logger::start(&program, process.source(), process.exits).await?;
-                Destination::Logger(logger, pipes.stdout)
+                TerminalOutput::Logger(logger, pipes.stdout)
             }
         };
         let (dir, name) = process.console;
@@ -129,7 +129,7 @@ impl Console {
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))
             .and_then(|received| received)
             .map_err(io_error("receive the terminal from", &self.file))?;
-        let output = std::mem::replace(&mut self.output, Destination::Nowhere);
+        let output = std::mem::replace(&mut self.output, TerminalOutput::Nowhere);
         Terminal::new(master, self.stdin.as_deref(), output)
     }
 
@@ -176,7 +176,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    fn new(master: OwnedFd, stdin: Option<&Path>, output: Destination) -> Result<Self> {
+    fn new(master: OwnedFd, stdin: Option<&Path>, output: TerminalOutput) -> Result<Self> {
         let here = Path::new("/dev/ptmx");
         let flags = rustix::fs::fcntl_getfl(&master).map_err(io_error("read flags of", here))?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
@@ -184,8 +184,8 @@ impl Terminal {
         // All FIFOs are opened before anything is copied: a failure leaves no task behind.
         let stdin = stdin.map(fifo::open_input).transpose()?;
         let output = match output {
-            Destination::Nowhere => None,
-            Destination::Fifo(path) => {
+            TerminalOutput::Nowhere => None,
+            TerminalOutput::Fifo(path) => {
                 let held = fifo::hold(&path)?;
                 let to = held
                     .try_clone()
@@ -193,7 +193,7 @@ impl Terminal {
                     .map_err(io_error("poll", &path))?;
                 Some((to, Held::Fifo(held)))
             }
-            Destination::Logger(logger, pipe) => {
+            TerminalOutput::Logger(logger, pipe) => {
                 let to = pipe::Sender::from_owned_fd(pipe).map_err(io_error("poll", here))?;
                 Some((to, Held::Logger(logger)))
             }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// Where a stream leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum Destination {
     /// Nowhere: an empty name.
     Null,
     /// To something that is there already, a FIFO as a rule.
@@ -46,27 +46,27 @@ pub(super) enum Readiness {
 ///
 /// # Errors
 /// `InvalidArgument` for a scheme that there is not, a path that is not absolute, and wrong escapes.
-pub(super) fn parse(name: &str) -> Result<Target> {
+pub(super) fn parse(name: &str) -> Result<Destination> {
     let Some((scheme, rest)) = name.split_once("://") else {
         return Ok(if name.is_empty() {
-            Target::Null
+            Destination::Null
         } else {
-            Target::Path(name.into())
+            Destination::Path(name.into())
         });
     };
     let program = |readiness| {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        Ok(Target::Program(Program {
+        Ok(Destination::Program(Program {
             path: absolute(name, path)?,
             arguments: arguments(name, query)?,
             readiness,
         }))
     };
     match scheme {
-        "fifo" => Ok(Target::Path(rest.into())),
+        "fifo" => Ok(Destination::Path(rest.into())),
         "file" => {
             let path = rest.split_once('?').map_or(rest, |(path, _)| path);
-            Ok(Target::File(absolute(name, path)?))
+            Ok(Destination::File(absolute(name, path)?))
         }
         "binary" => program(Readiness::Close),
         "binary-v2" => program(Readiness::Byte),
@@ -82,9 +82,9 @@ pub(super) fn parse(name: &str) -> Result<Target> {
 /// `InvalidArgument` for what cannot be read from.
 pub(super) fn input(name: &str) -> Result<Option<PathBuf>> {
     match parse(name)? {
-        Target::Null => Ok(None),
-        Target::Path(path) => Ok(Some(path)),
-        Target::File(_) | Target::Program(_) => Err(Error::InvalidArgument(format!(
+        Destination::Null => Ok(None),
+        Destination::Path(path) => Ok(Some(path)),
+        Destination::File(_) | Destination::Program(_) => Err(Error::InvalidArgument(format!(
             "stdin {name}: input comes from a FIFO only"
         ))),
     }
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn program(name: &str) -> Program {
-        let Target::Program(program) = parse(name).unwrap() else {
+        let Destination::Program(program) = parse(name).unwrap() else {
             panic!("{name} is no program");
         };
         program
@@ -180,15 +180,15 @@ mod tests {
 
     #[test]
     fn a_stream_is_a_path_or_has_a_scheme_that_there_is() {
-        assert_eq!(parse("").unwrap(), Target::Null);
-        assert_eq!(parse("/run/f").unwrap(), Target::Path("/run/f".into()));
+        assert_eq!(parse("").unwrap(), Destination::Null);
+        assert_eq!(parse("/run/f").unwrap(), Destination::Path("/run/f".into()));
         assert_eq!(
             parse("fifo:///run/f").unwrap(),
-            Target::Path("/run/f".into())
+            Destination::Path("/run/f".into())
         );
         assert_eq!(
             parse("file:///var/log/x%20y+z").unwrap(),
-            Target::File("/var/log/x y+z".into())
+            Destination::File("/var/log/x y+z".into())
         );
         assert_eq!(program("binary:///bin/l").readiness, Readiness::Close);
         assert_eq!(program("binary-v2:///bin/l").readiness, Readiness::Byte);

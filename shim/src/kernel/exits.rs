@@ -1,15 +1,21 @@
-//! The only place that waits for children.
+//! The only place that waits for children, and the place that signals them.
 //!
 //! ```text
-//!  SIGCHLD ──▶ reap everything ──┬─ somebody has claimed the pid ────▶ its channel
-//!                                ├─ a pid is still to become known ──▶ kept until it is claimed
-//!                                └─ neither (an orphan) ─────────────▶ forgotten
+//!  SIGCHLD ──▶ reap everything ──┬─ the pid is claimed ─────────────▶ its channel
+//!                                ├─ a pid is still to become known ─▶ kept until the claim
+//!                                └─ neither (an orphan) ────────────▶ dropped
+//!
+//!  Child::signal ──▶ the pid is still claimed? ──┬─ yes ─▶ kill(2)
+//!                                                └─ no ──▶ ESRCH
 //! ```
 //!
-//! The shim is the subreaper of its containers, so the kernel hands it processes whose pid it learns later than their
-//! exit: runc writes the pid into a file, and a short-lived process may have ended by then. While an [`Expected`] lives,
-//! exits that nobody has claimed are therefore kept, and no longer: numbers come again. Since nobody else waits for
-//! children, a pid that has not been handed over here is still that process, and not another one with the same number.
+//! The shim is the subreaper of its containers (prctl(2)), so the kernel hands the shim processes whose pid the shim learns
+//! later than their exit: runc writes the pid into a file, and a short-lived process may have ended by then. While an
+//! [`Expected`] lives, the waiter keeps exits that nobody has claimed. It keeps none for longer, because the kernel reuses
+//! pids.
+//!
+//! A pid that is claimed belongs to our process: the kernel frees a pid when the process is reaped, only this module reaps,
+//! and reaping takes the claim away under the same lock. A signal to a claimed pid therefore needs no pidfd.
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
@@ -17,10 +23,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use log::{debug, warn};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Resource, Rlimit, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getrlimit, setrlimit,
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getrlimit,
+    kill_process, setrlimit,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::error::{IoError, Result};
@@ -28,9 +36,9 @@ use crate::error::{IoError, Result};
 /// How a process ended, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// The exit code, or 128 + the signal that killed it.
+    /// The exit code, or 128 + the number of the signal that killed the process.
     pub status: u32,
-    /// When it was reaped.
+    /// When the process was reaped.
     pub at: SystemTime,
 }
 
@@ -55,24 +63,107 @@ impl Exit {
 }
 
 /// Resolves when the process ends.
-pub type Claim = oneshot::Receiver<Exit>;
+pub type Exited = oneshot::Receiver<Exit>;
+
+/// A process whose exit comes to whoever claimed the pid.
+#[derive(Debug)]
+pub struct Claim {
+    /// To signal the process.
+    pub child: Child,
+    /// The exit.
+    pub exit: Exited,
+}
+
+/// A child that was claimed: it can be signalled until it is reaped.
+#[derive(Debug, Clone)]
+pub struct Child {
+    exits: Arc<Exits>,
+    pid: Pid,
+    claim: u64,
+}
+
+impl Child {
+    /// The pid, as the node counts.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends `signal`. A zombie takes every signal and does nothing.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process has been reaped, and what kill(2) says.
+    pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        // The lock keeps the reaper away: the pid stays this process's.
+        let books = self.exits.books();
+        match books.claimed.get(&self.pid) {
+            Some(claimed) if claimed.number == self.claim => kill_process(self.pid, signal),
+            Some(_) | None => Err(Errno::SRCH),
+        }
+    }
+
+    /// Whether a SIGKILL waits for the process to run again, as cgroup v1 lets it wait in a frozen process (proc(5),
+    /// `SigPnd` and `ShdPnd`).
+    pub fn has_kill_pending(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        status.is_ok_and(|status| has_kill_pending(&status))
+    }
+}
+
+fn has_kill_pending(status: &str) -> bool {
+    const SIGKILL: u64 = 1 << (9 - 1);
+    ["SigPnd:", "ShdPnd:"].into_iter().any(|field| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(field));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & SIGKILL != 0)
+    })
+}
 
 /// The waiter's books. Shared; the lock is never held across an await.
 #[derive(Debug, Default)]
 pub struct Exits {
     books: Mutex<Books>,
-    /// What children get, where the shim's own limit is another one.
+    /// The limit that children get, where the shim's own limit is another one.
     open_files: Option<Rlimit>,
 }
 
 #[derive(Debug, Default)]
 struct Books {
-    claimed: HashMap<Pid, oneshot::Sender<Exit>>,
-    /// With the number of the last [`Expected`] that was there when the process was reaped.
+    claimed: HashMap<Pid, Claimed>,
+    last_claim: u64,
+    /// With the number of the last [`Expected`] that lived when the process was reaped.
     unclaimed: HashMap<Pid, (u64, Exit)>,
-    /// The numbers of those that live.
+    /// The numbers of the expectations that live.
     expected: BTreeSet<u64>,
     last_expected: u64,
+}
+
+#[derive(Debug)]
+struct Claimed {
+    /// Tells two claims of the same pid apart.
+    number: u64,
+    exit: oneshot::Sender<Exit>,
+}
+
+impl Books {
+    fn claim(&mut self, pid: Pid, exit: oneshot::Sender<Exit>) -> u64 {
+        self.last_claim += 1;
+        let number = self.last_claim;
+        self.claimed.insert(pid, Claimed { number, exit });
+        number
+    }
+
+    /// A process has been reaped.
+    fn ended(&mut self, pid: Pid, exit: Exit) {
+        if let Some(claimed) = self.claimed.remove(&pid) {
+            // The claimer may have given up; nobody else wants the exit.
+            let _ = claimed.exit.send(exit);
+        } else if !self.expected.is_empty() {
+            let during = self.last_expected;
+            self.unclaimed.insert(pid, (during, exit));
+        } else {
+            debug!("reaped orphan {pid}, status {}", exit.status);
+        }
+    }
 }
 
 /// While this lives, exits of unknown processes are kept for a later [`Exits::claim`].
@@ -86,7 +177,7 @@ impl Drop for Expected {
     fn drop(&mut self) {
         let mut books = self.exits.books();
         books.expected.remove(&self.number);
-        // In a busy pod there is always another one: what is older than all of them is nobody's.
+        // Drops exits older than the oldest expectation; otherwise a busy pod would never clear the map.
         let oldest = books.expected.first().copied();
         books
             .unclaimed
@@ -97,55 +188,44 @@ impl Drop for Expected {
 impl Exits {
     /// Makes this process the subreaper of its descendants and starts to wait for children.
     ///
-    /// Its own limit of open files becomes the highest that it may have: an exec with all its streams takes eleven, and
-    /// a service manager may give containerd 1024. Children get the limit that there was, which containers inherit.
+    /// The limit of open files becomes the highest that this process may have: an exec with all its streams takes eleven
+    /// descriptors, and a service manager may give containerd 1024. Children get the earlier limit, and containers inherit
+    /// that one.
     ///
     /// # Errors
     /// `Io` when the kernel refuses the subreaper attribute or the signal handler.
     pub fn watch() -> Result<Arc<Self>> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(IoError::at("become subreaper of", "/proc/self"))?;
-        let children =
+        let mut children =
             signal(SignalKind::child()).map_err(IoError::at("handle SIGCHLD of", "/proc/self"))?;
         let exits = Arc::new(Self {
             open_files: raise_open_files(),
             ..Self::default()
         });
-        tokio::spawn(exits.clone().wait_for_children(children));
+        let waiter = exits.clone();
+        tokio::spawn(async move {
+            while children.recv().await.is_some() {
+                waiter.reap();
+            }
+        });
         Ok(exits)
     }
 
-    async fn wait_for_children(self: Arc<Self>, mut children: Signal) {
-        while children.recv().await.is_some() {
-            self.reap();
-        }
-    }
-
     fn reap(&self) {
+        // Under the lock from wait(2) on: a pid that has been reaped and is still claimed would be signalled.
+        let mut books = self.books();
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => self.ended(pid, Exit::from_wait(status)),
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return,
-                Err(rustix::io::Errno::INTR) => {}
+                Ok(Some((pid, status))) => books.ended(pid, Exit::from_wait(status)),
+                Ok(None) | Err(Errno::CHILD) => return,
+                Err(Errno::INTR) => {}
                 Err(error) => return warn!("wait for children: {error}"),
             }
         }
     }
 
-    fn ended(&self, pid: Pid, exit: Exit) {
-        let mut books = self.books();
-        if let Some(claim) = books.claimed.remove(&pid) {
-            // The claimer may have given up; nobody else wants the exit.
-            let _ = claim.send(exit);
-        } else if !books.expected.is_empty() {
-            let during = books.last_expected;
-            books.unclaimed.insert(pid, (during, exit));
-        } else {
-            debug!("reaped orphan {pid}, status {}", exit.status);
-        }
-    }
-
-    /// From now on, and until the answer is dropped, no exit is forgotten.
+    /// Keeps the exits of unknown processes until the answer is dropped.
     pub fn expect(self: &Arc<Self>) -> Expected {
         let mut books = self.books();
         books.last_expected += 1;
@@ -157,38 +237,51 @@ impl Exits {
         }
     }
 
-    /// The exit of `pid`: past, if it was reaped while an [`Expected`] lived, or to come.
-    pub fn claim(&self, pid: Pid) -> Claim {
-        let (sender, claim) = oneshot::channel();
+    /// Claims the exit of `pid`: a past one, if the process was reaped while an [`Expected`] lived, or the one to come.
+    pub fn claim(self: &Arc<Self>, pid: Pid) -> Claim {
+        let (sender, exit) = oneshot::channel();
         let mut books = self.books();
-        match books.unclaimed.remove(&pid) {
-            Some((_, exit)) if !is_unreaped(pid) => {
-                let _ = sender.send(exit);
+        let claim = match books.unclaimed.remove(&pid) {
+            Some((_, past)) if !is_unreaped(pid) => {
+                let _ = sender.send(past);
+                // The number of no claim: the process takes no signal any more.
+                0
             }
-            // One that is still to be reaped is not the one that was: an orphan had the same number before.
-            _ => {
-                books.claimed.insert(pid, sender);
-            }
+            // An exit that is kept while the pid is unreaped is an earlier process's: an orphan had the same pid.
+            _ => books.claim(pid, sender),
+        };
+        Claim {
+            child: self.child(pid, claim),
+            exit,
         }
-        claim
     }
 
-    /// Starts `command` and claims its exit.
+    /// Starts `command` and claims the exit.
     ///
     /// # Errors
     /// What `Command::spawn` says.
-    pub fn spawn(&self, command: &mut Command) -> std::io::Result<(Pid, Claim)> {
-        // Under the lock, so that the child cannot be reaped before it is claimed. The `Child` itself is not waited
-        // for: that would take the exit away from the one waiter.
+    pub fn spawn(self: &Arc<Self>, command: &mut Command) -> std::io::Result<Claim> {
         if let Some(limit) = &self.open_files {
             pause::limit_open_files(command, *limit);
         }
+        let (sender, exit) = oneshot::channel();
+        // Under the lock: the child must not be reaped before the claim. `std::process::Child` is dropped, because its wait
+        // would take the exit away from the one waiter.
         let mut books = self.books();
-        let child = command.spawn()?;
-        let pid = Pid::from_child(&child);
-        let (sender, claim) = oneshot::channel();
-        books.claimed.insert(pid, sender);
-        Ok((pid, claim))
+        let pid = Pid::from_child(&command.spawn()?);
+        let claim = books.claim(pid, sender);
+        Ok(Claim {
+            child: self.child(pid, claim),
+            exit,
+        })
+    }
+
+    fn child(self: &Arc<Self>, pid: Pid, claim: u64) -> Child {
+        Child {
+            exits: self.clone(),
+            pid,
+            claim,
+        }
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -196,7 +289,7 @@ impl Exits {
     }
 }
 
-/// Raises the soft limit of open files to the hard one. The limit that there was, if it was another one.
+/// Raises the soft limit of open files to the hard one. Returns the earlier limit, if that was another one.
 fn raise_open_files() -> Option<Rlimit> {
     let before = getrlimit(Resource::Nofile);
     if before.current == before.maximum {
@@ -234,18 +327,18 @@ mod tests {
     fn an_exit_before_its_pid_is_known_is_kept() {
         let exits = Arc::new(Exits::default());
         let _expected = exits.expect();
-        exits.ended(pid(7), Exit::now(3));
-        assert_eq!(exits.claim(pid(7)).try_recv().unwrap().status, 3);
+        exits.books().ended(pid(7), Exit::now(3));
+        assert_eq!(exits.claim(pid(7)).exit.try_recv().unwrap().status, 3);
     }
 
     #[test]
     fn an_exit_is_handed_to_who_claimed_the_pid() {
         let exits = Arc::new(Exits::default());
         let mut claim = exits.claim(pid(7));
-        assert!(claim.try_recv().is_err());
-        exits.ended(pid(8), Exit::now(1));
-        exits.ended(pid(7), Exit::now(2));
-        assert_eq!(claim.try_recv().unwrap().status, 2);
+        assert!(claim.exit.try_recv().is_err());
+        exits.books().ended(pid(8), Exit::now(1));
+        exits.books().ended(pid(7), Exit::now(2));
+        assert_eq!(claim.exit.try_recv().unwrap().status, 2);
     }
 
     #[test]
@@ -253,12 +346,12 @@ mod tests {
         let exits = Arc::new(Exits::default());
         let first = exits.expect();
         let second = exits.expect();
-        exits.ended(pid(7), Exit::now(1));
+        exits.books().ended(pid(7), Exit::now(1));
         drop(first);
         assert_eq!(exits.books().unclaimed.len(), 1);
         drop(second);
         assert_eq!(exits.books().unclaimed.len(), 0);
-        exits.ended(pid(8), Exit::now(1));
+        exits.books().ended(pid(8), Exit::now(1));
         assert_eq!(exits.books().unclaimed.len(), 0);
     }
 
@@ -266,9 +359,9 @@ mod tests {
     fn what_only_ended_calls_could_claim_is_forgotten_while_others_run() {
         let exits = Arc::new(Exits::default());
         let first = exits.expect();
-        exits.ended(pid(7), Exit::now(1));
+        exits.books().ended(pid(7), Exit::now(1));
         let second = exits.expect();
-        exits.ended(pid(8), Exit::now(2));
+        exits.books().ended(pid(8), Exit::now(2));
         drop(first);
         let _third = exits.expect();
         assert!(!exits.books().unclaimed.contains_key(&pid(7)));
@@ -283,23 +376,50 @@ mod tests {
         let _expected = exits.expect();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_child(&child);
-        exits.ended(pid, Exit::now(1));
+        exits.books().ended(pid, Exit::now(1));
         let mut claim = exits.claim(pid);
-        assert!(claim.try_recv().is_err());
+        assert!(claim.exit.try_recv().is_err());
         child.kill().unwrap();
         child.wait().unwrap();
-        exits.ended(pid, Exit::now(137));
-        assert_eq!(claim.try_recv().unwrap().status, 137);
+        exits.books().ended(pid, Exit::now(137));
+        assert_eq!(claim.exit.try_recv().unwrap().status, 137);
     }
 
     #[tokio::test]
     async fn children_are_reaped_with_their_codes_and_signals() {
         let exits = Exits::watch().unwrap();
         for (script, status) in [("exit 7", 7), ("kill -9 $$", 137)] {
-            let (_, claim) = exits
+            let claim = exits
                 .spawn(Command::new("/bin/sh").args(["-c", script]))
                 .unwrap();
-            assert_eq!(claim.await.unwrap().status, status);
+            assert_eq!(claim.exit.await.unwrap().status, status);
         }
+    }
+
+    #[tokio::test]
+    async fn only_a_process_that_has_not_been_reaped_takes_a_signal() {
+        let exits = Exits::watch().unwrap();
+        let claim = exits.spawn(Command::new("sleep").arg("60")).unwrap();
+        claim.child.signal(Signal::KILL).unwrap();
+        assert_eq!(claim.exit.await.unwrap().status, 137);
+        assert_eq!(claim.child.signal(Signal::KILL), Err(Errno::SRCH));
+    }
+
+    #[test]
+    fn a_signal_reaches_no_later_process_with_the_same_pid() {
+        let exits = Arc::new(Exits::default());
+        let first = exits.claim(pid(7));
+        exits.books().ended(pid(7), Exit::now(1));
+        let _second = exits.claim(pid(7));
+        assert_eq!(first.child.signal(Signal::KILL), Err(Errno::SRCH));
+    }
+
+    #[test]
+    fn a_pending_kill_is_found_in_either_mask() {
+        let status = |own: &str, shared: &str| format!("Name:\tx\nSigPnd:\t{own}\nShdPnd:\t{shared}\n");
+        assert!(has_kill_pending(&status("0000000000000100", "0000000000000000")));
+        assert!(has_kill_pending(&status("0000000000000000", "0000000000004100")));
+        assert!(!has_kill_pending(&status("0000000000000200", "0000000000004000")));
+        assert!(!has_kill_pending(""));
     }
 }

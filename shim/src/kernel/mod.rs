@@ -1,5 +1,6 @@
-//! The kernel's side: children, cgroups, mounts.
+//! The kernel's side: children, work that blocks, cgroups, mounts.
 
+pub mod blocking;
 pub mod cgroup;
 pub mod exits;
 pub mod mounts;

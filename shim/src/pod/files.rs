@@ -2,7 +2,7 @@
 //!
 //! In podsandbox mode containerd makes and mounts them. Through the Sandbox API nobody else does: CRI binds them into a
 //! container only if it finds them in a directory of its own, whose path it does not tell and which it empties when it
-//! starts. So they are kept in the sandbox's bundle, and added to each container's spec ([`crate::runtime::spec::add_binds`]).
+//! starts. So they are kept in the sandbox's bundle, and added to each container's spec ([`crate::runtime::spec::Changes`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::error::{IoError, Result};
-use crate::kernel::mounts;
 use crate::pod::config::PodConfig;
 use crate::runtime::spec::Bind;
 
@@ -48,7 +47,7 @@ impl PodFiles {
         self.directory.join(name)
     }
 
-    /// Makes them. Blocks. What was made stays after a failure: [`PodFiles::remove`] takes it away.
+    /// Makes them. Blocks. What was made stays after a failure: the teardown removes that.
     ///
     /// # Errors
     /// `Io` when the node's files cannot be read or the pod's not be made.
@@ -122,21 +121,14 @@ impl PodFiles {
         Ok(())
     }
 
-    /// Takes them away; that they are not there is no failure. Blocks.
-    ///
-    /// # Errors
-    /// `Io` when the kernel does not let go of them.
-    pub fn remove(&self) -> Result<()> {
-        if let Some(shm) = &self.own_shm {
-            // What is in a mount that stays must not be emptied file by file.
-            mounts::unmount(shm)?;
-        }
-        match fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(IoError::at("remove the pod's files", &self.directory)(error).into())
-            }
-            _ => Ok(()),
-        }
+    /// Where the pod's own /dev/shm is mounted.
+    pub fn mount_point(&self) -> Option<PathBuf> {
+        self.own_shm.clone()
+    }
+
+    /// The folder that all of them are in.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.clone()
     }
 }
 

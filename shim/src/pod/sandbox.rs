@@ -1,75 +1,147 @@
-//! One task per sandbox: it owns the [`pause::Sandbox`] and answers the calls that containerd makes on a pod's sandbox.
+//! The owner of the sandbox: one task that has the [`pause::Sandbox`] and answers what containerd asks of a pod's sandbox.
 //!
 //! ```text
-//!  Create ──▶ namespaces stand (Created) ──Start──▶ Running ──Kill, or PID 1 ends──▶ Stopped ──Delete──▶ gone
+//!  Create ──▶ namespaces stand (Created) ──Start──▶ Running ──Kill, Stop, or PID 1 ends──▶ Stopped ──Delete──▶ gone
 //! ```
 //!
-//! To containerd it is a container like any other, with a pid whose `/proc/PID/ns` the pod's containers join. There is
-//! no program in it, so there is nothing to execute into, to freeze or to limit.
+//! In podsandbox mode containerd takes the sandbox for a container like any other, with a pid whose `/proc/PID/ns` the pod's
+//! containers join. No program runs in the sandbox, so there is nothing to execute into, to freeze or to limit.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use log::{info, warn};
 use rustix::process::{Pid, Signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::container::mailbox::{
-    Command, Deleted, Handle, Listed, Owner, ProcessId, View, no_process,
-};
-use crate::container::state::{Call, State};
-use crate::container::{Create, Shared, blocking};
-use crate::containerd::events::Event;
-use crate::error::{Error, Result, first_of};
+use super::files::PodFiles;
+use crate::container::event::Event;
+use crate::container::mailbox::{Deleted, Mailbox, ProcessId, Reply, View, answer, no_process};
+use crate::container::state::{Call, Status};
+use crate::container::{Create, Shared};
+use crate::error::{Error, Result, first_failure};
 use crate::io;
-use crate::kernel::cgroup::{Cgroup, Driver};
-use crate::kernel::exits::{Claim, Exit};
-use crate::pod::files::PodFiles;
-use crate::runtime::bundle::{self, Record};
+use crate::kernel::blocking;
+use crate::kernel::cgroup::{Cgroup, Driver, Metrics};
+use crate::kernel::exits::{Exit, Exited};
+use crate::runtime::bundle::Record;
 use crate::runtime::options::{Holder, Options};
+use crate::runtime::teardown::{Remains, Why, take_down};
+
+/// The exit status of a sandbox that is stopped: that after SIGKILL, as of a pause container.
+const STOPPED: u32 = 128 + 9;
 
 /// A sandbox to be made.
 #[derive(Debug)]
 pub struct Plan {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// Its bundle.
+    /// The bundle.
     pub bundle: PathBuf,
     /// What the kernel is asked for.
     pub config: pause::SandboxConfig,
-    /// Where its cgroup is to be.
+    /// Where the cgroup is to be.
     pub cgroups_path: Option<String>,
-    /// What form that has.
+    /// The form of that path.
     pub driver: Driver,
     /// The pod's containers see the node's processes.
     pub node_processes: bool,
     /// The operator's settings.
     pub options: Options,
-    /// Who asked for it.
+    /// Who asked for the sandbox.
     pub origin: Origin,
 }
 
 /// Who asked for a sandbox, and what follows from that.
 #[derive(Debug)]
 pub enum Origin {
-    /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for its streams.
+    /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for the streams.
     Task(Box<Create>),
-    /// The Sandbox API: it is no task, and the pod's files are ours to make.
+    /// The Sandbox API: the sandbox is no task, and the shim makes the pod's files.
     Sandbox(PodFiles),
 }
 
 /// A sandbox that stands.
 #[derive(Debug)]
 pub struct Made {
-    /// To talk to it.
+    /// To talk to the sandbox.
     pub handle: Handle,
     /// The pid whose `/proc/PID/ns` has the pod's namespaces.
     pub pid: Pid,
-    /// What holds it.
+    /// What holds the namespaces.
     pub kind: pause::HolderKind,
     /// Where the namespaces are that are not the node's.
     pub paths: BTreeMap<pause::Kind, PathBuf>,
+}
+
+/// A call to the owner of a sandbox.
+#[derive(Debug)]
+pub enum Request {
+    /// Start: nothing changes but the state. The answer is the pid.
+    Start(Reply<Pid>),
+    /// Send a signal, as to a pause container.
+    Kill(u32, Reply<()>),
+    /// End the sandbox, unless the sandbox has ended.
+    Stop(Reply<()>),
+    /// End the sandbox, and take everything down.
+    Delete(Reply<Deleted>),
+    /// Read the cgroup's counters.
+    Stats(Reply<Metrics>),
+    /// Path of the process namespace that the pod shares; made with the first such call.
+    SharedProcesses(Reply<PathBuf>),
+}
+
+/// The sandbox, seen from the rest of the shim.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    bundle: Arc<Path>,
+    requests: Mailbox<Request>,
+    view: watch::Receiver<View>,
+}
+
+impl Handle {
+    /// The sandbox's bundle.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// Whether the sandbox is deleted.
+    pub fn is_gone(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    /// As [`Mailbox::ask`].
+    ///
+    /// # Errors
+    /// As [`Mailbox::ask`].
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        self.requests.ask(make).await
+    }
+
+    /// The latest view.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Waits for the end of the sandbox.
+    ///
+    /// # Errors
+    /// `NotFound` when the sandbox is deleted before it ended.
+    pub async fn wait(&self) -> Result<Exit> {
+        let exit = View::published_exit(self.view.clone()).await;
+        exit.ok_or_else(|| no_process(&ProcessId::Init))
+    }
+
+    /// Ends the sandbox, and waits for the end.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn stop(&self) -> Result<()> {
+        self.ask(Request::Stop).await?;
+        self.wait().await?;
+        Ok(())
+    }
 }
 
 impl Plan {
@@ -86,12 +158,46 @@ impl Plan {
             origin: Origin::Task(Box::new(create)),
         }
     }
+
+    fn files(&self) -> Option<&PodFiles> {
+        match &self.origin {
+            Origin::Task(_) => None,
+            Origin::Sandbox(files) => Some(files),
+        }
+    }
+
+    fn remains(&self, first_bundle: &Path) -> Remains {
+        let files = self.files();
+        Remains {
+            id: self.id.clone(),
+            record: Record {
+                bundle: self.bundle.clone(),
+                mounts_rootfs: false,
+                runc: None,
+                systemd_cgroup: self.driver == Driver::Systemd,
+                cgroups_path: self.cgroups_path.clone(),
+            },
+            runc: None,
+            first_bundle: first_bundle.to_owned(),
+            mount_points: files.and_then(PodFiles::mount_point).into_iter().collect(),
+            directories: files.map(PodFiles::directory).into_iter().collect(),
+        }
+    }
+
+    /// The streams that containerd is told when it asks.
+    fn streams(&self) -> io::Request {
+        match &self.origin {
+            Origin::Task(create) => create.io.clone(),
+            Origin::Sandbox(_) => io::Request::default(),
+        }
+    }
 }
 
-/// Makes a sandbox and gives it to a task of its own. A failure leaves nothing behind.
+/// Makes a sandbox and gives the sandbox to a task of its own. A failure leaves nothing behind.
 ///
 /// # Errors
-/// `Sandbox` with the operation that failed, `Io` for its cgroup and its files.
+/// `Sandbox` with the operation that failed, `Io` for the cgroup and the files, `FailedPrecondition` for a sandbox from a
+/// checkpoint.
 pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     if let Origin::Task(create) = &plan.origin
         && let Some(image) = &create.checkpoint
@@ -102,49 +208,49 @@ pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
             image.display()
         )));
     }
-    Record {
-        bundle: plan.bundle.clone(),
-        mounts_rootfs: false,
-        runc: None,
-        systemd_cgroup: plan.driver == Driver::Systemd,
-        cgroups_path: plan.cgroups_path.clone(),
+    let remains = plan.remains(&shared.first_bundle);
+    // The record is written before anything is made.
+    let made = match remains.record.save(&shared.first_bundle, &plan.id) {
+        Ok(()) => make(shared, &plan).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok((sandbox, cgroup, process)) => {
+            Ok(hand_over(shared, plan, remains, sandbox, cgroup, process))
+        }
+        Err(error) => {
+            let taken_down = take_down(remains, Why::NotMade).await;
+            taken_down.unwrap_or_else(|left| warn!("after a failed create: {left}"));
+            Err(error)
+        }
     }
-    .save(&shared.first_bundle, &plan.id)?;
-    let cgroup = plan
-        .cgroups_path
-        .as_deref()
-        .map(|path| Cgroup::at(path, plan.driver))
-        .transpose()?;
-    let files = match &plan.origin {
-        Origin::Task(_) => None,
-        Origin::Sandbox(files) => Some(files.clone()),
-    };
-    // A process of the sandbox may end before its pid is known here.
-    let expected = shared.exits.expect();
-    let config = plan.config;
-    let made = blocking(move || make(&config, cgroup, files.as_ref()));
-    let (sandbox, cgroup) = made.await?;
-    let kind = sandbox.kind();
-    let process = match kind {
-        pause::HolderKind::Thread => None,
-        pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid())),
-    };
-    drop(expected);
-    let (pid, paths) = (sandbox.pid(), sandbox.paths());
-    let (handle, owner) = Handle::new(&plan.bundle);
-    let io = match &plan.origin {
-        Origin::Task(create) => create.io.clone(),
-        Origin::Sandbox(_) => io::Request::default(),
-    };
-    let view = View {
+}
+
+/// Gives a sandbox that stands to a task of its own.
+fn hand_over(
+    shared: &Shared,
+    plan: Plan,
+    remains: Remains,
+    sandbox: pause::Sandbox,
+    cgroup: Option<Cgroup>,
+    process: Option<Exited>,
+) -> Made {
+    let (pid, kind, paths) = (sandbox.pid(), sandbox.kind(), sandbox.paths());
+    let (mailbox, requests) = Mailbox::new();
+    let (view, seen) = watch::channel(View {
         pid: Some(pid),
-        state: State::Created,
-        io,
+        status: Status::Created,
+        io: plan.streams(),
+    });
+    info!("sandbox {}: namespaces made, held by {pid}", plan.id);
+    let handle = Handle {
+        bundle: plan.bundle.into(),
+        requests: mailbox,
+        view: seen,
     };
     let actor = Actor {
-        view: owner.views.add(ProcessId::Init, view),
         id: plan.id,
-        bundle: plan.bundle,
+        remains,
         shared: shared.clone(),
         held: Some(sandbox),
         thread_only: plan.options.holder == Holder::Thread,
@@ -152,58 +258,70 @@ pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
         process,
         cgroup,
         origin: plan.origin,
-        owner,
+        view,
+        requests,
     };
-    info!("sandbox {}: namespaces made, held by {pid}", actor.id);
     if let Origin::Task(create) = &actor.origin {
-        actor.shared.events.send(&create.event(Some(pid)));
+        actor.shared.events.send(create.event(Some(pid)));
     }
     tokio::spawn(actor.run());
-    Ok(Made {
+    Made {
         handle,
         pid,
         kind,
         paths,
-    })
+    }
 }
 
-/// The cgroup exists although nothing may be in it: cAdvisor finds a pod's network counters by its name.
-fn make(
-    config: &pause::SandboxConfig,
-    cgroup: Option<Cgroup>,
-    files: Option<&PodFiles>,
-) -> Result<(pause::Sandbox, Option<Cgroup>)> {
-    let made = files.map_or(Ok(()), PodFiles::make).and_then(|()| {
-        let sandbox = pause::Sandbox::create(config)?;
-        if let Some(cgroup) = &cgroup {
-            let placed = cgroup.create().and_then(|()| match sandbox.kind() {
-                pause::HolderKind::Thread => Ok(()),
-                pause::HolderKind::Process => cgroup.add(sandbox.pid()),
-            });
-            if let Err(error) = placed {
+/// The namespaces, the cgroup, and the exit of the process that the sandbox lives and dies with.
+async fn make(
+    shared: &Shared,
+    plan: &Plan,
+) -> Result<(pause::Sandbox, Option<Cgroup>, Option<Exited>)> {
+    let cgroup = plan
+        .cgroups_path
+        .as_deref()
+        .map(|path| Cgroup::at(path, plan.driver))
+        .transpose()?;
+    let (config, files) = (plan.config.clone(), plan.files().cloned());
+    // A process of the sandbox may end before the pid is known here.
+    let _expected = shared.exits.expect();
+    let made = blocking::run(move || {
+        if let Some(files) = &files {
+            files.make()?;
+        }
+        let sandbox = pause::Sandbox::create(&config)?;
+        match place(&sandbox, cgroup.as_ref()) {
+            Ok(()) => Ok((sandbox, cgroup)),
+            Err(error) => {
                 sandbox.end();
-                for failure in cgroup.remove() {
-                    warn!("after a failed create: {failure}");
-                }
-                return Err(error.into());
+                Err(error)
             }
         }
-        Ok(sandbox)
     });
-    match made {
-        Ok(sandbox) => Ok((sandbox, cgroup)),
-        Err(error) => {
-            if let Some(Err(left)) = files.map(PodFiles::remove) {
-                warn!("after a failed create: {left}");
-            }
-            Err(error)
-        }
+    let (sandbox, cgroup) = made.await?;
+    let process = match sandbox.kind() {
+        pause::HolderKind::Thread => None,
+        pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid()).exit),
+    };
+    Ok((sandbox, cgroup, process))
+}
+
+/// The cgroup exists although nothing may be in there: cAdvisor finds a pod's network counters by the cgroup's name.
+fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>) -> Result<()> {
+    let Some(cgroup) = cgroup else {
+        return Ok(());
+    };
+    cgroup.create()?;
+    match sandbox.kind() {
+        pause::HolderKind::Thread => Ok(()),
+        pause::HolderKind::Process => Ok(cgroup.add(sandbox.pid())?),
     }
 }
 
 struct Actor {
     id: String,
-    bundle: PathBuf,
+    remains: Remains,
     shared: Shared,
     /// Until the sandbox has ended.
     held: Option<pause::Sandbox>,
@@ -212,11 +330,11 @@ struct Actor {
     /// The pod's containers see the node's processes.
     node_processes: bool,
     /// The exit of the process that the sandbox lives and dies with, if there is one.
-    process: Option<Claim>,
+    process: Option<Exited>,
     cgroup: Option<Cgroup>,
     origin: Origin,
     view: watch::Sender<View>,
-    owner: Owner,
+    requests: mpsc::UnboundedReceiver<Request>,
 }
 
 impl Actor {
@@ -227,8 +345,8 @@ impl Actor {
                     self.end(exit);
                     self.clear_up().await;
                 }
-                command = self.owner.calls.recv() => match command {
-                    Some(command) => if self.command(command).await { return },
+                request = self.requests.recv() => match request {
+                    Some(request) => if self.request(request).await { return },
                     None => return,
                 },
             }
@@ -236,80 +354,51 @@ impl Actor {
     }
 
     /// Carries out one call. True when nothing is left to do.
-    async fn command(&mut self, command: Command) -> bool {
-        // The caller may have given up: nobody minds an answer that is not heard.
-        match command {
-            Command::Start(ProcessId::Init, reply) => {
-                let _ = reply.send(self.start());
-            }
-            Command::Kill(ProcessId::Init, signal, _, reply) => {
-                let _ = reply.send(self.kill(signal));
+    async fn request(&mut self, request: Request) -> bool {
+        match request {
+            Request::Start(reply) => answer(reply, self.start()),
+            Request::Kill(signal, reply) => {
+                answer(reply, self.kill(signal));
                 self.clear_up().await;
             }
-            Command::Delete(ProcessId::Init, reply) => {
+            Request::Stop(reply) => {
+                answer(reply, self.stop());
+                self.clear_up().await;
+            }
+            Request::Delete(reply) => {
                 let deleted = self.delete().await;
                 let gone = deleted.is_ok();
                 if gone {
                     // Before the answer, so that a Shutdown that follows it finds the sandbox gone.
-                    self.owner.calls.close();
+                    self.requests.close();
                 }
-                let _ = reply.send(deleted);
+                answer(reply, deleted);
                 return gone;
             }
-            Command::Pids(reply) => {
-                let pid = self.view.borrow().pid;
-                let listed = pid.map(|pid| Listed { pid, exec_id: None });
-                let _ = reply.send(Ok(listed.into_iter().collect()));
-            }
-            Command::Stats(reply) => {
-                let _ = reply.send(self.stats());
-            }
-            Command::SharedProcesses(reply) => {
-                let _ = reply.send(self.shared_processes().await);
-            }
-            Command::Exec(_, _, _, reply)
-            | Command::Pause(reply)
-            | Command::Resume(reply)
-            | Command::Update(_, reply)
-            | Command::Checkpoint(_, reply)
-            | Command::Resize(_, _, reply)
-            | Command::CloseIo(_, reply) => {
-                let _ = reply.send(Err(Error::FailedPrecondition(format!(
-                    "{}: a sandbox has no root filesystem and runs no program",
-                    self.id
-                ))));
-            }
-            Command::Start(id, reply) => {
-                let _ = reply.send(Err(no_process(&id)));
-            }
-            Command::Kill(id, _, _, reply) => {
-                let _ = reply.send(Err(no_process(&id)));
-            }
-            Command::Delete(id, reply) => {
-                let _ = reply.send(Err(no_process(&id)));
-            }
+            Request::Stats(reply) => answer(reply, self.stats()),
+            Request::SharedProcesses(reply) => answer(reply, self.shared_processes().await),
         }
         false
     }
 
-    fn state(&self) -> State {
-        self.view.borrow().state
+    fn status(&self) -> Status {
+        self.view.borrow().status
     }
 
     fn pid(&self) -> Option<Pid> {
         self.view.borrow().pid
     }
 
-    /// Tells containerd what happened to a task; a sandbox of the Sandbox API is none.
-    fn tell(&self, event: &Event) {
+    /// Publishes what happened to a task; a sandbox of the Sandbox API is none.
+    fn publish(&self, event: Event) {
         match self.origin {
             Origin::Task(_) => self.shared.events.send(event),
             Origin::Sandbox(_) => {}
         }
     }
 
-    /// Of the task: its own cgroup. Through the Sandbox API: the pod's, which that one is in.
-    fn stats(&self) -> Result<Any> {
+    /// Of the task: the sandbox's own cgroup. Through the Sandbox API: the pod's, which has the sandbox's own inside.
+    fn stats(&self) -> Result<Metrics> {
         Ok(match (&self.origin, &self.cgroup) {
             (Origin::Task(_), Some(own)) => own.stats(),
             (Origin::Task(_), None) => {
@@ -319,31 +408,45 @@ impl Actor {
                 )));
             }
             (Origin::Sandbox(_), Some(own)) => own.parent().stats(),
-            // A pod without a cgroup: all that is known to be its own is the shim.
+            // A pod without a cgroup: the shim is all that is known to be the pod's own.
             (Origin::Sandbox(_), None) => Cgroup::of_pid(rustix::process::getpid())?.stats(),
         }?)
     }
 
     fn start(&mut self) -> Result<Pid> {
-        self.state().check(Call::Start)?;
+        self.status().check(Call::Start)?;
         let pid = self
             .pid()
             .ok_or(Error::Internal("a sandbox without a pid"))?;
-        self.view.send_modify(|view| view.state = State::Running);
+        self.view.send_modify(|view| view.status = Status::Running);
         info!("sandbox {}: started", self.id);
-        self.tell(&Event::started(&self.id, pid));
+        self.publish(Event::Start {
+            container: self.id.clone(),
+            pid,
+        });
         Ok(pid)
     }
 
     fn kill(&mut self, signal: u32) -> Result<()> {
-        self.state().check(Call::Kill)?;
+        self.status().check(Call::Kill)?;
         let number = i32::try_from(signal).unwrap_or_default();
-        let Some(signal) = Signal::from_named_raw(number) else {
-            // As the pause program: what it does not act on changes nothing.
-            return Ok(());
-        };
+        match Signal::from_named_raw(number) {
+            Some(signal) => self.signal(signal),
+            // As the pause program: a signal that has no effect there has none here.
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        match self.status().exit() {
+            Some(_) => Ok(()),
+            None => self.signal(Signal::KILL),
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
         let Some(sandbox) = &self.held else {
-            return State::Stopped(Exit::now(0)).check(Call::Kill);
+            return Err(Error::NotFound(format!("sandbox {} has ended", self.id)));
         };
         match sandbox.signal(signal)? {
             pause::Signalled::Ends(status) => self.end(Exit::now(status)),
@@ -352,7 +455,7 @@ impl Actor {
         Ok(())
     }
 
-    /// The sandbox is over: lets go of the namespaces and tells, once.
+    /// The sandbox is over: lets go of the namespaces and publishes the exit, once.
     fn end(&mut self, exit: Exit) {
         self.process = None;
         let Some(sandbox) = self.held.take() else {
@@ -360,40 +463,44 @@ impl Actor {
         };
         sandbox.end();
         info!("sandbox {}: ended, status {}", self.id, exit.status);
-        let pid = self.pid();
         self.view
-            .send_modify(|view| view.state = State::Stopped(exit));
-        self.tell(&Event::exited(&self.id, &self.id, pid, exit));
+            .send_modify(|view| view.status = Status::Stopped(exit));
+        self.publish(Event::Exit {
+            container: self.id.clone(),
+            id: self.id.clone(),
+            pid: self.pid(),
+            exit,
+        });
     }
 
-    /// What nobody need wait for, once the sandbox is over.
+    /// Removes the cgroup of a sandbox that is over. Nobody waits for this.
     async fn clear_up(&self) {
-        if self.held.is_none() {
-            // A process of it may still be dying; the deletion tries again, and says so if it cannot.
-            let _ = self.remove_cgroup().await;
+        if let (None, Some(cgroup)) = (&self.held, self.cgroup.clone()) {
+            // A process of the sandbox may still be dying; the deletion tries again, and says so if that fails.
+            let removed = blocking::run_anyway(move || {
+                let failures = cgroup.remove().into_iter();
+                first_failure(failures.map(|error| Err(error.into())))
+            });
+            let _ = removed.await;
         }
     }
 
     async fn delete(&mut self) -> Result<Deleted> {
-        self.state().check(Call::Delete)?;
+        self.status().check(Call::Delete)?;
         if self.held.is_some() {
-            self.end(Exit::now(137));
+            self.end(Exit::now(STOPPED));
         }
-        self.remove_cgroup()
-            .await
-            .unwrap_or_else(|e| warn!("sandbox {}: {e}", self.id));
-        if let Origin::Sandbox(files) = &self.origin {
-            let files = files.clone();
-            blocking(move || files.remove()).await?;
-        }
-        bundle::set_deleted(&self.bundle)?;
-        bundle::forget(&self.shared.first_bundle, &self.id)?;
+        take_down(self.remains.clone(), Why::Deleted).await?;
         let deleted = Deleted {
             pid: self.pid(),
-            exit: self.state().exit().unwrap_or(Exit::now(137)),
+            exit: self.status().exit().unwrap_or(Exit::now(STOPPED)),
         };
         info!("sandbox {}: deleted", self.id);
-        self.tell(&Event::deleted(&self.id, deleted.pid, deleted.exit));
+        self.publish(Event::Delete {
+            container: self.id.clone(),
+            pid: deleted.pid,
+            exit: deleted.exit,
+        });
         Ok(deleted)
     }
 
@@ -420,7 +527,8 @@ impl Actor {
                 self.id
             )));
         };
-        let made = blocking(move || {
+        // In place rather than not at all: the sandbox is in there.
+        let made = blocking::run_anyway(move || {
             let made = sandbox.share_processes();
             Ok((sandbox, made))
         });
@@ -428,7 +536,7 @@ impl Actor {
         self.held = Some(sandbox);
         let (pid, made) = made?;
         if made {
-            self.process = Some(self.shared.exits.claim(pid));
+            self.process = Some(self.shared.exits.claim(pid).exit);
             if let Some(cgroup) = &self.cgroup
                 && let Err(error) = cgroup.add(pid)
             {
@@ -443,14 +551,6 @@ impl Actor {
         drop(expected);
         Ok(pid_namespace(pid))
     }
-
-    /// Away from the reactor: it waits a little for processes that are dying.
-    async fn remove_cgroup(&self) -> Result<()> {
-        let Some(cgroup) = self.cgroup.clone() else {
-            return Ok(());
-        };
-        blocking(move || first_of(cgroup.remove())).await
-    }
 }
 
 /// Where containerd finds the process namespace of a sandbox with this pid.
@@ -459,7 +559,7 @@ pub fn pid_namespace(pid: Pid) -> PathBuf {
 }
 
 /// Resolves with the exit of the process; never, if there is none.
-async fn ended(process: &mut Option<Claim>) -> Exit {
+async fn ended(process: &mut Option<Exited>) -> Exit {
     match process {
         Some(claim) => claim.await.unwrap_or(Exit::now(255)),
         None => std::future::pending().await,

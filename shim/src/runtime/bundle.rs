@@ -14,6 +14,7 @@
 //! has two, because containerd may remove its bundle before it calls `delete` for the pod's first.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -74,10 +75,7 @@ impl Record {
 
     fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", path)(e))?;
-        // Whole or not at all: the shim may be killed at any moment.
-        let new = path.with_extension(NEW);
-        std::fs::write(&new, text).map_err(IoError::at("write", &new))?;
-        Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
+        replace_file(path, &text)
     }
 
     /// Reads the record of `bundle`; there is none when nothing has been made yet.
@@ -97,6 +95,21 @@ impl Record {
             Err(error) => Err(IoError::at("read", path)(error).into()),
         }
     }
+}
+
+/// Writes a file whole or not at all: the shim may be killed at any moment. Mode and owner of an earlier file stay.
+///
+/// # Errors
+/// `Io` when the file cannot be written.
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    let new = path.with_extension(NEW);
+    std::fs::write(&new, content).map_err(IoError::at("write", &new))?;
+    if let Ok(earlier) = std::fs::metadata(path) {
+        std::fs::set_permissions(&new, earlier.permissions())
+            .and_then(|()| chown(&new, Some(earlier.uid()), Some(earlier.gid())))
+            .map_err(IoError::at("set mode and owner of", &new))?;
+    }
+    Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
 }
 
 fn member(first: &Path, id: &str) -> PathBuf {

@@ -7,3 +7,4 @@ pub mod options;
 pub mod runc;
 mod shortcuts;
 pub mod spec;
+pub mod teardown;

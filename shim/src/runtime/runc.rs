@@ -6,23 +6,24 @@
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::log::debug;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 
 use super::bundle::RuncRecord;
 use super::log::take_log;
 use super::shortcuts::{self, Shortcut};
 use crate::error::{Error, IoError, Result};
+use crate::io::Streams;
 use crate::kernel::cgroup::MoveInPlace;
-use crate::kernel::exits::{Claim, Exits};
-use crate::runtime::criu::{self, Checkpoint, Work};
-use crate::runtime::options::Options;
+use crate::kernel::blocking;
+use crate::kernel::exits::{Child, Claim, Exits};
+use super::criu::{self, Checkpoint, Work};
+use super::options::Options;
 
 /// The file in the bundle that runc writes the init's pid into.
 const INIT_PID: &str = "init.pid";
@@ -40,39 +41,9 @@ pub struct Runc {
     criu_work_path: Option<PathBuf>,
     /// Ready the kernel for runc's move of a process.
     readies: bool,
+    /// A run of runc dies with the shim, so a killed shim leaves no half-run runc.
+    ends_with_shim: bool,
     exits: Arc<Exits>,
-}
-
-/// The standard streams of the process that runc starts. runc hands its own on.
-#[derive(Debug)]
-pub enum Streams {
-    /// Files: FIFOs, or `/dev/null`.
-    Files([Stdio; 3]),
-    /// A terminal, whose master runc sends to this socket.
-    Console(PathBuf),
-}
-
-/// A process that runc has made.
-#[derive(Debug)]
-pub struct Started {
-    /// Its pid, as the node counts.
-    pub pid: Pid,
-    /// Its exit.
-    pub exit: Claim,
-}
-
-impl Started {
-    /// A pidfd of it, unless it has ended and been reaped: its pid may be another's by now.
-    pub fn pidfd(&self) -> Option<rustix::io::Result<OwnedFd>> {
-        // The waiter runs on this thread, and not between these two.
-        if !self.exit.is_empty() {
-            return None;
-        }
-        match pidfd_open(self.pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => None,
-            opened => Some(opened),
-        }
-    }
 }
 
 impl Runc {
@@ -101,6 +72,25 @@ impl Runc {
             no_new_keyring: options.no_new_keyring,
             criu_work_path: options.criu_work_path.clone(),
             readies: options.shortcuts,
+            ends_with_shim: true,
+            exits: exits.clone(),
+        }
+    }
+
+    /// The runc of a container whose shim has died, to delete the container with. `logs` is a folder for runc's log: the
+    /// container's own bundle may be gone.
+    pub fn recorded(id: &str, logs: &Path, record: &RuncRecord, exits: &Arc<Exits>) -> Self {
+        Self {
+            id: id.to_owned(),
+            bundle: logs.to_owned(),
+            record: record.clone(),
+            no_pivot_root: false,
+            no_new_keyring: false,
+            direct: None,
+            criu_work_path: None,
+            readies: false,
+            // containerd gives `delete` some seconds; runc may finish after that.
+            ends_with_shim: false,
             exits: exits.clone(),
         }
     }
@@ -114,7 +104,7 @@ impl Runc {
     ///
     /// # Errors
     /// `Runc` with runc's own words.
-    pub async fn create(&self, streams: Streams) -> Result<Started> {
+    pub async fn create(&self, streams: Streams) -> Result<Claim> {
         let pid_file = self.bundle.join(INIT_PID);
         let mut call = self.call("create");
         call.command
@@ -157,7 +147,7 @@ impl Runc {
     ///
     /// # Errors
     /// `Runc` with runc's own words.
-    pub async fn exec(&self, process: &Path, pid_file: &Path, streams: Streams) -> Result<Started> {
+    pub async fn exec(&self, process: &Path, pid_file: &Path, streams: Streams) -> Result<Claim> {
         let mut call = self.call("exec");
         call.command
             .arg("--process")
@@ -210,7 +200,7 @@ impl Runc {
     ///
     /// # Errors
     /// As [`Runc::checkpoint`].
-    pub async fn restore(&self, image: &Path, streams: Streams) -> Result<Started> {
+    pub async fn restore(&self, image: &Path, streams: Streams) -> Result<Claim> {
         let pid_file = self.bundle.join(INIT_PID);
         let saved = criu::Streams::load(image)?;
         let wanted = self.criu_work_path.as_deref();
@@ -231,7 +221,7 @@ impl Runc {
         call.streams(streams);
         call.command.arg(&self.id);
         match self.run_and_claim(call, &pid_file).await {
-            Ok(started) => Ok(started),
+            Ok(claim) => Ok(claim),
             Err(error) => Err(work.explain(error, "restore.log", &self.exits).await),
         }
     }
@@ -242,8 +232,8 @@ impl Runc {
     /// `Runc` with runc's own words.
     pub async fn delete(&self) -> Result<()> {
         if let Some(state) = self.direct.clone() {
-            let deleted = tokio::task::spawn_blocking(move || shortcuts::delete(&state)).await;
-            if matches!(deleted, Ok(Shortcut::Done)) {
+            let deleted = blocking::run_anyway(move || Ok(shortcuts::delete(&state))).await?;
+            if deleted == Shortcut::Done {
                 return Ok(());
             }
         }
@@ -269,7 +259,7 @@ impl Runc {
         self.run(call).await
     }
 
-    async fn run_and_claim(&self, call: Call, pid_file: &Path) -> Result<Started> {
+    async fn run_and_claim(&self, call: Call, pid_file: &Path) -> Result<Claim> {
         // The process may end before its pid is read.
         let _expected = self.exits.expect();
         self.run(call).await?;
@@ -281,8 +271,7 @@ impl Runc {
             .ok()
             .and_then(Pid::from_raw)
             .ok_or(Error::Internal("runc wrote no pid into its pid file"))?;
-        let exit = self.exits.claim(pid);
-        Ok(Started { pid, exit })
+        Ok(self.exits.claim(pid))
     }
 
     fn call(&self, name: &'static str) -> Call {
@@ -295,22 +284,17 @@ impl Runc {
             id: self.id.clone(),
             message,
         };
-        pause::die_with_parent(&mut call.command);
-        let (pid, exit) = self
+        if self.ends_with_shim {
+            pause::die_with_parent(&mut call.command);
+        }
+        let Claim { child, exit } = self
             .exits
             .spawn(&mut call.command)
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
-        // It can only be of the child: nobody else reaps it, and the waiter has not had its turn.
-        let running = Running(pidfd_open(pid, PidfdFlags::empty()).ok());
         if self.readies && call.moves() {
-            // Nobody waits for it: runc goes on as it would without.
-            match MoveInPlace::of(pid) {
-                Ok(moved) => drop(tokio::task::spawn_blocking(|| {
-                    moved.make().unwrap_or_else(|error| debug!("{error}"));
-                })),
-                Err(error) => debug!("container {}: {error}", self.id),
-            }
+            ready_the_kernel(&self.id, child.pid());
         }
+        let running = Running(child);
         // The command holds the parent's copies of the streams; the child has its own.
         drop(call.command);
         let exit = exit
@@ -333,38 +317,21 @@ pub fn init_pid(bundle: &Path) -> Option<Pid> {
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
-/// `runc delete --force` outside of a server, where nobody else waits for children.
-///
-/// # Errors
-/// `Runc` with runc's own words.
-pub fn delete_now(id: &str, logs: &Path, record: &RuncRecord) -> Result<()> {
-    let mut call = Call::new("delete", logs, record);
-    call.command.arg("--force").arg(id);
-    let error = |message| Error::Runc {
-        command: "delete",
-        id: id.to_owned(),
-        message,
-    };
-    let status = call
-        .command
-        .status()
-        .map_err(|e| error(cannot_run(&record.binary, &e)))?;
-    let said = take_log(&call.log);
-    if status.success() {
-        Ok(())
-    } else {
-        Err(error(said.unwrap_or_else(|| status.to_string())))
+/// Readies the kernel for runc's move of a process into a cgroup. Nobody waits: runc goes on as without.
+fn ready_the_kernel(container: &str, runc: Pid) {
+    match MoveInPlace::of(runc) {
+        Ok(moved) => blocking::spawn(|| moved.make().unwrap_or_else(|error| debug!("{error}"))),
+        Err(error) => debug!("container {container}: {error}"),
     }
 }
 
-/// A runc that runs. It is killed when nobody waits for it any more; one that has ended does not mind.
-struct Running(Option<OwnedFd>);
+/// A runc that runs. Killed when nobody waits for runc any more.
+struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(pidfd) = &self.0 {
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
+        // A runc that has been reaped takes no signal.
+        let _ = self.0.signal(Signal::KILL);
     }
 }
 

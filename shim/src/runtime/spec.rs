@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::bundle::replace_file;
 use crate::error::{Error, IoError, Result};
 
 /// Annotation: `sandbox` or `container`.
@@ -25,6 +26,9 @@ pub struct Spec {
     hostname: Option<String>,
     domainname: Option<String>,
     linux: Linux,
+    /// The file as containerd wrote it.
+    #[serde(skip)]
+    text: Vec<u8>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,9 +84,11 @@ impl Spec {
     /// # Errors
     /// `Io` when there is none; `InvalidArgument`, with line and column, when it is not what the OCI spec says.
     pub fn load(bundle: &Path) -> Result<Self> {
-        let path = bundle.join("config.json");
+        let path = config_file(bundle);
         let text = std::fs::read(&path).map_err(IoError::at("read the bundle's spec", &path))?;
-        serde_json::from_slice(&text).map_err(|e| unreadable(&path, &e))
+        let mut spec: Self = serde_json::from_slice(&text).map_err(|e| unreadable(&path, &e))?;
+        spec.text = text;
+        Ok(spec)
     }
 
     /// Whether this is a pod's sandbox or an application's container.
@@ -190,77 +196,104 @@ impl Spec {
     }
 }
 
-/// Points the process namespace of the spec in `bundle` to `path`, and leaves everything else as it is.
-///
-/// # Errors
-/// As [`Spec::load`], and `Io` when the file cannot be written.
-pub fn set_pid_namespace_path(bundle: &Path, path: &Path) -> Result<()> {
-    rewrite(bundle, |spec| {
-        let namespaces = spec
-            .pointer_mut("/linux/namespaces")
-            .and_then(Value::as_array_mut);
-        for namespace in namespaces.into_iter().flatten() {
-            if namespace.get("type").and_then(Value::as_str) == Some("pid") {
-                namespace["path"] = Value::from(path.to_string_lossy());
-            }
-        }
-    })
-}
-
-/// A file or directory of the pod that its containers see.
+/// A file or directory of the pod that the containers see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// Where they see it.
+    /// Where containers see the file.
     pub destination: &'static str,
-    /// Where it is on the node.
+    /// Where the file is on the node.
     pub source: PathBuf,
 }
 
-/// Binds the pod's files into the container of `bundle`, as containerd's CRI does in podsandbox mode: what the container
-/// mounts at the same path itself stays, a read-only root filesystem makes files read-only, and in a user namespace
-/// they have owners that are mapped. `/dev/shm` is always writable and never mapped.
-///
-/// # Errors
-/// As [`Spec::load`], and `Io` when the file cannot be written.
-pub fn add_binds(bundle: &Path, binds: &[Bind]) -> Result<()> {
-    rewrite(bundle, |spec| {
-        let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
-        let mapping = |name: &str| spec["linux"].get(name).cloned();
-        let mappings = [mapping("uidMappings"), mapping("gidMappings")];
-        if !spec["mounts"].is_array() {
-            spec["mounts"] = Value::Array(Vec::new());
+/// What the shim changes in a container's spec before runc reads the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The path of the process namespace to join.
+    pub pid_namespace: Option<PathBuf>,
+    /// The pod's files.
+    pub binds: Vec<Bind>,
+}
+
+impl Spec {
+    /// Writes `config.json` of `bundle` anew, with `changes`. Everything else stays as containerd wrote it; without changes
+    /// the file stays, too.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the spec is no object, and `Io` when the file cannot be written.
+    pub fn write(&self, bundle: &Path, changes: &Changes) -> Result<()> {
+        if *changes == Changes::default() {
+            return Ok(());
         }
-        let Some(mounts) = spec["mounts"].as_array_mut() else {
-            return;
-        };
-        for bind in binds {
-            let shm = bind.destination == "/dev/shm";
-            let destination = Path::new(bind.destination);
-            // A shared memory of its own, which every container has unless told otherwise.
-            mounts.retain(|mount| {
-                !(shm && is_at(mount, destination) && mount.get("type") == Some(&"tmpfs".into()))
-            });
-            if mounts.iter().any(|mount| is_at(mount, destination)) {
-                continue;
-            }
-            let access = if readonly && !shm { "ro" } else { "rw" };
-            let mut mount = serde_json::json!({
-                "destination": bind.destination,
-                "type": "bind",
-                "source": bind.source,
-                "options": ["rbind", "rprivate", access],
-            });
-            for (name, mapping) in ["uidMappings", "gidMappings"].into_iter().zip(&mappings) {
-                if let (Some(mapping), false) = (mapping, shm) {
-                    mount[name] = mapping.clone();
-                }
-            }
-            // Before what is mounted in it.
-            let below = |mount: &Value| mount_point(mount).starts_with(destination);
-            let at = mounts.iter().position(below).unwrap_or(mounts.len());
-            mounts.insert(at, mount);
+        let file = config_file(bundle);
+        let mut spec: Value =
+            serde_json::from_slice(&self.text).map_err(|e| unreadable(&file, &e))?;
+        if !spec.is_object() {
+            return Err(Error::InvalidArgument(format!(
+                "parse {}: it is not an object",
+                file.display()
+            )));
         }
-    })
+        if let Some(path) = &changes.pid_namespace {
+            set_pid_namespace(&mut spec, path);
+        }
+        if !changes.binds.is_empty() {
+            add_binds(&mut spec, &changes.binds);
+        }
+        replace_file(&file, spec.to_string().as_bytes())
+    }
+}
+
+fn set_pid_namespace(spec: &mut Value, path: &Path) {
+    let namespaces = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut);
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace.get("type").and_then(Value::as_str) == Some("pid") {
+            namespace["path"] = Value::from(path.to_string_lossy());
+        }
+    }
+}
+
+/// Binds the pod's files into a container, as containerd's CRI does in podsandbox mode. A mount of the container's own at
+/// the same path stays. A read-only root filesystem makes the files read-only. In a user namespace the files get owners
+/// that are mapped. `/dev/shm` is always writable and never mapped.
+fn add_binds(spec: &mut Value, binds: &[Bind]) {
+    let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
+    let mappings = ["uidMappings", "gidMappings"]
+        .map(|name| (name, spec["linux"].get(name).cloned()));
+    if !spec["mounts"].is_array() {
+        spec["mounts"] = Value::Array(Vec::new());
+    }
+    let Some(mounts) = spec["mounts"].as_array_mut() else {
+        return;
+    };
+    for bind in binds {
+        let shm = bind.destination == "/dev/shm";
+        let destination = Path::new(bind.destination);
+        // A shared memory of its own, which every container has unless told otherwise.
+        mounts.retain(|mount| {
+            !(shm && is_at(mount, destination) && mount.get("type") == Some(&"tmpfs".into()))
+        });
+        if mounts.iter().any(|mount| is_at(mount, destination)) {
+            continue;
+        }
+        let access = if readonly && !shm { "ro" } else { "rw" };
+        let mut mount = serde_json::json!({
+            "destination": bind.destination,
+            "type": "bind",
+            "source": bind.source,
+            "options": ["rbind", "rprivate", access],
+        });
+        for (name, mapping) in &mappings {
+            if let (Some(mapping), false) = (mapping, shm) {
+                mount[*name] = mapping.clone();
+            }
+        }
+        // Before what is mounted in it.
+        let below = |mount: &Value| mount_point(mount).starts_with(destination);
+        let at = mounts.iter().position(below).unwrap_or(mounts.len());
+        mounts.insert(at, mount);
+    }
 }
 
 fn mount_point(mount: &Value) -> &Path {
@@ -273,21 +306,8 @@ fn is_at(mount: &Value, destination: &Path) -> bool {
     mount_point(mount) == destination
 }
 
-/// Changes the spec in `bundle`; what is not changed stays as it is.
-fn rewrite(bundle: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
-    let file = bundle.join("config.json");
-    let text = std::fs::read(&file).map_err(IoError::at("read the bundle's spec", &file))?;
-    let mut spec: Value = serde_json::from_slice(&text).map_err(|e| unreadable(&file, &e))?;
-    if !spec.is_object() {
-        return Err(Error::InvalidArgument(format!(
-            "parse {}: it is not an object",
-            file.display()
-        )));
-    }
-    change(&mut spec);
-    std::fs::write(&file, spec.to_string())
-        .map_err(IoError::at("write the bundle's spec", &file))?;
-    Ok(())
+fn config_file(bundle: &Path) -> PathBuf {
+    bundle.join("config.json")
 }
 
 fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
@@ -346,7 +366,12 @@ mod tests {
         let file = dir.path().join("config.json");
         let before = r#"{"linux":{"namespaces":[{"path":"/a","type":"ipc"},{"path":"/b","type":"pid"}]},"x":18446744073709551615}"#;
         std::fs::write(&file, before).unwrap();
-        set_pid_namespace_path(dir.path(), Path::new("/proc/9/ns/pid")).unwrap();
+        let changes = Changes {
+            pid_namespace: Some("/proc/9/ns/pid".into()),
+            ..Changes::default()
+        };
+        let spec = Spec::load(dir.path()).unwrap();
+        spec.write(dir.path(), &changes).unwrap();
         let after = std::fs::read_to_string(&file).unwrap();
         assert_eq!(after, before.replace("/b", "/proc/9/ns/pid"));
     }

@@ -1,0 +1,126 @@
+//! What happens to a container, in the order in which containerd is to hear of the events.
+//!
+//! The queue has one end here, and the publisher (`containerd::events`) at the other.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use log::{debug, warn};
+use rustix::process::Pid;
+use tokio::sync::mpsc;
+
+use crate::io;
+use crate::kernel::exits::Exit;
+use crate::kernel::mounts::Mount;
+
+/// What happened to a container.
+#[derive(Debug)]
+pub enum Event {
+    /// runc has made the container, or the sandbox stands.
+    Create(Box<Created>),
+    /// The container runs.
+    Start {
+        /// The container.
+        container: String,
+        /// The init.
+        pid: Pid,
+    },
+    /// An exec is known.
+    ExecAdded {
+        /// The container.
+        container: String,
+        /// The exec.
+        exec: String,
+    },
+    /// An exec runs.
+    ExecStarted {
+        /// The container.
+        container: String,
+        /// The exec.
+        exec: String,
+        /// The exec's process.
+        pid: Pid,
+    },
+    /// The kernel has killed a process of the container for lack of memory.
+    Oom {
+        /// The container.
+        container: String,
+    },
+    /// All processes are frozen.
+    Paused {
+        /// The container.
+        container: String,
+    },
+    /// The processes run again.
+    Resumed {
+        /// The container.
+        container: String,
+    },
+    /// The container was saved.
+    Checkpointed {
+        /// The container.
+        container: String,
+        /// The folder of the images.
+        image: PathBuf,
+    },
+    /// A process has ended.
+    Exit {
+        /// The container.
+        container: String,
+        /// The exec, or the container's id for the init.
+        id: String,
+        /// The process; none for one that never had a pid.
+        pid: Option<Pid>,
+        /// How the process ended.
+        exit: Exit,
+    },
+    /// Nothing is left of the container.
+    Delete {
+        /// The container.
+        container: String,
+        /// The init.
+        pid: Option<Pid>,
+        /// How the init ended.
+        exit: Exit,
+    },
+}
+
+/// A container that has been made.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The container.
+    pub container: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The mounts of the root filesystem.
+    pub rootfs: Vec<Mount>,
+    /// The streams.
+    pub io: io::Request,
+    /// The checkpoint that the container is to be restored from.
+    pub checkpoint: Option<PathBuf>,
+    /// The init, if there is one yet.
+    pub pid: Option<Pid>,
+}
+
+/// The end of the queue that containers write to.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::UnboundedSender<(SystemTime, Event)>);
+
+/// The end of the queue that the publisher reads: each event with the time at which the event happened.
+pub type EventQueue = mpsc::UnboundedReceiver<(SystemTime, Event)>;
+
+impl Events {
+    /// An empty queue. The publisher's end closes when every [`Events`] is gone.
+    pub fn queue() -> (Self, EventQueue) {
+        let (sender, queue) = mpsc::unbounded_channel();
+        (Self(sender), queue)
+    }
+
+    /// Puts `event` at the end of the queue.
+    pub fn send(&self, event: Event) {
+        debug!("event {event:?}");
+        if let Err(mpsc::error::SendError((_, event))) = self.0.send((SystemTime::now(), event)) {
+            warn!("event after the end of the publisher: {event:?}");
+        }
+    }
+}

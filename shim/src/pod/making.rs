@@ -1,0 +1,165 @@
+//! What a member is made from: a task by the spec in the bundle, the sandbox of the Sandbox API by CRI's description.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustix::process::Pid;
+use serde_json::Value;
+
+use super::config::PodConfig;
+use super::files::PodFiles;
+use super::sandbox::{self, Origin, Plan, Request, pid_namespace};
+use super::task::Task;
+use super::{Making, Member, Pod};
+use crate::container::{self, Create};
+use crate::error::{Error, Result};
+use crate::kernel::cgroup::Driver;
+use crate::runtime::options::{Holder, Options};
+use crate::runtime::spec::{Changes, Role};
+
+/// A sandbox that was made through the Sandbox API: what does not change until the sandbox is gone.
+#[derive(Debug)]
+pub struct Described {
+    /// What the sandbox was made from.
+    pub config: PodConfig,
+    /// The operator's settings.
+    pub options: Options,
+    /// The OCI spec.
+    pub spec: Value,
+    /// What holds the namespaces.
+    pub holder: pause::HolderKind,
+    /// Where the namespaces are.
+    pub paths: BTreeMap<pause::Kind, PathBuf>,
+    /// The network namespace that containerd made for the pod.
+    pub network: PathBuf,
+    /// When the sandbox was made.
+    pub created_at: SystemTime,
+    files: PodFiles,
+}
+
+/// What `CreateSandbox` asks for.
+#[derive(Debug)]
+pub struct CreateSandbox {
+    /// The pod's id.
+    pub id: String,
+    /// The sandbox's bundle.
+    pub bundle: PathBuf,
+    /// CRI's description.
+    pub config: PodConfig,
+    /// The pod's network namespace; empty for the node's.
+    pub network: PathBuf,
+    /// Annotations besides CRI's own.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What is to be made, and by which of the two services.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// A container, or the sandbox in podsandbox mode.
+    Task(Create),
+    /// The sandbox, through the Sandbox API.
+    Sandbox(CreateSandbox),
+}
+
+impl Pod {
+    pub(super) async fn make_task(
+        &self,
+        mut create: Create,
+        making: &Making,
+    ) -> Result<(Member, Option<Pid>)> {
+        create.choose_driver();
+        if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
+            let made = sandbox::create(&self.shared, Plan::of_task(create)).await?;
+            return Ok((Member::Task(Task::Sandbox(made.handle)), Some(made.pid)));
+        }
+        let mut changes = Changes::default();
+        if let Some(files) = self.files() {
+            if let Some(label) = create.spec.mount_label() {
+                files.label(label)?;
+            }
+            changes.binds = files.binds();
+        }
+        changes.pid_namespace = self.shared_processes(&create).await?;
+        create.spec.write(&create.bundle, &changes)?;
+        let (handle, pid) = container::create(&self.shared, create, making.given_up()).await?;
+        Ok((Member::Task(Task::Container(handle)), pid))
+    }
+
+    pub(super) async fn make_sandbox(
+        &self,
+        create: CreateSandbox,
+    ) -> Result<(Member, Option<Pid>)> {
+        let CreateSandbox {
+            id,
+            bundle,
+            config,
+            network,
+            annotations,
+        } = create;
+        let options = Options::kept(&bundle)?;
+        if options.holder == Holder::Image {
+            return Err(Error::InvalidArgument(
+                "holder = \"image\" needs a pause image: use it with sandboxer = \"podsandbox\""
+                    .into(),
+            ));
+        }
+        let files = PodFiles::plan(&bundle, &config);
+        let plan = Plan {
+            config: config.sandbox(&network, options.pause_holder())?,
+            driver: Driver::of(config.has_slice()),
+            cgroups_path: config.cgroups_path(&id),
+            node_processes: config.node_processes(),
+            options: options.clone(),
+            origin: Origin::Sandbox(files.clone()),
+            id: id.clone(),
+            bundle,
+        };
+        let made = sandbox::create(&self.shared, plan).await?;
+        let described = Described {
+            spec: config.spec(&id, &annotations, &made.paths, &files.binds()),
+            config,
+            options,
+            holder: made.kind,
+            paths: made.paths,
+            network,
+            created_at: SystemTime::now(),
+            files,
+        };
+        let member = Member::Sandbox(made.handle, Arc::new(described));
+        Ok((member, Some(made.pid)))
+    }
+
+    /// The files that the pod's containers share, if the shim made them.
+    fn files(&self) -> Option<PodFiles> {
+        self.members().values().find_map(|member| match member {
+            Member::Sandbox(_, described) => Some(described.files.clone()),
+            Member::Coming(_) | Member::Task(_) => None,
+        })
+    }
+
+    /// The process namespace for a container that is to join the namespace of a sandbox which a thread holds; none where the
+    /// spec is right as it is. A thread's `/proc/TID/ns/pid` is the namespace of the thread's process: the container would
+    /// land in the node's.
+    async fn shared_processes(&self, create: &Create) -> Result<Option<PathBuf>> {
+        let Some(path) = create.spec.pid_namespace_path() else {
+            return Ok(None);
+        };
+        let sandbox = self
+            .members()
+            .values()
+            .find_map(|member| match member.task() {
+                Some(Task::Sandbox(sandbox)) => Some(sandbox),
+                Some(Task::Container(_)) | None => None,
+            });
+        let Some(sandbox) = sandbox else {
+            return Ok(None);
+        };
+        if sandbox.view().pid.map(pid_namespace).as_deref() != Some(path) {
+            return Ok(None);
+        }
+        let shared = sandbox.ask(Request::SharedProcesses).await?;
+        Ok(Some(shared).filter(|shared| shared != path))
+    }
+}

@@ -1,0 +1,177 @@
+//! Taking down what there is of a container or a sandbox: one list of steps.
+//!
+//! | step | deleted | not made | shim died |
+//! |---|---|---|---|
+//! | kill what is in the cgroup | – | yes | yes |
+//! | the OCI runtime's delete | `delete` | `delete --force` | `delete --force` |
+//! | unmount | the mount points | the mount points | all below the bundle |
+//! | remove the directories that the shim made | yes | yes | – |
+//! | remove empty mount points in the root filesystem | – | – | yes |
+//! | remove the cgroup | of a sandbox | yes | yes |
+//! | take the records back | yes, and mark the bundle as deleted | yes | yes |
+//!
+//! Each step runs, also after another one has failed; the first failure is returned. The records stay after a failure, so
+//! that `delete` finds what is left.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use log::warn;
+
+use super::bundle::{self, Record};
+use super::runc::Runc;
+use crate::error::{IoError, Result, first_failure};
+use crate::kernel::blocking;
+use crate::kernel::cgroup::{Cgroup, Driver};
+use crate::kernel::mounts;
+
+/// What there may be of a container or a sandbox.
+#[derive(Debug, Clone)]
+pub struct Remains {
+    /// The id.
+    pub id: String,
+    /// The bundle, and where the cgroup is.
+    pub record: Record,
+    /// The OCI runtime; none for a sandbox that no runtime knows.
+    pub runc: Option<Runc>,
+    /// The pod's first bundle, which has a record of each member.
+    pub first_bundle: PathBuf,
+    /// Where the shim mounted something.
+    pub mount_points: Vec<PathBuf>,
+    /// What the shim made in the bundle.
+    pub directories: Vec<PathBuf>,
+}
+
+/// Why something is taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The processes have ended, and containerd deletes the container.
+    Deleted,
+    /// The making has failed.
+    NotMade,
+    /// The shim was killed.
+    ShimDied,
+}
+
+/// Takes down what is left.
+///
+/// # Errors
+/// The first failure.
+pub async fn take_down(what: Remains, why: Why) -> Result<()> {
+    let cgroup = what.cgroup(why);
+    let killed = match (why, cgroup.clone()) {
+        (Why::Deleted, _) | (_, None) => Ok(()),
+        // runc ends the init alone where several containers share a process namespace.
+        (Why::NotMade | Why::ShimDied, Some(cgroup)) => {
+            blocking::run_anyway(move || kill(&cgroup)).await
+        }
+    };
+    let deleted = match (&what.runc, why) {
+        (None, _) => Ok(()),
+        (Some(runc), Why::Deleted) => runc.delete().await,
+        (Some(runc), Why::NotMade | Why::ShimDied) => runc.delete_by_force().await,
+    };
+    blocking::run_anyway(move || {
+        let unmounted = what.unmount(why);
+        let removed = what.remove_cgroup(why, cgroup);
+        first_failure([killed, deleted, unmounted, removed])?;
+        what.forget(why)
+    })
+    .await
+}
+
+fn kill(cgroup: &Cgroup) -> Result<()> {
+    match cgroup.kill_all() {
+        Err(error) if error.source.kind() != ErrorKind::NotFound => Err(error.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+impl Remains {
+    /// The cgroup, where this teardown removes the cgroup. runc has removed the cgroup of a container that is deleted.
+    fn cgroup(&self, why: Why) -> Option<Cgroup> {
+        if why == Why::Deleted && self.runc.is_some() {
+            return None;
+        }
+        let path = self.record.cgroups_path.as_deref()?;
+        Cgroup::at(path, Driver::of(self.record.systemd_cgroup))
+            .inspect_err(|error| warn!("{}: {error}", self.id))
+            .ok()
+    }
+
+    fn unmount(&self, why: Why) -> Result<()> {
+        if why == Why::ShimDied {
+            let failures = mounts::unmount_below(&self.record.bundle);
+            let unmounted = first_failure(failures.into_iter().map(|error| Err(error.into())));
+            if unmounted.is_ok() && self.record.mounts_rootfs {
+                remove_mount_points(&self.record.bundle.join("rootfs"));
+            }
+            return unmounted;
+        }
+        let mount_points = self.mount_points.iter();
+        first_failure(mount_points.map(|path| Ok(mounts::unmount(path)?)))?;
+        // A mount that stays must not be emptied file by file: hence the `?` above.
+        first_failure(self.directories.iter().map(|path| remove_directory(path)))
+    }
+
+    fn remove_cgroup(&self, why: Why, cgroup: Option<Cgroup>) -> Result<()> {
+        let Some(cgroup) = cgroup else {
+            return Ok(());
+        };
+        let failures = cgroup.remove();
+        let removed = first_failure(failures.into_iter().map(|error| Err(error.into())));
+        match (removed, why) {
+            // A process of the sandbox may still be dying. The pod's cgroup goes with the pod all the same.
+            (Err(error), Why::Deleted) => {
+                warn!("{}: {error}", self.id);
+                Ok(())
+            }
+            (removed, _) => removed,
+        }
+    }
+
+    fn forget(&self, why: Why) -> Result<()> {
+        let forget = || bundle::forget(&self.first_bundle, &self.id);
+        match why {
+            Why::Deleted => {
+                // Nothing is left: a full disk is no reason to delete once more.
+                if let Err(error) = bundle::set_deleted(&self.record.bundle).and_then(|()| forget())
+                {
+                    warn!("{}: {error}", self.id);
+                }
+                Ok(())
+            }
+            Why::NotMade | Why::ShimDied => forget(),
+        }
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(IoError::at("remove the pod's files", path)(error).into())
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes the empty files and directories in `directory`, where nothing is mounted any more.
+///
+/// When a shim dies during a create, containerd unmounts the root filesystem at once. A container's init that lives a
+/// moment longer then makes its mount points below that directory, and containerd never gets rid of such a bundle.
+fn remove_mount_points(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = match entry.metadata() {
+            Ok(data) if data.is_dir() => {
+                remove_mount_points(&path);
+                std::fs::remove_dir(&path)
+            }
+            Ok(data) if data.is_file() && data.len() == 0 => std::fs::remove_file(&path),
+            _ => continue,
+        };
+        if let Err(error) = removed {
+            warn!("{}", IoError::at("remove", &path)(error));
+        }
+    }
+}
