@@ -1,4 +1,4 @@
-//! The options of a mount: what they mean to mount(2), and how they fit into it.
+//! The options of a mount: their meaning for mount(2), and how an overlay's options fit into its page of data.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use super::owners::Owners;
-use super::{page_size, unsupported};
+use super::idmap::IdMaps;
+use super::unsupported;
 
-/// A mount's options, sorted by which call takes them.
+/// A mount's options, sorted by the system call that takes them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
+pub(super) struct MountOptions {
     pub(super) flags: Flags,
-    pub(super) owners: Owners,
+    pub(super) id_maps: IdMaps,
+    /// The options for the filesystem.
     pub(super) data: Vec<String>,
 }
 
-/// The options that are not data.
+/// The options that mount(2) takes as flags.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Flags {
     pub(super) set: MountFlags,
-    /// Asked to be off by name (`rw`, `dev`, …); matters where the present flags are kept otherwise.
+    /// The flags that an option clears by name (`rw`, `dev`, …). A bind mount keeps the other flags of its source.
     pub(super) cleared: MountFlags,
     pub(super) propagation: MountPropagationFlags,
     pub(super) remount: Remount,
@@ -38,14 +39,14 @@ impl Default for Flags {
     }
 }
 
-/// Whether a mount changes what is already mounted there.
+/// Whether a mount changes an existing mount (the option `remount`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remount {
     No,
     Yes,
 }
 
-/// The flags that belong to one mount and not to its filesystem: a bind mount can have its own.
+/// The flags of a mount, as opposed to its filesystem's: a bind mount can differ from its source in these.
 pub(super) const PER_MOUNT: MountFlags = MountFlags::RDONLY
     .union(MountFlags::NOSUID)
     .union(MountFlags::NODEV)
@@ -53,13 +54,17 @@ pub(super) const PER_MOUNT: MountFlags = MountFlags::RDONLY
     .union(MountFlags::NOSYMFOLLOW)
     .union(ACCESS_TIMES);
 
-/// The flags that say when access times are written; setting one replaces the others.
+/// The flags for the update of access times. Setting one replaces the others.
 const ACCESS_TIMES: MountFlags = MountFlags::NOATIME
     .union(MountFlags::NODIRATIME)
     .union(MountFlags::RELATIME)
     .union(MountFlags::STRICTATIME);
 
-impl Options {
+impl MountOptions {
+    /// Sorts a mount's options.
+    ///
+    /// # Errors
+    /// `Unsupported` for `loop`; `InvalidInput` for containerd's internal options and for malformed id maps.
     pub(super) fn parse(options: &[String]) -> io::Result<Self> {
         let mut parsed = Self::default();
         for option in options {
@@ -83,7 +88,7 @@ impl Options {
                     "the mount option {option:?} is for containerd itself and must not get here"
                 );
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            } else if !parsed.owners.take(option)? && option != "defaults" {
+            } else if !parsed.id_maps.take(option)? && option != "defaults" {
                 parsed.data.push(option.clone());
             }
         }
@@ -98,7 +103,7 @@ enum Switch {
     Off,
 }
 
-/// The flags that an option sets or clears; `None` if it is no flag.
+/// The flags that an option sets or clears; `None` if the option is no flag.
 fn flag(option: &str) -> Option<(MountFlags, Switch)> {
     use Switch::{Off, On};
     Some(match option {
@@ -135,7 +140,7 @@ fn flag(option: &str) -> Option<(MountFlags, Switch)> {
     })
 }
 
-/// The propagation that an option asks for (mount_namespaces(7)); `None` if it asks for none.
+/// The propagation that an option sets (mount_namespaces(7)); `None` for other options.
 fn propagation(option: &str) -> Option<MountPropagationFlags> {
     let once = |name: &str| {
         Some(match name {
@@ -149,8 +154,9 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
     once(option).or_else(|| Some(once(option.strip_prefix('r')?)? | MountPropagationFlags::REC))
 }
 
-/// The flags for the remount of a bind mount: those asked for, and those it has from its source. A remount replaces
-/// all of them, and in a user namespace the kernel refuses to drop one that it has locked.
+/// The flags for the remount of a bind mount: the flags that the options set, and those present from the source. The
+/// present flags are needed because a remount replaces all flags, and the kernel refuses to drop a flag that is locked
+/// by a user namespace.
 pub(super) fn bind_flags(flags: &Flags, present: MountFlags) -> MountFlags {
     let mut kept = present - flags.cleared;
     if flags.set.intersects(ACCESS_TIMES) {
@@ -159,7 +165,7 @@ pub(super) fn bind_flags(flags: &Flags, present: MountFlags) -> MountFlags {
     MountFlags::BIND | (flags.set & PER_MOUNT) | kept
 }
 
-/// The per-mount flags that the mount at `path` has.
+/// The flags of the mount at `path`.
 pub(super) fn present_flags(path: &Path) -> io::Result<MountFlags> {
     let present = rustix::fs::statvfs(path)?.f_flag;
     let pairs = [
@@ -178,12 +184,13 @@ pub(super) fn present_flags(path: &Path) -> io::Result<MountFlags> {
         .collect())
 }
 
-/// Makes an overlay's data fit into the one page that mount(2) takes, if it does not: with the layers' common parent
-/// as working directory, their paths can be short. The mount API that needs no such thing takes layers one by one only
-/// from Linux 6.5 on.
+/// Shortens an overlay's data that does not fit into the one page that mount(2) takes: with the layers' common parent
+/// as the working directory, relative paths will do. Returns that directory if the data changed.
+///
+/// The newer mount API (fsconfig(2)) has no such limit, but takes layers one by one only from Linux 6.5 on.
 pub(super) fn shorten(kind: &str, data: Vec<String>) -> (Option<PathBuf>, Vec<String>) {
     let length = data.iter().map(|option| option.len() + 1).sum::<usize>();
-    if kind != "overlay" || length <= page_size() {
+    if kind != "overlay" || length <= rustix::param::page_size() {
         return (None, data);
     }
     match below_parent(&data) {
@@ -192,8 +199,8 @@ pub(super) fn shorten(kind: &str, data: Vec<String>) -> (Option<PathBuf>, Vec<St
     }
 }
 
-/// An overlay's data with the paths of its lower layers relative to the directory that all are in, and that directory.
-/// `None` where [`relative_layers`] finds none.
+/// The directory that all lower layers of an overlay are in, and the overlay's data with the layers' paths relative to
+/// that directory. `None` where [`relative_layers`] finds no such directory.
 pub(super) fn below_parent(data: &[String]) -> Option<(PathBuf, Vec<String>)> {
     let layers = data
         .iter()
@@ -206,13 +213,13 @@ pub(super) fn below_parent(data: &[String]) -> Option<(PathBuf, Vec<String>)> {
     Some((parent, data.iter().map(relative).collect()))
 }
 
-/// The longest directory that all layers are in, and the layers relative to it. `None` if there is none but `/`, or a
-/// path has an escape in it (a snapshotter's own paths have none).
+/// The deepest directory that all layers are in, and the layers relative to that directory. `None` if the layers share
+/// only `/`, or if a path has an escape (the paths of snapshotters have none).
 pub(super) fn relative_layers(layers: &str) -> Option<(PathBuf, String)> {
     if layers.contains('\\') {
         return None;
     }
-    // An empty part belongs to `::`, which introduces data-only layers.
+    // An empty part comes from `::`, which precedes data-only layers.
     let paths = || {
         layers
             .split(':')

@@ -12,29 +12,29 @@ use crate::error::IoError;
 /// A line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountedAt {
-    /// What of the filesystem is mounted: `/`, or the directory that was bound.
+    /// The mounted part of the filesystem: `/`, or the source directory of a bind mount.
     pub root: PathBuf,
-    /// Where.
+    /// The mount point.
     pub target: PathBuf,
     /// The filesystem's type.
     pub kind: String,
-    /// The filesystem's own options, comma separated; for cgroup v1 the controllers are among them.
+    /// The filesystem's own options, comma separated. cgroup v1 lists its controllers here.
     pub super_options: String,
 }
 
-/// What is mounted in the shim's mount namespace and worth keeping, in the order of the mounts. A node with many pods
-/// has thousands of mounts, so a line is forgotten at once if it is not.
+/// The mounts of the shim's mount namespace that `keep` accepts, in the table's order. A node with many pods has
+/// thousands of mounts; `keep` sees each line as it is read, so that the other lines take no memory.
 ///
 /// # Errors
-/// What reading `/proc/self/mountinfo` says.
+/// The error of reading `/proc/self/mountinfo`.
 pub fn mounts_that(keep: impl Fn(&MountedAt) -> bool) -> Result<Vec<MountedAt>, IoError> {
     let path = Path::new("/proc/self/mountinfo");
     let read = || mounts_in(BufReader::new(File::open(path)?), keep);
     read().map_err(failed("read the mount table", path))
 }
 
-/// Reads mountinfo: `id parent major:minor root target options [tag]… - type source super-options`. A line that is
-/// not of that form is left out.
+/// Reads mountinfo: lines `id parent major:minor root target options [tag]… - type source super-options`. Leaves out
+/// lines of another form.
 pub(super) fn mounts_in(
     text: impl BufRead,
     keep: impl Fn(&MountedAt) -> bool,
@@ -50,7 +50,7 @@ fn parse_line(line: &[u8]) -> Option<MountedAt> {
     let mut fields = line.split(|byte| *byte == b' ');
     let root = unescape(fields.nth(3)?);
     let target = unescape(fields.next()?);
-    // The number of tags differs; a lone "-" ends them.
+    // The number of tags differs from line to line; a lone "-" ends the tags.
     let mut after_tags = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(after_tags.next()?).into_owned();
     let super_options = String::from_utf8_lossy(after_tags.nth(1)?).into_owned();
@@ -62,7 +62,8 @@ fn parse_line(line: &[u8]) -> Option<MountedAt> {
     })
 }
 
-/// Undoes the kernel's escapes: `\040` (three octal digits) for space, tab, newline and backslash.
+/// Decodes the kernel's escapes for space, tab, newline and backslash: a backslash and three octal digits, such as
+/// `\040`.
 pub(super) fn unescape(field: &[u8]) -> OsString {
     let octal = |digits: &[u8]| {
         digits.iter().try_fold(0_u8, |value, digit| match digit {

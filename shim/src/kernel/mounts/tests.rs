@@ -1,17 +1,17 @@
-//! These make real mounts, below a directory of their own, and need root.
+//! These tests make real mounts, below a directory of their own, and need root.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use super::options::relative_layers;
+use super::options::{MountOptions, Remount, present_flags, relative_layers};
 use super::table::{mounts_in, unescape};
 use super::*;
 
-/// A directory without mounts after the test, however it ends.
+/// A directory whose drop takes away all mounts below, also after a failed test.
 struct Scratch(tempfile::TempDir);
 
 impl Scratch {
@@ -97,7 +97,7 @@ fn options_are_sorted_into_flags_propagation_and_data() {
         "mode=755",
         "defaults",
     ];
-    let options = Options::parse(&words.map(str::to_owned)).unwrap();
+    let options = MountOptions::parse(&words.map(str::to_owned)).unwrap();
     assert_eq!(
         options.flags.set,
         MountFlags::RDONLY | MountFlags::BIND | MountFlags::REC
@@ -245,7 +245,7 @@ fn an_overlay_of_sixty_layers_with_long_paths_is_mounted() {
 #[test]
 fn data_that_the_kernel_would_cut_off_is_refused() {
     let scratch = Scratch::new();
-    let option = format!("size=64k,{}", "x".repeat(page_size()));
+    let option = format!("size=64k,{}", "x".repeat(rustix::param::page_size()));
     let result = mount_all(
         &[mount("tmpfs", Path::new("x"), &[&option])],
         scratch.0.path(),
@@ -261,7 +261,7 @@ fn a_failure_leaves_nothing_mounted() {
     mount_all(&[tmpfs(), tmpfs(), unknown], &rootfs).unwrap_err();
     assert_eq!(scratch.mounts(), 0);
 
-    // The kernel takes only one kind of propagation: the mount is made, and its second step fails.
+    // The kernel takes only one kind of propagation: the first step of the mount succeeds, the second fails.
     let torn = mount("tmpfs", Path::new("x"), &["private", "shared"]);
     let error = mount_all(&[tmpfs(), torn], &rootfs).unwrap_err();
     assert_eq!(error.operation, "set the propagation of");
@@ -284,7 +284,7 @@ fn a_target_is_found_inside_the_root_filesystem_whatever_its_links_say() {
         ..mount("tmpfs", Path::new("x"), &["ro"])
     };
     let second = mount_all(&[bound], &rootfs).unwrap();
-    assert_eq!(second.targets(), [inside.canonicalize().unwrap()]);
+    assert_eq!(second.points(), [inside.canonicalize().unwrap()]);
     assert!(fs::write(inside.join("file"), "").is_err());
     fs::write(outside.join("file"), "").unwrap();
 
@@ -321,7 +321,7 @@ fn a_remount_changes_what_is_there() {
     let rootfs = scratch.directory("rootfs");
     let again = mount("tmpfs", Path::new("x"), &["remount", "ro"]);
     let mounted = mount_all(&[tmpfs(), again], &rootfs).unwrap();
-    assert_eq!(mounted.targets().len(), 1);
+    assert_eq!(mounted.points().len(), 1);
     assert!(fs::write(rootfs.join("file"), "").is_err());
     assert!(mounted.unmount().is_empty());
     assert_eq!(scratch.mounts(), 0);
@@ -362,7 +362,7 @@ fn everything_below_a_directory_goes_and_nothing_beside_it() {
     let _inner = mount_all(&[tmpfs(), tmpfs()], &inner).unwrap();
     fs::create_dir(inner.join("deep")).unwrap();
     let _deep = mount_all(&[tmpfs()], &inner.join("deep")).unwrap();
-    // This one hides the others, and its own mount comes first.
+    // The last mount hides the others and must go first.
     let _over = mount_all(&[tmpfs()], &bundle).unwrap();
     assert_eq!(scratch.mounts(), 5);
 
@@ -374,7 +374,7 @@ fn everything_below_a_directory_goes_and_nothing_beside_it() {
     assert!(kept.unmount().is_empty());
 }
 
-/// Root inside is 100000 outside.
+/// Maps root to user 100000 and group 200000.
 const MAPPED: [&str; 2] = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"];
 
 fn owner(path: &Path) -> (u32, u32) {
@@ -465,17 +465,17 @@ fn owners_that_cannot_be_given_are_refused_and_nothing_stays() {
         assert_eq!(refused.source.kind(), io::ErrorKind::InvalidInput);
         assert!(refused.to_string().contains("map="), "{refused}");
     }
-    // A map need not have root in it; whoever is not in it is nobody.
+    // A map need not include root. An id outside of the map shows as nobody (65534).
     let some = mount("tmpfs", Path::new("x"), &["uidmap=7:5:1", "gidmap=8:6:1"]);
     let mounted = mount_all(&[some], &rootfs).unwrap();
     assert_eq!(owner(&rootfs), (65534, 65534));
     assert!(mounted.unmount().is_empty());
-    // The kernel maps no owners there.
+    // The kernel maps no ids on proc.
     let proc = mount("bind", Path::new("/proc"), &[MAPPED[0], MAPPED[1], "rbind"]);
     let refused = mount_all(&[proc, tmpfs()], &rootfs).unwrap_err();
     assert_eq!(refused.source.kind(), io::ErrorKind::Unsupported);
     assert!(refused.to_string().contains("/proc"), "{refused}");
-    // The layers are mounted, the overlay is not.
+    // The layers can be mounted, the overlay cannot.
     let lower = format!("lowerdir={}", scratch.directory("lower").display());
     let torn = mount(
         "overlay",

@@ -1,16 +1,16 @@
-//! Mounts whose files belong to somebody else than on disk: the options `uidmap=` and `gidmap=`.
+//! Mounts with mapped ids: files have other owners in the mount than on disk. The options are `uidmap=` and `gidmap=`.
 //!
-//! containerd 2.x asks for them when a pod has a user namespace. On an image's layers root is 0; in the pod root is, say,
-//! user 100000 of the node. Instead of a copy of each layer with other owners, the kernel translates at the mount
-//! (mount_setattr(2), Linux 5.12; as layers of an overlay, 5.19).
+//! containerd 2.x sets these options for a pod with a user namespace. In an image's layers root is 0; in the pod root
+//! is, for example, user 100000 of the node. The kernel translates owners at the mount (mount_setattr(2), Linux 5.12;
+//! as layers of an overlay, 5.19), so no layer needs a copy with other owners.
 //!
 //! ```text
 //!   overlay    the directory that all lower layers are in ──clone, map──▶ BUNDLE/layers ──▶ lowerdir=…, unmounted again
 //!   bind       the source                                 ──clone, map──▶ the target
 //!   others     mounted at the target, taken away          ──clone, map──▶ the target
 //! ```
-//! What is written goes to an overlay's upper layer, which containerd gives to the pod's root as it is. The kernel keeps
-//! clones of the layers, so nothing but the overlay stays mounted.
+//! Writes go to the overlay's upper layer, which belongs to the pod's root already: containerd sees to that. The kernel
+//! keeps clones of the layers, so only the overlay stays mounted.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,17 +20,21 @@ use pause::IdMap;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::{detach, unsupported};
+use super::unmount::detach;
+use super::unsupported;
 
-/// Who the files of a mount belong to: `uidmap=` and `gidmap=` with their lists of `inside:outside:count`.
+/// The id maps of a mount: the options `uidmap=` and `gidmap=`, each a list of `inside:outside:count`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Owners {
+pub(super) struct IdMaps {
     pub(super) uid_map: Vec<IdMap>,
     pub(super) gid_map: Vec<IdMap>,
 }
 
-impl Owners {
-    /// Takes in an option; `false` if it is another one.
+impl IdMaps {
+    /// Reads an option; `false` if the option is no id map.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a malformed list.
     pub(super) fn take(&mut self, option: &str) -> io::Result<bool> {
         let (map, list) = if let Some(list) = option.strip_prefix("uidmap=") {
             (&mut self.uid_map, list)
@@ -48,7 +52,10 @@ impl Owners {
         Ok(true)
     }
 
-    /// The user namespace that maps so; `None` when no option asked for one.
+    /// Makes a user namespace with these maps; `None` without maps.
+    ///
+    /// # Errors
+    /// `InvalidInput` if only one of the two maps is there; the errors of [`pause::user_namespace`].
     pub(super) fn user_namespace(self) -> io::Result<Option<OwnedFd>> {
         match (self.uid_map.is_empty(), self.gid_map.is_empty()) {
             (true, true) => Ok(None),
@@ -76,21 +83,24 @@ fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// How much of a tree of mounts.
+/// How much of a tree of mounts to clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// The mount alone.
+    /// The mount without those below.
     One,
-    /// And what is mounted below it.
+    /// The mount and all mounts below.
     All,
 }
 
-/// A clone of a mount with other owners, attached nowhere: if it is dropped, it is gone.
+/// A clone of a mount, with mapped ids and attached nowhere. Dropping the clone ends it.
 #[derive(Debug)]
-pub(super) struct Mapped(OwnedFd);
+pub(super) struct MappedMount(OwnedFd);
 
-impl Mapped {
-    /// Clones what is at `path`.
+impl MappedMount {
+    /// Clones the mount at `path`.
+    ///
+    /// # Errors
+    /// The error of open_tree(2); `Unsupported` for an old kernel, or a filesystem whose ids the kernel cannot map.
     pub(super) fn clone_of(path: &Path, depth: Depth, user: &OwnedFd) -> io::Result<Self> {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if depth == Depth::All {
@@ -111,7 +121,7 @@ impl Mapped {
         Ok(Self(tree))
     }
 
-    /// Mounts it at `target`.
+    /// Attaches the clone at `target`: move_mount(2).
     pub(super) fn attach(self, target: &Path) -> io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
         Ok(rustix::mount::move_mount(self.0, "", CWD, target, flags)?)
@@ -126,17 +136,17 @@ fn too_old(error: io::Error) -> io::Error {
     }
 }
 
-/// The layers of an overlay with other owners, mounted beside the root filesystem as long as the overlay is being made.
-/// A shim that is killed meanwhile leaves it in the bundle, where `delete` takes it away.
+/// The layers of an overlay, with mapped ids, mounted beside the root filesystem until the overlay is made. A shim that
+/// is killed before leaves this mount in the bundle, and `delete` takes it away.
 #[derive(Debug)]
-pub(super) struct Layers {
+pub(super) struct MappedLayers {
     pub(super) directory: PathBuf,
 }
 
-impl Layers {
-    /// Mounts `parent`, the directory that all layers are in, beside `rootfs`.
+impl MappedLayers {
+    /// Mounts a clone of `parent`, the directory that all layers are in, beside `rootfs`.
     pub(super) fn mount(parent: &Path, rootfs: &Path, user: &OwnedFd) -> io::Result<Self> {
-        let mapped = Mapped::clone_of(parent, Depth::All, user)?;
+        let mapped = MappedMount::clone_of(parent, Depth::All, user)?;
         let directory = rootfs.with_file_name("layers");
         match std::fs::create_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -146,14 +156,14 @@ impl Layers {
         match mapped.attach(&layers.directory) {
             Ok(()) => Ok(layers),
             Err(error) => {
-                // Empty; if it stays, it goes with the bundle.
+                // The directory is empty. A directory that stays goes with the bundle.
                 let _ = std::fs::remove_dir(&layers.directory);
                 Err(error)
             }
         }
     }
 
-    /// Takes them away again.
+    /// Takes the layers away.
     pub(super) fn unmount(self) -> io::Result<()> {
         detach(&self.directory)?;
         std::fs::remove_dir(&self.directory)
