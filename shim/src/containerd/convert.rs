@@ -8,6 +8,7 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::types::mount::Mount as WireMount;
 use rustix::process::Pid;
 
+use crate::kernel::cgroup::Metrics;
 use crate::kernel::mounts::Mount;
 
 /// A point in time; one before 1970 is not there.
@@ -27,6 +28,14 @@ pub fn any(type_url: &str, message: &impl Message) -> Any {
         // Fails only for a message of more than 2 GiB.
         value: message.write_to_bytes().unwrap_or_default(),
         ..Any::default()
+    }
+}
+
+/// The counters of a cgroup. containerd's clients choose the message type by the type URL.
+pub fn metrics(metrics: &Metrics) -> Any {
+    match metrics {
+        Metrics::V1(message) => any("io.containerd.cgroups.v1.Metrics", &**message),
+        Metrics::V2(message) => any("io.containerd.cgroups.v2.Metrics", &**message),
     }
 }
 
@@ -53,5 +62,36 @@ pub fn wire_mount(mount: Mount) -> WireMount {
         target: mount.target,
         options: mount.options,
         ..WireMount::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use containerd_shim_protos::{cgroups, cgroups_v2};
+
+    use super::*;
+
+    #[test]
+    fn metrics_are_containerds_messages_under_their_type_urls() {
+        let mut v1 = cgroups::metrics::Metrics::new();
+        v1.pids.mut_or_insert_default().current = 3;
+        let wire = metrics(&Metrics::V1(Box::new(v1.clone())));
+        assert_eq!(wire.type_url, "io.containerd.cgroups.v1.Metrics");
+        let read = cgroups::metrics::Metrics::parse_from_bytes(&wire.value).unwrap();
+        assert_eq!(read, v1);
+
+        let mut v2 = cgroups_v2::metrics::Metrics::new();
+        let memory = v2.memory.mut_or_insert_default();
+        memory.anon = 4096;
+        // Field 40 belongs to a newer message.
+        memory
+            .special_fields
+            .mut_unknown_fields()
+            .add_varint(40, 11);
+        let wire = metrics(&Metrics::V2(Box::new(v2.clone())));
+        assert_eq!(wire.type_url, "io.containerd.cgroups.v2.Metrics");
+        let read = cgroups_v2::metrics::Metrics::parse_from_bytes(&wire.value).unwrap();
+        assert_eq!(read, v2);
     }
 }

@@ -1,18 +1,20 @@
-//! Kills for lack of memory: the kernel's counter says how many, a file descriptor says when to look.
+//! Kills for lack of memory (OOM kills): a kernel counter has their number, a file descriptor says when to look.
 //!
 //! ```text
-//!        counter of kills                         readable when it may have changed
-//!   v1   memory.oom_control: oom_kill             an eventfd that cgroup.event_control knows
+//!        counter of kills                         readable when the counter may have changed
+//!   v1   memory.oom_control: oom_kill             an eventfd registered in cgroup.event_control
 //!   v2   memory.events: oom_kill                  inotify on memory.events
 //! ```
 //!
-//! The counter decides, never the notification: v1 also notifies the cgroups below the one that is full (the other
-//! containers of a pod whose own limit is reached), and those that are removed; v2 notifies of limits that were only
-//! touched. And the kernel counts before it sends SIGKILL, also when the whole node is short of memory. Who looks when a
-//! process has ended therefore misses none of the kills before, however short its life was.
+//! The counter decides, never the notification. v1 also notifies the cgroups below a full one (the other containers of
+//! a pod that has reached its own limit) and removed cgroups. v2 also notifies of a limit that was only touched.
 //!
-//! One thing comes in between: systemd removes the cgroup of an empty scope, counter and all, and may do so before that
-//! look. Then the notification that came since the last look, and the counter of the cgroup above, which includes it, tell.
+//! The kernel counts a kill before sending SIGKILL, also when the whole node is short of memory. A look after a process
+//! has ended therefore misses no earlier kill, however short the process's life was.
+//!
+//! One exception: systemd removes the cgroup of an empty scope, with its counter, possibly before that look. Then two
+//! facts together tell of a kill: a notification since the last look, and a higher counter in the cgroup above, which
+//! includes the removed one.
 
 use std::fs;
 use std::io;
@@ -25,41 +27,46 @@ use rustix::fs::inotify;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::parse::Table;
+use super::files::Table;
 use super::{Cgroup, Hierarchy, failed, write};
 use crate::error::IoError;
 
-/// v1 notifies before it chooses what to kill. So its counter is looked at this often, and with this pause, after a
-/// notification that found it unchanged. Together one second: a kernel that writes its report to a serial console takes
-/// a part of that. v2 notifies once in 10 ms at the most (CGROUP_FILE_NOTIFY_MIN_INTV), of the limit that is reached and
-/// only then of the kill that follows: there it is looked at once more.
+/// The number of further looks after a v1 notification that found the counter unchanged: v1 notifies before the kernel
+/// chooses a process to kill. All looks together take one second; a kernel that writes its report to a serial console
+/// takes a part of that.
 const LOOKS_V1: u32 = 20;
+
+/// The number of further looks after a v2 notification. v2 notifies at most once in 10 ms
+/// (CGROUP_FILE_NOTIFY_MIN_INTV), first of the limit that is reached, and only then of the kill that follows.
 const LOOKS_V2: u32 = 1;
+
+/// The time between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
-/// The kills in a cgroup since it is watched.
+/// A watch over the OOM kills in a cgroup.
 #[derive(Debug)]
 pub struct OomKills {
     hierarchy: Hierarchy,
-    /// Where the memory controller has the cgroup.
+    /// The cgroup's directory under the memory controller.
     directory: PathBuf,
-    /// None once the cgroup is gone.
+    /// The notifications; `None` once the cgroup is gone.
     notified: Option<pipe::Receiver>,
-    /// Kills that somebody knows of.
+    /// The counter at the last look.
     known: u64,
-    /// Looks still to be taken after a notification.
+    /// The looks still to be taken after a notification.
     looks: u32,
-    /// v2: kills in the cgroup above, at the time of the last look.
+    /// v2: the kills in the cgroup above, when `changed` was last cleared.
     above: u64,
-    /// v2: the kernel has notified of a change, and no look has told which, or one came too early to tell.
+    /// v2: the kernel has notified of a change that no look has explained yet. A look soon after the notification does
+    /// not count, because the kernel may not have killed yet.
     changed: bool,
 }
 
 impl Cgroup {
-    /// Watches for kills from now on. The kernel wakes the watcher; a cgroup with memory enough costs nothing.
+    /// Watches for OOM kills from now on. The kernel wakes the watcher; a cgroup with enough memory costs nothing.
     ///
     /// # Errors
-    /// `NotFound` if no memory controller has this cgroup; what eventfd(2), inotify(7) and the registration say.
+    /// `NotFound` if no memory controller has this cgroup; the errors of eventfd(2), inotify(7) and the registration.
     pub fn watch_oom_kills(&self) -> Result<OomKills, IoError> {
         let operation = "watch for kills for lack of memory in the cgroup";
         let directory = self
@@ -71,7 +78,7 @@ impl Cgroup {
             Hierarchy::V1 => v1_notifications(path)?,
             Hierarchy::V2 => v2_notifications(path)?,
         };
-        // Both are read like a pipe, and so polled like one.
+        // Both kinds of descriptor can be read and polled like a pipe.
         let notified =
             pipe::Receiver::from_owned_fd_unchecked(notified).map_err(failed(operation, path))?;
         let mut kills = OomKills {
@@ -90,16 +97,16 @@ impl Cgroup {
 }
 
 impl OomKills {
-    /// No longer watches. The kernel takes some 15 ms to close what inotify(7) gave, and is not waited for.
+    /// Ends the watch, without waiting for the kernel: closing an inotify(7) descriptor takes some 15 ms.
     pub fn end(self) {
         if self.hierarchy == Hierarchy::V2 {
-            // At the shim's end the runtime waits for it, for a while.
+            // At the shim's end the runtime waits for this drop, for a bounded time.
             drop(tokio::task::spawn_blocking(|| drop(self)));
         }
     }
 
-    /// Resolves when there have been kills since the last one that was known. May be dropped at any time, and called
-    /// again. Never resolves once the cgroup is gone.
+    /// Resolves when there are kills that no look has reported yet. Cancel safe: the future may be dropped at any time,
+    /// and the method called again. Never resolves once the cgroup is gone.
     pub async fn next(&mut self) {
         loop {
             let Some(notified) = &mut self.notified else {
@@ -109,7 +116,7 @@ impl OomKills {
                 tokio::time::sleep(BETWEEN_LOOKS).await;
                 self.looks = left;
             } else {
-                // An eventfd gives eight bytes, inotify as many events as fit; that there was something is what counts.
+                // An eventfd returns eight bytes, inotify as many events as fit.
                 let mut buffer = [0; 512];
                 match notified.read(&mut buffer).await {
                     Ok(length @ 1..) => self.heard(&buffer[..length]),
@@ -122,7 +129,7 @@ impl OomKills {
         }
     }
 
-    /// A notification has come.
+    /// Takes in a notification.
     fn heard(&mut self, bytes: &[u8]) {
         match self.hierarchy {
             Hierarchy::V1 => self.looks = LOOKS_V1,
@@ -133,12 +140,12 @@ impl OomKills {
         }
     }
 
-    /// Whether there have been kills since the last one that was known. They are known then.
+    /// Reads the counter: whether there are kills that no look has reported yet. This look reports them.
     pub fn look(&mut self) -> bool {
         match self.count() {
             Ok(count) => {
                 let new = count > self.known;
-                // A cgroup below may have been removed, with its count.
+                // The count may also fall: a removed cgroup below takes its own count along.
                 self.known = count;
                 if new {
                     self.looks = 0;
@@ -157,10 +164,10 @@ impl OomKills {
         }
     }
 
-    /// As [`OomKills::look`], after a process has ended by SIGKILL: also when the cgroup is gone already.
+    /// As [`OomKills::look`], for after a process has ended by SIGKILL: also answers if the cgroup is gone already.
     pub fn look_after_a_kill(&mut self) -> bool {
         let mut buffer = [0; 512];
-        // What the runtime has not heard of yet.
+        // A notification that the runtime has not delivered to `next` yet.
         if self.hierarchy == Hierarchy::V2
             && let Some(notified) = &self.notified
             && let Ok(length) = rustix::io::read(notified, &mut buffer)
@@ -173,7 +180,7 @@ impl OomKills {
                 && self.count_above() > self.above)
     }
 
-    /// Zero where it is not counted so.
+    /// The kills in the cgroup above; zero on v1, where a parent does not count the kills of its children.
     fn count_above(&self) -> u64 {
         match self.hierarchy {
             Hierarchy::V1 => 0,
@@ -188,15 +195,15 @@ impl OomKills {
     fn count(&self) -> io::Result<u64> {
         match self.hierarchy {
             Hierarchy::V1 => v1_count(&self.directory),
-            // With what the cgroups below count.
+            // The file includes the kills in the cgroups below.
             Hierarchy::V2 => oom_kill(&self.directory.join("memory.events")),
         }
     }
 }
 
-/// Whether these bytes of inotify(7) tell of a change, and not only of a file that is gone.
+/// Whether these inotify(7) events tell of a change, and not only of a removed file.
 fn is_change(mut events: &[u8]) -> bool {
-    // wd, mask, cookie, length of the name that follows.
+    // The fields of `struct inotify_event`: wd, mask, cookie, and the length of the name that follows.
     while let Some((header, rest)) = events.split_first_chunk::<16>() {
         let [_, mask, _, length] = [0, 4, 8, 12].map(|at| {
             let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
@@ -215,19 +222,20 @@ fn oom_kill(file: &Path) -> io::Result<u64> {
     Ok(Table::parse(&fs::read_to_string(file)?).get("oom_kill"))
 }
 
-/// v1 counts each cgroup by itself.
+/// v1 counts each cgroup by itself, so this function adds up the cgroup and those below.
 fn v1_count(directory: &Path) -> io::Result<u64> {
     let mut count = oom_kill(&directory.join("memory.oom_control"))?;
     for entry in fs::read_dir(directory)?.filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // It may be removed at any time.
+            // A cgroup below may be removed at any time.
             count = count.saturating_add(v1_count(&entry.path()).unwrap_or(0));
         }
     }
     Ok(count)
 }
 
-/// Documentation/admin-guide/cgroup-v1/memory.rst, 10. OOM Control. The kernel forgets the eventfd when it is closed.
+/// Registers an eventfd for OOM notifications (Documentation/admin-guide/cgroup-v1/memory.rst, 10. OOM Control).
+/// Closing the eventfd ends the registration.
 fn v1_notifications(directory: &Path) -> Result<OwnedFd, IoError> {
     let file = directory.join("memory.oom_control");
     let control = fs::File::open(&file).map_err(failed("open", &file))?;
@@ -238,7 +246,8 @@ fn v1_notifications(directory: &Path) -> Result<OwnedFd, IoError> {
     Ok(event)
 }
 
-/// Documentation/admin-guide/cgroup-v2.rst: a change of memory.events generates a file modified event.
+/// Watches memory.events with inotify(7): a change of memory.events generates a file modified event
+/// (Documentation/admin-guide/cgroup-v2.rst).
 fn v2_notifications(directory: &Path) -> Result<OwnedFd, IoError> {
     let file = directory.join("memory.events");
     let watch = || {
@@ -255,7 +264,7 @@ fn v2_notifications(directory: &Path) -> Result<OwnedFd, IoError> {
 mod tests {
     use super::*;
 
-    /// What waits for the kernel must not wait for ever.
+    /// Whether kills are reported within a second. A test must not wait for the kernel for ever.
     async fn within_a_second(kills: &mut OomKills) -> bool {
         tokio::time::timeout(Duration::from_secs(1), kills.next())
             .await
@@ -290,11 +299,11 @@ mod tests {
     async fn v2_a_kill_is_known_when_the_cgroup_is_gone_before_anybody_looked() {
         for (own, above, told) in [
             ("oom_kill 1\n", "oom_kill 8\n", true),
-            // Only the neighbours' number has changed, or only this one's, by a limit that was touched.
+            // Only the neighbours' count has changed; or only this cgroup's file, by a limit that was touched.
             ("", "oom_kill 8\n", false),
             ("max 1\noom_kill 0\n", "oom_kill 7\n", false),
         ] {
-            // The notification may have been read before the process was known to have ended.
+            // The shim may read the notification before learning of the process's end.
             for read_before in [false, true] {
                 let (root, cgroup) = v2("oom_kill 0\n");
                 let events_above = root.path().join("memory.events");

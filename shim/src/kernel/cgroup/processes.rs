@@ -1,4 +1,4 @@
-//! The processes of a cgroup: find, freeze, thaw and kill them.
+//! The processes of a cgroup: list, freeze, thaw, kill.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -10,20 +10,21 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-use super::{Cgroup, Directory, Hierarchy, PROCS, Pause, before, failed, v1, v2, write};
+use super::{Backoff, Cgroup, Directory, Hierarchy, PROCS, before, failed, v1, v2, write};
 use crate::error::IoError;
 
-/// How long freezing, thawing and killing may take. Uninterruptible IO is what takes long.
+/// The longest wait of freeze, thaw and kill. Only a process in uninterruptible IO needs such a long wait.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long killing waits for a freeze, which it can do without.
+/// The longest wait for the freeze before a kill. The kill also works without the freeze.
 const PATIENCE_BEFORE_KILL: Duration = Duration::from_millis(100);
 
-/// Readies the kernel for a process that is about to be moved into another cgroup.
+/// Prepares the kernel for a process that is about to move into another cgroup.
 ///
-/// A move takes a lock against all forks (`cgroup_threadgroup_rwsem` of kernel/cgroup/cgroup.c). Whoever takes it first
-/// waits for an RCU grace period, some 8 ms of doing nothing; whoever takes it soon after that does not
-/// (kernel/rcu/sync.c). runc, which has just been started, comes to it some 10 ms later.
+/// A move takes a lock against all forks (`cgroup_threadgroup_rwsem` of kernel/cgroup/cgroup.c). The first taker of the
+/// lock sleeps for an RCU grace period, some 8 ms; takers soon afterwards do not (kernel/rcu/sync.c). A runc that has
+/// just been started takes the lock some 10 ms after its start, so a move in place made at its start saves runc the
+/// sleep.
 #[derive(Debug)]
 pub struct MoveInPlace {
     procs: PathBuf,
@@ -31,13 +32,13 @@ pub struct MoveInPlace {
 }
 
 impl MoveInPlace {
-    /// Of a process that has just been started: to where it is.
+    /// Plans the move of a process that has just been started, to the cgroup that the process is in already.
     ///
     /// # Errors
-    /// As [`Cgroup::of_pid`].
+    /// The errors of [`Cgroup::of_pid`].
     pub fn of(pid: Pid) -> Result<Self, IoError> {
         let cgroup = Cgroup::of_pid(pid)?;
-        // Any hierarchy will do: there is one lock for all. A cpuset may refuse.
+        // Any hierarchy will do: all share one lock. Preferably not cpuset, which may refuse a move.
         let directory = cgroup.find("pids").or(cgroup.directories.first());
         let directory = directory.ok_or_else(|| cgroup.not_found("find"))?;
         Ok(Self {
@@ -46,9 +47,12 @@ impl MoveInPlace {
         })
     }
 
-    /// Takes the lock, and changes nothing.
+    /// Makes the move: takes the lock and changes nothing.
+    ///
+    /// # Errors
+    /// The errors of open(2) and write(2).
     pub fn make(self) -> Result<(), IoError> {
-        // One write of a few bytes: no memory is taken from the thread's own heap.
+        // One write from a buffer on the stack: the thread's own heap allocates nothing.
         let pid = DecInt::new(self.pid.as_raw_nonzero().get());
         OpenOptions::new()
             .write(true)
@@ -59,10 +63,11 @@ impl MoveInPlace {
 }
 
 impl Cgroup {
-    /// The processes in it and in the cgroups below it, sorted, each once, as the shim's pid namespace has their pids.
+    /// The processes in the cgroup and in the cgroups below, each once, sorted. The pids are those of the shim's pid
+    /// namespace.
     ///
     /// # Errors
-    /// `NotFound` if it does not exist; `InvalidInput` for the root.
+    /// `NotFound` if the cgroup does not exist; `InvalidInput` for the root.
     pub fn pids(&self) -> Result<Vec<Pid>, IoError> {
         let operation = "list the processes of the cgroup";
         let top = &self.existing(operation)?.path;
@@ -70,14 +75,14 @@ impl Cgroup {
         let mut directories = vec![top.clone()];
         while let Some(directory) = directories.pop() {
             match fs::read_to_string(directory.join(PROCS)) {
-                // A process of another pid namespace has the pid 0 and is left out.
+                // The kernel writes 0 for a process that the shim's pid namespace does not have.
                 Ok(text) => pids.extend(
                     text.lines()
                         .filter_map(|line| line.parse::<i32>().ok())
                         .filter(|pid| *pid > 0),
                 ),
                 Err(error) if directory == *top => return Err(failed(operation, top)(error)),
-                // Below the top cgroups come and go; one with threads only (v2) refuses, and its parent has the pids.
+                // Cgroups below the top come and go. A threaded one (v2) refuses the read; its parent lists its pids.
                 Err(_) => continue,
             }
             if let Ok(entries) = fs::read_dir(&directory) {
@@ -94,11 +99,12 @@ impl Cgroup {
         Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
     }
 
-    /// Stops all its processes and those below it, and returns when they have stopped. They are thawed again if that
-    /// takes more than five seconds.
+    /// Freezes all processes of the cgroup and of the cgroups below, and returns when all are frozen. A freeze that
+    /// takes more than five seconds is undone.
     ///
     /// # Errors
-    /// `TimedOut`; `NotFound` if it does not exist; `InvalidInput` if the shim is in it, or for the root.
+    /// `TimedOut` after five seconds; `NotFound` if the cgroup does not exist; `InvalidInput` if the shim is in the
+    /// cgroup, or for the root.
     pub fn freeze(&self) -> Result<(), IoError> {
         self.refuse_own("freeze the cgroup")?;
         self.freeze_within(PATIENCE)
@@ -118,11 +124,11 @@ impl Cgroup {
         frozen
     }
 
-    /// Lets its processes go on. Nothing happens to one that is not frozen.
+    /// Thaws the cgroup's processes. A process that is not frozen is not affected.
     ///
     /// # Errors
-    /// `TimedOut` if that takes more than five seconds (as it does if a parent is frozen); `NotFound` if it does not
-    /// exist; `InvalidInput` for the root.
+    /// `TimedOut` after five seconds, for example if a parent is frozen; `NotFound` if the cgroup does not exist;
+    /// `InvalidInput` for the root.
     pub fn thaw(&self) -> Result<(), IoError> {
         let path = self.freezer("thaw the cgroup")?;
         match self.hierarchy {
@@ -139,17 +145,18 @@ impl Cgroup {
         Ok(&directory.path)
     }
 
-    /// Kills its processes and those below it, frozen or not, and returns when there are none (a zombie is none).
+    /// Kills the processes of the cgroup and of the cgroups below, frozen or not, and returns when none is left. A
+    /// zombie does not count.
     ///
     /// # Errors
-    /// `TimedOut` if some are left after five seconds; `NotFound` if it does not exist; `InvalidInput` if the shim is in
-    /// it, or for the root.
+    /// `TimedOut` if processes are left after five seconds; `NotFound` if the cgroup does not exist; `InvalidInput` if
+    /// the shim is in the cgroup, or for the root.
     pub fn kill_all(&self) -> Result<(), IoError> {
         let operation = "kill the processes of the cgroup";
         self.refuse_own(operation)?;
         let path = &self.existing(operation)?.path;
         let deadline = Instant::now() + PATIENCE;
-        let mut pause = Pause::default();
+        let mut backoff = Backoff::default();
         loop {
             if self.remaining()?.is_empty() {
                 return Ok(());
@@ -158,22 +165,22 @@ impl Cgroup {
                 return Err(failed(operation, path)(io::ErrorKind::TimedOut.into()));
             }
             match self.hierarchy {
-                // Linux 5.14 and later do it for us, and no fork escapes.
+                // Linux 5.14 and later: the kernel kills all processes at once, and no fork escapes.
                 Hierarchy::V2 if write(path, "cgroup.kill", "1").is_ok() => {}
                 Hierarchy::V1 | Hierarchy::V2 => self.kill_each()?,
             }
-            pause.sleep();
+            backoff.sleep();
         }
     }
 
-    /// One SIGKILL for each process that is in it now.
+    /// Sends SIGKILL to each process that is in the cgroup now.
     pub(super) fn kill_each(&self) -> Result<(), IoError> {
-        // Frozen, none forks away while the list is worked off. Unfrozen works as well, only not at once.
+        // A frozen process cannot fork while the list is worked through. Without a freeze the kill takes more rounds.
         let frozen = self.freeze_within(PATIENCE_BEFORE_KILL);
         let candidates = self.remaining()?;
         let open = |pid: Pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?));
         let opened: Vec<_> = candidates.into_iter().filter_map(open).collect();
-        // A pid may have become somebody else's before it was opened. What is in the cgroup still, is what we opened.
+        // Guards against a reused pid: a pid that the cgroup still lists after the open belongs to the opened process.
         let still_here = self.remaining()?;
         for (pid, process) in opened.iter().filter(|(pid, _)| still_here.contains(pid)) {
             match pidfd_send_signal(process, Signal::KILL) {
@@ -181,14 +188,15 @@ impl Cgroup {
                 Err(error) => log::warn!("kill process {}: {error}", pid.as_raw_nonzero()),
             }
         }
-        // v1 delivers no signal to a frozen process; and it may have been frozen before we came.
+        // v1 delivers no signal to a frozen process, and the cgroup may have been frozen before the kill.
         match self.thaw() {
             Err(error) if frozen.is_ok() && !gone(&error) => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// As [`Self::pids`]; none if it has gone, as systemd removes a scope whose last process has.
+    /// As [`Self::pids`], but empty for a cgroup that has gone: systemd removes a scope after the end of its last
+    /// process.
     ///
     /// # Errors
     /// `InvalidInput` for the root.
@@ -199,7 +207,7 @@ impl Cgroup {
         }
     }
 
-    /// Its directory in the hierarchy to look for processes in: in v1 any will do that has it.
+    /// The directory to list processes from. v1: any hierarchy that has the cgroup will do.
     fn existing(&self, operation: &'static str) -> Result<&Directory, IoError> {
         let preferred = ["pids", "memory", "freezer"]
             .into_iter()
@@ -212,7 +220,7 @@ impl Cgroup {
         Ok(directory)
     }
 
-    /// An error if the shim itself is in it, or below.
+    /// An error if the shim itself is in the cgroup, or below.
     pub(super) fn refuse_own(&self, operation: &'static str) -> Result<(), IoError> {
         if self.pids()?.contains(&getpid()) {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "the shim itself is in it");
@@ -222,7 +230,8 @@ impl Cgroup {
     }
 }
 
-/// Whether an operation failed because the cgroup has been removed: ENODEV is for a file that was open already.
+/// Whether an operation failed because the cgroup has been removed. A file that was open before the removal reports
+/// ENODEV.
 fn gone(error: &IoError) -> bool {
     error.source.kind() == io::ErrorKind::NotFound
         || error.source.raw_os_error() == Some(Errno::NODEV.raw_os_error())

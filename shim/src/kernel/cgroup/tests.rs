@@ -1,28 +1,27 @@
-//! Some of these make real cgroups, of names of their own, and need root.
+//! Some of these tests make real cgroups, under names of their own, and need root.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
-use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
-
+use containerd_shim_protos::{cgroups, cgroups_v2};
+use rustix::io::Errno;
 use rustix::process::getpid;
 
 use super::*;
 use crate::kernel::mounts::mounts_that;
 
-/// A real cgroup, without processes and removed after the test, however it ends.
-struct Private(Cgroup);
+/// A real cgroup. Its drop kills its processes and removes the cgroup, also after a failed test.
+struct TestCgroup(Cgroup);
 
-impl Private {
+impl TestCgroup {
     fn new() -> Self {
         let cgroup = Self(Cgroup::at(&unused_path(), Driver::Cgroupfs).unwrap());
         cgroup.0.create().unwrap();
         cgroup
     }
 
-    /// One of each version that this machine has. A hybrid one has a v2 without the controllers.
+    /// One cgroup of each version that this machine has. A hybrid machine has a v2 hierarchy without controllers.
     fn of_each_version() -> Vec<Self> {
         let mut all = vec![Self::new()];
         let mounts = mounts_that(|mount| mount.kind == "cgroup2").unwrap();
@@ -36,30 +35,30 @@ impl Private {
         all
     }
 
-    /// A process in it.
-    fn run(&self, script: &str) -> Running {
+    /// Starts a process in the cgroup.
+    fn run(&self, script: &str) -> TestProcess {
         let mut command = Command::new("sh");
         let child = command
             .args(["-c", &format!("read line; {script}")])
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut running = Running(child);
+        let mut running = TestProcess(child);
         self.0.add(running.pid()).unwrap();
-        // It starts only now, so that all it does is in the cgroup.
+        // The script starts only here, when the process is in the cgroup.
         drop(running.0.stdin.take());
         running
     }
 }
 
-/// The path of a cgroup with a parent of its own.
+/// A new path for a cgroup, with a parent of its own.
 fn unused_path() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!("/shim-test-{}-{number}/leaf", std::process::id())
 }
 
-impl Drop for Private {
+impl Drop for TestCgroup {
     fn drop(&mut self) {
         let _ = self.0.kill_all();
         let _ = self.0.thaw();
@@ -70,29 +69,29 @@ impl Drop for Private {
     }
 }
 
-struct Running(Child);
+struct TestProcess(Child);
 
-impl Running {
+impl TestProcess {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.0)
     }
 
-    /// It was killed, or will be soon.
+    /// Waits until the process has ended, by a signal.
     fn was_killed(&mut self) {
         eventually("it ends", || self.0.try_wait().unwrap().is_some());
         assert!(!self.0.wait().unwrap().success());
     }
 }
 
-impl Drop for Running {
+impl Drop for TestProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
-        // A frozen one would be waited for in vain.
+        // No blocking wait: a frozen process would never end.
         let _ = self.0.try_wait();
     }
 }
 
-/// Waits for what happens soon.
+/// Waits up to ten seconds for a condition.
 fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !happened() {
@@ -101,7 +100,7 @@ fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// The user and system time that a process has had, in ticks.
+/// The user and system time of a process, in ticks.
 fn ticks(pid: Pid) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
     let fields: Vec<_> = stat
@@ -117,10 +116,26 @@ fn kind(result: Result<(), IoError>) -> io::ErrorKind {
     result.unwrap_err().source.kind()
 }
 
-/// runc makes a cgroup of v2 beside those of v1, too, and leaves it when it is killed there.
+fn v1_message(metrics: Metrics) -> cgroups::metrics::Metrics {
+    let message = match metrics {
+        Metrics::V1(message) => Ok(*message),
+        Metrics::V2(message) => Err(message),
+    };
+    message.unwrap()
+}
+
+fn v2_message(metrics: Metrics) -> cgroups_v2::metrics::Metrics {
+    let message = match metrics {
+        Metrics::V1(message) => Err(message),
+        Metrics::V2(message) => Ok(*message),
+    };
+    message.unwrap()
+}
+
+/// runc also makes a v2 cgroup beside those of v1. A killed runc leaves this cgroup behind.
 #[test]
 fn remove_takes_what_is_beside() {
-    let cgroup = Private::new();
+    let cgroup = TestCgroup::new();
     let Some(beside) = &cgroup.0.beside else {
         // Not a hybrid machine.
         return;
@@ -132,7 +147,7 @@ fn remove_takes_what_is_beside() {
 
 #[test]
 fn a_cgroup_is_made_with_its_parents_and_removed() {
-    for private in Private::of_each_version() {
+    for private in TestCgroup::of_each_version() {
         for directory in &private.0.directories {
             assert!(directory.path.is_dir(), "{directory:?}");
         }
@@ -156,8 +171,8 @@ fn a_cgroup_is_made_with_its_parents_and_removed() {
 
 #[test]
 fn a_cgroup_that_cannot_be_made_leaves_nothing() {
-    let private = Private::new();
-    // The kernel takes no name with a line break; the parent is made before that.
+    let private = TestCgroup::new();
+    // The kernel refuses a name with a line break. The parent is made before the refusal.
     let mut impossible = private.0.clone();
     let last = impossible.directories.last_mut().unwrap();
     let parent = last.path.join("parent");
@@ -168,7 +183,7 @@ fn a_cgroup_that_cannot_be_made_leaves_nothing() {
 
 #[test]
 fn processes_are_found_frozen_thawed_and_killed() {
-    for private in Private::of_each_version() {
+    for private in TestCgroup::of_each_version() {
         let cgroup = &private.0;
         let mut child = private.run("while :; do :; done");
         assert_eq!(cgroup.pids().unwrap(), [child.pid()]);
@@ -197,7 +212,7 @@ fn processes_are_found_frozen_thawed_and_killed() {
                 .all(|failure| failure.source.raw_os_error() == Some(Errno::BUSY.raw_os_error()))
         );
 
-        // Killed it is a zombie, since nobody has waited for it; that is none of the processes.
+        // The killed child is a zombie until the test waits for it. A zombie does not count as a process.
         cgroup.kill_all().unwrap();
         assert_eq!(cgroup.pids().unwrap(), []);
         assert!(cgroup.remove().is_empty());
@@ -207,7 +222,7 @@ fn processes_are_found_frozen_thawed_and_killed() {
 
 #[test]
 fn a_move_in_place_changes_nothing() {
-    let cgroup = Private::new();
+    let cgroup = TestCgroup::new();
     let mut running = cgroup.run("exec sleep 60");
     let before = Cgroup::of_pid(running.pid()).unwrap();
     MoveInPlace::of(running.pid()).unwrap().make().unwrap();
@@ -220,7 +235,7 @@ fn a_move_in_place_changes_nothing() {
 
 #[test]
 fn frozen_processes_are_killed() {
-    for private in Private::of_each_version() {
+    for private in TestCgroup::of_each_version() {
         let mut child = private.run("sleep 1000");
         private.0.freeze().unwrap();
         private.0.kill_all().unwrap();
@@ -230,7 +245,7 @@ fn frozen_processes_are_killed() {
 
 #[test]
 fn each_process_is_killed_where_the_kernel_does_not_kill_all_at_once() {
-    for private in Private::of_each_version() {
+    for private in TestCgroup::of_each_version() {
         let mut child = private.run("sleep 1000 & sleep 1000; wait");
         eventually("it forks", || private.0.pids().unwrap().len() == 3);
         private.0.kill_each().unwrap();
@@ -241,8 +256,8 @@ fn each_process_is_killed_where_the_kernel_does_not_kill_all_at_once() {
 
 #[test]
 fn processes_that_keep_forking_are_killed_also_below() {
-    for private in Private::of_each_version() {
-        let mut below = Private(private.0.clone());
+    for private in TestCgroup::of_each_version() {
+        let mut below = TestCgroup(private.0.clone());
         for directory in &mut below.0.directories {
             directory.path.push("below");
         }
@@ -264,15 +279,14 @@ fn processes_that_keep_forking_are_killed_also_below() {
 
 #[test]
 fn the_statistics_of_a_busy_process_are_not_zero() {
-    for private in Private::of_each_version() {
+    for private in TestCgroup::of_each_version() {
         let child = private.run("exec sh -c 'while :; do :; done'");
         eventually("it runs", || ticks(child.pid()) > 3);
-        let any = private.0.stats().unwrap();
+        let stats = private.0.stats().unwrap();
         let has = |controller: &str| private.0.directory(controller).is_some_and(Path::is_dir);
         match private.0.hierarchy() {
             Hierarchy::V1 => {
-                assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
-                let metrics = MetricsV1::parse_from_bytes(&any.value).unwrap();
+                let metrics = v1_message(stats);
                 if has("cpuacct") {
                     let usage = &metrics.cpu.usage;
                     assert!(
@@ -280,17 +294,16 @@ fn the_statistics_of_a_busy_process_are_not_zero() {
                         "{usage:?}"
                     );
                     assert!(usage.user + usage.kernel >= 10_000_000, "{usage:?}");
-                    // It is read after the total.
+                    // The shim reads the file per cpu after the total.
                     assert!(
                         usage.per_cpu.iter().sum::<u64>() >= usage.total,
                         "{usage:?}"
                     );
                 }
                 if has("memory") {
-                    // The kernel adds up memory only every two seconds.
+                    // The kernel adds up memory counters only every two seconds.
                     eventually("its memory counts", || {
-                        let any = private.0.stats().unwrap();
-                        let memory = MetricsV1::parse_from_bytes(&any.value).unwrap().memory;
+                        let memory = v1_message(private.0.stats().unwrap()).memory;
                         memory.usage.usage > 0 && memory.usage.max > 0 && memory.total_rss > 0
                     });
                     assert!(
@@ -304,8 +317,7 @@ fn the_statistics_of_a_busy_process_are_not_zero() {
                 }
             }
             Hierarchy::V2 => {
-                assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
-                let metrics = MetricsV2::parse_from_bytes(&any.value).unwrap();
+                let metrics = v2_message(stats);
                 assert!(
                     metrics.cpu.usage_usec > 10_000 && metrics.cpu.usage_usec < 60_000_000,
                     "{:?}",
@@ -329,7 +341,7 @@ fn systemd_is_chosen_by_the_path_only_where_it_runs() {
 
 #[test]
 fn what_would_hit_the_node_or_the_shim_is_refused() {
-    // Where the tests run, they are in the root or in a cgroup that has the tests in it.
+    // The test's own cgroup is the root, or a cgroup that the test is in. Both are refused.
     let own = Cgroup::of_pid(getpid()).unwrap();
     assert_eq!(kind(own.refuse_own("test")), io::ErrorKind::InvalidInput);
     assert_eq!(kind(own.freeze()), io::ErrorKind::InvalidInput);
@@ -380,7 +392,7 @@ fn a_v1_membership_is_found_among_the_mounts() {
     assert_eq!(find(&[], "a"), None);
 }
 
-/// A tree of files as cgroup v2 has it.
+/// A v2 cgroup of plain files.
 fn v2_tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
     let root = tempfile::tempdir().unwrap();
     let cgroup = Cgroup::v2_at(root.path(), "/pod/container");
@@ -429,9 +441,7 @@ fn v2_statistics_are_those_of_the_files() {
         ("rdma.current", "mlx4_0 hca_handle=2 hca_object=20\n"),
         ("rdma.max", "mlx4_0 hca_handle=2 hca_object=max\n"),
     ]);
-    let any = cgroup.stats().unwrap();
-    assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
-    let metrics = MetricsV2::parse_from_bytes(&any.value).unwrap();
+    let metrics = v2_message(cgroup.stats().unwrap());
 
     let cpu = &metrics.cpu;
     assert_eq!(
@@ -460,7 +470,7 @@ fn v2_statistics_are_those_of_the_files() {
     );
     assert_eq!((memory.swap_usage, memory.swap_limit), (5, 0));
     assert!(memory.psi.is_none());
-    // Field 40 of the newer message: what the one we are built with does not know is kept, not lost.
+    // Field 40 belongs to the newer message. Fields unknown to the older message are kept, not lost.
     let newer: Vec<_> = memory
         .special_fields
         .unknown_fields()
@@ -502,7 +512,7 @@ fn v2_statistics_are_those_of_the_files() {
 #[test]
 fn v2_statistics_without_controllers_are_empty_and_no_error() {
     let (_root, cgroup) = v2_tree(&[]);
-    let metrics = MetricsV2::parse_from_bytes(&cgroup.stats().unwrap().value).unwrap();
+    let metrics = v2_message(cgroup.stats().unwrap());
     assert!(
         metrics.cpu.is_some()
             && metrics.memory.is_some()
@@ -550,7 +560,7 @@ fn v2_controllers_are_enabled_one_by_one() {
     ]);
     let path = root.path().join("pod/container");
     v2::enable_controllers(&path);
-    // A file keeps what was written over it; the kernel adds up.
+    // A plain file keeps the last write; the kernel would add up the writes.
     assert_eq!(
         fs::read_to_string(path.join("cgroup.subtree_control")).unwrap(),
         "+memory"

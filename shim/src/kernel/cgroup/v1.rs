@@ -1,4 +1,4 @@
-//! cgroup v1: the freezer, cpusets, and the statistics. Documentation/admin-guide/cgroup-v1/.
+//! cgroup v1: hierarchies, cpusets and the freezer. Documentation/admin-guide/cgroup-v1/.
 
 use std::fs;
 use std::io;
@@ -6,23 +6,16 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::cgroups::metrics::{
-    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
-    MemoryStat, Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
-};
-use containerd_shim_protos::protobuf::MessageField;
-
-use super::parse::{Blkio, Files, Rdma, partitions};
-use super::{Cgroup, Directory, Pause, before, below, failed, write};
+use super::{Backoff, Directory, before, below, failed, write};
 use crate::error::IoError;
 use crate::kernel::mounts::{MountedAt, mounts_that};
 
 const STATE: &str = "freezer.state";
 
-/// Where the hierarchies are mounted. That does not change under a running node, and is read once.
+/// The mounts of the hierarchies, read once: these mounts do not change while a node runs.
 ///
 /// # Errors
-/// What reading the mount table says.
+/// The error of reading the mount table.
 pub(super) fn mounts() -> Result<&'static [MountedAt], IoError> {
     static MOUNTS: OnceLock<Vec<MountedAt>> = OnceLock::new();
     if let Some(mounts) = MOUNTS.get() {
@@ -32,7 +25,8 @@ pub(super) fn mounts() -> Result<&'static [MountedAt], IoError> {
     Ok(MOUNTS.get_or_init(|| mounts))
 }
 
-/// A cgroup in the hierarchy with these controllers, from `/proc/<pid>/cgroup`; `None` if that is not mounted, or is v2.
+/// The directory of a line of `/proc/<pid>/cgroup`, in the hierarchy with the line's controllers; `None` if that
+/// hierarchy is not mounted, or is v2.
 pub(super) fn directory(
     mounts: &[MountedAt],
     controllers: &[String],
@@ -42,7 +36,7 @@ pub(super) fn directory(
         return None;
     }
     let mount = mount_with(mounts, controllers)?;
-    // In a container without a cgroup namespace only a part of the hierarchy is mounted.
+    // A container without a cgroup namespace has only a part of the hierarchy mounted.
     let mounted_part = mount.root.strip_prefix("/").unwrap_or(&mount.root);
     let path = path.strip_prefix(mounted_part).unwrap_or(path);
     Some(Directory {
@@ -52,7 +46,7 @@ pub(super) fn directory(
     })
 }
 
-/// A cgroup at the same path of every hierarchy that is mounted.
+/// The directories of a cgroup that has the same path in every mounted hierarchy.
 pub(super) fn directories_at(
     mounts: &[MountedAt],
     hierarchies: impl Iterator<Item = Vec<String>>,
@@ -82,7 +76,8 @@ fn mount_with<'a>(mounts: &'a [MountedAt], controllers: &[String]) -> Option<&'a
         .find(|mount| mount.kind == "cgroup" && controllers.iter().all(|name| has(mount, name)))
 }
 
-/// Gives a new cpuset the cpus and memory nodes of its parent: it has none, and then nobody can join it.
+/// Gives a new cpuset the cpus and memory nodes of its parent. A new cpuset has none, and no process can join a cpuset
+/// without them.
 pub(super) fn inherit_cpuset(path: &Path) -> Result<(), IoError> {
     let Some(parent) = path.parent() else {
         return Ok(());
@@ -101,10 +96,10 @@ pub(super) fn inherit_cpuset(path: &Path) -> Result<(), IoError> {
     Ok(())
 }
 
-/// Asks for FROZEN until it is so.
+/// Writes FROZEN until the state is FROZEN.
 pub(super) fn freeze(path: &Path, patience: Duration) -> Result<(), IoError> {
     let deadline = Instant::now() + patience;
-    let mut pause = Pause::default();
+    let mut backoff = Backoff::default();
     loop {
         write(path, STATE, "FROZEN")?;
         if state(path)? == "FROZEN" {
@@ -115,18 +110,18 @@ pub(super) fn freeze(path: &Path, patience: Duration) -> Result<(), IoError> {
                 io::ErrorKind::TimedOut.into(),
             ));
         }
-        pause.sleep();
-        // A process that was caught in a fork can keep the rest from freezing until it is let go once.
-        if pause.taken.is_multiple_of(10) {
+        backoff.sleep();
+        // A process frozen in the middle of a fork can keep the others from freezing; one thaw lets the fork finish.
+        if backoff.taken.is_multiple_of(10) {
             write(path, STATE, "THAWED")?;
         }
     }
 }
 
-/// Asks for THAWED until it is so.
+/// Writes THAWED until the state is THAWED.
 pub(super) fn thaw(path: &Path, patience: Duration) -> Result<(), IoError> {
     let deadline = Instant::now() + patience;
-    let mut pause = Pause::default();
+    let mut backoff = Backoff::default();
     loop {
         write(path, STATE, "THAWED")?;
         if state(path)? == "THAWED" {
@@ -137,7 +132,7 @@ pub(super) fn thaw(path: &Path, patience: Duration) -> Result<(), IoError> {
                 io::ErrorKind::TimedOut.into(),
             ));
         }
-        pause.sleep();
+        backoff.sleep();
     }
 }
 
@@ -146,227 +141,4 @@ fn state(path: &Path) -> Result<String, IoError> {
     fs::read_to_string(&file)
         .map_err(failed("read", &file))
         .map(|text| text.trim().to_owned())
-}
-
-/// The statistics. A controller without this cgroup has no part in them, except for the cpu, which containerd's
-/// clients expect.
-pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
-    // containerd takes a limit of zero for none; memory has no word for "no limit" but a very large number.
-    let files = |controller| {
-        let directory = cgroup.directory(controller).filter(|path| path.is_dir())?;
-        Some(Files {
-            directory,
-            unlimited: 0,
-        })
-    };
-    let mut metrics = Metrics {
-        cpu: MessageField::some(CPUStat::new()),
-        ..Metrics::default()
-    };
-    let cpu = metrics.cpu.mut_or_insert_default();
-    cpu.usage = MessageField::some(files("cpuacct").map(cpu_usage).unwrap_or_default());
-    cpu.throttling = MessageField::some(files("cpu").map(throttle).unwrap_or_default());
-    if let Some(files) = files("memory") {
-        metrics.memory = MessageField::some(memory(files));
-        metrics.memory_oom_control = MessageField::some(oom_control(files));
-    }
-    if let Some(files) = files("pids") {
-        let (current, limit) = (files.number("pids.current"), files.number("pids.max"));
-        metrics.pids = MessageField::some(PidsStat {
-            current,
-            limit,
-            ..PidsStat::default()
-        });
-    }
-    metrics.blkio = files("blkio").map(blkio).into();
-    metrics.hugetlb = files("hugetlb").map(hugetlb).unwrap_or_default();
-    metrics.rdma = files("rdma").map(rdma).into();
-    metrics
-}
-
-fn cpu_usage(files: Files<'_>) -> CPUUsage {
-    let stat = files.table("cpuacct.stat");
-    CPUUsage {
-        total: files.number("cpuacct.usage"),
-        kernel: ticks_as_nanoseconds(stat.get("system")),
-        user: ticks_as_nanoseconds(stat.get("user")),
-        per_cpu: per_cpu(&files.text("cpuacct.usage_percpu").unwrap_or_default()),
-        ..CPUUsage::default()
-    }
-}
-
-fn per_cpu(text: &str) -> Vec<u64> {
-    text.split_ascii_whitespace()
-        .filter_map(|usage| usage.parse().ok())
-        .collect()
-}
-
-/// cpuacct.stat counts in ticks of USER_HZ.
-fn ticks_as_nanoseconds(ticks: u64) -> u64 {
-    ticks.saturating_mul(1_000_000_000 / rustix::param::clock_ticks_per_second().max(1))
-}
-
-fn throttle(files: Files<'_>) -> Throttle {
-    let stat = files.table("cpu.stat");
-    Throttle {
-        periods: stat.get("nr_periods"),
-        throttled_periods: stat.get("nr_throttled"),
-        throttled_time: stat.get("throttled_time"),
-        ..Throttle::default()
-    }
-}
-
-fn memory(files: Files<'_>) -> MemoryStat {
-    let stat = files.table("memory.stat");
-    let get = |key| stat.get(key);
-    let entry = |prefix: &str| {
-        MessageField::some(MemoryEntry {
-            limit: files.number(&format!("{prefix}.limit_in_bytes")),
-            usage: files.number(&format!("{prefix}.usage_in_bytes")),
-            max: files.number(&format!("{prefix}.max_usage_in_bytes")),
-            failcnt: files.number(&format!("{prefix}.failcnt")),
-            ..MemoryEntry::default()
-        })
-    };
-    MemoryStat {
-        cache: get("cache"),
-        rss: get("rss"),
-        rss_huge: get("rss_huge"),
-        mapped_file: get("mapped_file"),
-        dirty: get("dirty"),
-        writeback: get("writeback"),
-        pg_pg_in: get("pgpgin"),
-        pg_pg_out: get("pgpgout"),
-        pg_fault: get("pgfault"),
-        pg_maj_fault: get("pgmajfault"),
-        inactive_anon: get("inactive_anon"),
-        active_anon: get("active_anon"),
-        inactive_file: get("inactive_file"),
-        active_file: get("active_file"),
-        unevictable: get("unevictable"),
-        hierarchical_memory_limit: get("hierarchical_memory_limit"),
-        hierarchical_swap_limit: get("hierarchical_memsw_limit"),
-        total_cache: get("total_cache"),
-        total_rss: get("total_rss"),
-        total_rss_huge: get("total_rss_huge"),
-        total_mapped_file: get("total_mapped_file"),
-        total_dirty: get("total_dirty"),
-        total_writeback: get("total_writeback"),
-        total_pg_pg_in: get("total_pgpgin"),
-        total_pg_pg_out: get("total_pgpgout"),
-        total_pg_fault: get("total_pgfault"),
-        total_pg_maj_fault: get("total_pgmajfault"),
-        total_inactive_anon: get("total_inactive_anon"),
-        total_active_anon: get("total_active_anon"),
-        total_inactive_file: get("total_inactive_file"),
-        total_active_file: get("total_active_file"),
-        total_unevictable: get("total_unevictable"),
-        usage: entry("memory"),
-        swap: entry("memory.memsw"),
-        kernel: entry("memory.kmem"),
-        kernel_tcp: entry("memory.kmem.tcp"),
-        ..MemoryStat::default()
-    }
-}
-
-fn oom_control(files: Files<'_>) -> MemoryOomControl {
-    let control = files.table("memory.oom_control");
-    MemoryOomControl {
-        oom_kill_disable: control.get("oom_kill_disable"),
-        under_oom: control.get("under_oom"),
-        oom_kill: control.get("oom_kill"),
-        ..MemoryOomControl::default()
-    }
-}
-
-/// Kernels with the CFQ scheduler (before 5.0) have all of these; it may count nothing, and later ones count only what
-/// passes the throttling layer.
-fn blkio(files: Files<'_>) -> BlkIOStat {
-    let names = std::cell::OnceCell::new();
-    let entries = |file: &str| {
-        let entry = |line: &str| {
-            let Blkio {
-                major,
-                minor,
-                operation,
-                value,
-            } = Blkio::parse(line)?;
-            let names = names.get_or_init(|| {
-                partitions(&fs::read_to_string("/proc/partitions").unwrap_or_default())
-            });
-            let device = names.get(&(major, minor)).cloned().unwrap_or_default();
-            Some(BlkIOEntry {
-                op: operation,
-                device,
-                major,
-                minor,
-                value,
-                ..BlkIOEntry::default()
-            })
-        };
-        files.lines(&format!("blkio.{file}"), entry)
-    };
-    let first = |candidates: &[&str]| {
-        candidates
-            .iter()
-            .map(|file| entries(file))
-            .find(|found| !found.is_empty())
-    };
-    let bytes = [
-        "io_service_bytes_recursive",
-        "throttle.io_service_bytes_recursive",
-        "throttle.io_service_bytes",
-    ];
-    let operations = [
-        "io_serviced_recursive",
-        "throttle.io_serviced_recursive",
-        "throttle.io_serviced",
-    ];
-    BlkIOStat {
-        io_service_bytes_recursive: first(&bytes).unwrap_or_default(),
-        io_serviced_recursive: first(&operations).unwrap_or_default(),
-        io_queued_recursive: entries("io_queued_recursive"),
-        io_service_time_recursive: entries("io_service_time_recursive"),
-        io_wait_time_recursive: entries("io_wait_time_recursive"),
-        io_merged_recursive: entries("io_merged_recursive"),
-        io_time_recursive: entries("time_recursive"),
-        sectors_recursive: entries("sectors_recursive"),
-        ..BlkIOStat::default()
-    }
-}
-
-fn hugetlb(files: Files<'_>) -> Vec<HugetlbStat> {
-    let stat = |pagesize: String| HugetlbStat {
-        usage: files.number(&format!("hugetlb.{pagesize}.usage_in_bytes")),
-        max: files.number(&format!("hugetlb.{pagesize}.max_usage_in_bytes")),
-        failcnt: files.number(&format!("hugetlb.{pagesize}.failcnt")),
-        pagesize,
-        ..HugetlbStat::default()
-    };
-    files
-        .huge_page_sizes(".failcnt")
-        .into_iter()
-        .map(stat)
-        .collect()
-}
-
-fn rdma(files: Files<'_>) -> RdmaStat {
-    let entry = |line: &str| {
-        let Rdma {
-            device,
-            handles: hca_handles,
-            objects: hca_objects,
-        } = Rdma::parse(line)?;
-        Some(RdmaEntry {
-            device,
-            hca_handles,
-            hca_objects,
-            ..RdmaEntry::default()
-        })
-    };
-    RdmaStat {
-        current: files.lines("rdma.current", entry),
-        limit: files.lines("rdma.max", entry),
-        ..RdmaStat::default()
-    }
 }
