@@ -4,23 +4,22 @@
 //! a `DeleteResponse` from standard output. For the pod's first bundle that means the whole pod: containers that joined
 //! the shim directly get no `delete` of their own.
 
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::containerd::convert::{timestamp, wire_pid};
-use crate::error::{IoError, Result, first_of};
-use crate::kernel::cgroup::{Cgroup, Driver};
-use crate::kernel::mounts;
+use crate::error::{IoError, Result, first_failure};
+use crate::kernel::exits::Exits;
 use crate::runtime::bundle::{self, Record};
-use crate::runtime::runc;
+use crate::runtime::runc::{self, Runc};
+use crate::runtime::teardown::{self, Remains, Why};
 
 /// How long a shim may take to die after SIGKILL.
 const DYING: Timespec = Timespec {
@@ -52,84 +51,52 @@ pub fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
 }
 
 fn take_down_pod(id: &str, bundle: &Path, shim: Option<Shim>) -> Result<()> {
-    let mut result = shim.map_or(Ok(()), |shim| shim.end(bundle));
-    let members = bundle::members(bundle).unwrap_or_else(|error| {
-        result = keep_first(std::mem::replace(&mut result, Ok(())), Err(error));
-        Vec::new()
-    });
-    for (member, record) in members {
-        let taken = record
-            .and_then(|record| take_down(&member, &record, bundle))
-            .and_then(|()| bundle::forget(bundle, &member));
-        result = keep_first(result, taken);
-    }
-    // Written before anything is made, so without a record there is nothing.
-    let own = Record::load(bundle)
-        .and_then(|record| record.map_or(Ok(()), |record| take_down(id, &record, bundle)));
-    result = keep_first(result, own);
-    keep_first(result, remove_socket(bundle))
-}
-
-fn keep_first(first: Result<()>, next: Result<()>) -> Result<()> {
-    match (first, next) {
-        (Err(first), Err(next)) => {
-            warn!("{next}");
-            Err(first)
-        }
-        (first, next) => first.and(next),
-    }
-}
-
-/// Takes down one container. runc writes its log into `logs`: the container's own bundle may be gone.
-fn take_down(id: &str, record: &Record, logs: &Path) -> Result<()> {
-    let mut result = Ok(());
-    let cgroup = record.cgroups_path.as_deref().and_then(|path| {
-        Cgroup::at(path, Driver::of(record.systemd_cgroup))
-            .inspect_err(|error| warn!("{id}: {error}"))
-            .ok()
-    });
-    if let Some(cgroup) = &cgroup {
-        // runc ends only the init where processes of several containers share a namespace.
-        match cgroup.kill_all() {
-            Err(error) if error.source.kind() != ErrorKind::NotFound => {
-                result = keep_first(result, Err(error.into()));
+    let ended = shim.map_or(Ok(()), |shim| shim.end(bundle));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(IoError::at("start the runtime of", "/proc/self"))?;
+    let taken_down = runtime.block_on(async {
+        let exits = Exits::watch()?;
+        let mut steps = Vec::new();
+        match bundle::members(bundle) {
+            Ok(members) => {
+                for (member, record) in members {
+                    steps.push(take_down_member(&member, record, bundle, &exits).await);
+                }
             }
-            _ => {}
+            Err(error) => steps.push(Err(error)),
         }
-    }
-    if let Some(runc) = &record.runc {
-        result = keep_first(result, runc::delete_now(id, logs, runc));
-    }
-    let unmounted = first_of(mounts::unmount_below(&record.bundle));
-    if unmounted.is_ok() && record.mounts_rootfs {
-        remove_mount_points(&record.bundle.join("rootfs"));
-    }
-    result = keep_first(result, unmounted);
-    if let Some(cgroup) = cgroup {
-        result = keep_first(result, first_of(cgroup.remove()));
-    }
-    result
+        // A record is written before anything is made, so without a record there is nothing.
+        if let Some(record) = Record::load(bundle).transpose() {
+            steps.push(take_down_member(id, record, bundle, &exits).await);
+        }
+        first_failure(steps)
+    });
+    first_failure([ended, taken_down, remove_socket(bundle)])
 }
 
-/// Removes the empty files and directories in `directory`, where nothing is mounted any more.
-///
-/// When a shim dies during a create, containerd unmounts the root filesystem at once. A container's init that lives a
-/// moment longer then makes its mount points below it, and containerd never gets rid of a bundle with such a directory.
-fn remove_mount_points(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let removed = match entry.metadata() {
-            Ok(data) if data.is_dir() => {
-                remove_mount_points(&path);
-                std::fs::remove_dir(&path)
-            }
-            Ok(data) if data.is_file() && data.len() == 0 => std::fs::remove_file(&path),
-            _ => continue,
-        };
-        if let Err(error) = removed {
-            warn!("{}", IoError::at("remove", &path)(error));
-        }
-    }
+/// Takes down one container or the sandbox. runc writes the log into the pod's `first` bundle: the container's own may be gone.
+async fn take_down_member(
+    id: &str,
+    record: Result<Record>,
+    first: &Path,
+    exits: &Arc<Exits>,
+) -> Result<()> {
+    let record = record?;
+    let runc = record
+        .runc
+        .as_ref()
+        .map(|runc| Runc::recorded(id, first, runc, exits));
+    let remains = Remains {
+        id: id.to_owned(),
+        record,
+        runc,
+        first_bundle: first.to_owned(),
+        mount_points: Vec::new(),
+        directories: Vec::new(),
+    };
+    teardown::take_down(remains, Why::ShimDied).await
 }
 
 /// The shim that was started in a bundle, alive or dying.

@@ -19,13 +19,7 @@ use crate::kernel::exits::Child;
 use crate::runtime::criu::Checkpoint;
 
 impl Actor {
-    pub(super) fn kill(
-        &mut self,
-        id: &ProcessId,
-        number: u32,
-        scope: KillScope,
-        reply: Reply<()>,
-    ) {
+    pub(super) fn kill(&mut self, id: &ProcessId, number: u32, scope: KillScope, reply: Reply<()>) {
         if let Err(error) = self.living(id) {
             return answer(reply, Err(error));
         }
@@ -155,7 +149,12 @@ impl Actor {
         if call == Call::Pause {
             self.init.go_on(|_| Life::Paused);
             self.shared.events.send(Event::Paused { container });
-            if self.init.child.as_ref().is_some_and(Child::has_kill_pending) {
+            if self
+                .init
+                .child
+                .as_ref()
+                .is_some_and(Child::has_kill_pending)
+            {
                 // The signal came while the freeze was under way.
                 self.thaw_to_die();
             }

@@ -367,11 +367,22 @@ mod tests {
                 (No, Life::Stopped(Exit::now(7)), false),
             ] {
                 let exit = exit_to_publish(&init, Whose::Init(&[exec], checkpointing));
-                assert_eq!(exit.is_some(), published, "{init:?} with {exec:?}, {checkpointing:?}");
+                assert_eq!(
+                    exit.is_some(),
+                    published,
+                    "{init:?} with {exec:?}, {checkpointing:?}"
+                );
             }
         }
-        for (exec, published) in lives().iter().zip([false, false, false, false, true, false]) {
-            assert_eq!(exit_to_publish(exec, Whose::Exec).is_some(), published, "{exec:?}");
+        for (exec, published) in lives()
+            .iter()
+            .zip([false, false, false, false, true, false])
+        {
+            assert_eq!(
+                exit_to_publish(exec, Whose::Exec).is_some(),
+                published,
+                "{exec:?}"
+            );
         }
     }
 

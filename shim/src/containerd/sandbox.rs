@@ -25,8 +25,6 @@ use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use serde_json::{Value, json};
 
-use crate::container::mailbox::{Command, ProcessId, View};
-use crate::container::state::State;
 use super::convert::{metrics, timestamp, wire_pid};
 use crate::container::mailbox::View;
 use crate::container::state::Status;
@@ -131,7 +129,11 @@ impl Sandbox for SandboxService {
             pid: wire_pid(view.pid),
             state: state.to_owned(),
             created_at: timestamp(described.created_at).into(),
-            exited_at: view.status.exit().and_then(|exit| timestamp(exit.at)).into(),
+            exited_at: view
+                .status
+                .exit()
+                .and_then(|exit| timestamp(exit.at))
+                .into(),
             ..SandboxStatusResponse::default()
         };
         if req.verbose {

@@ -128,7 +128,10 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
         let checkpoint = Checkpoint::new(&req.path, req.options.as_ref())?;
-        self.pod.container(&req.id)?.ask(|reply| Request::Checkpoint(checkpoint, reply)).await?;
+        self.pod
+            .container(&req.id)?
+            .ask(|reply| Request::Checkpoint(checkpoint, reply))
+            .await?;
         Ok(Empty::new())
     }
 
@@ -155,7 +158,10 @@ impl Task for TaskService {
             terminal: req.terminal,
         };
         let process = req.spec.into_option().unwrap_or_default().value;
-        self.pod.container(&req.id)?.ask(|reply| Request::Exec(req.exec_id, process, io, reply)).await?;
+        self.pod
+            .container(&req.id)?
+            .ask(|reply| Request::Exec(req.exec_id, process, io, reply))
+            .await?;
         Ok(Empty::new())
     }
 
@@ -165,19 +171,28 @@ impl Task for TaskService {
             width: u16::try_from(req.width).unwrap_or(u16::MAX),
             height: u16::try_from(req.height).unwrap_or(u16::MAX),
         };
-        self.pod.container(&req.id)?.ask(|reply| Request::Resize(process, size, reply)).await?;
+        self.pod
+            .container(&req.id)?
+            .ask(|reply| Request::Resize(process, size, reply))
+            .await?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> Rpc<Empty> {
         let process = ProcessId::from_wire(&req.exec_id);
-        self.pod.container(&req.id)?.ask(|reply| Request::CloseIo(process, reply)).await?;
+        self.pod
+            .container(&req.id)?
+            .ask(|reply| Request::CloseIo(process, reply))
+            .await?;
         Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Rpc<Empty> {
         let resources = req.resources.into_option().unwrap_or_default().value;
-        self.pod.container(&req.id)?.ask(|reply| Request::Update(resources, reply)).await?;
+        self.pod
+            .container(&req.id)?
+            .ask(|reply| Request::Update(resources, reply))
+            .await?;
         Ok(Empty::new())
     }
 

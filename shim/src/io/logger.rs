@@ -160,12 +160,7 @@ async fn until_ready(ready: PipeReader, readiness: Readiness) -> Result<(), Stri
 }
 
 /// Sees a logger to its end. The one waiter reaps it.
-async fn supervise(
-    name: String,
-    child: Child,
-    mut exit: Exited,
-    end: oneshot::Receiver<()>,
-) {
+async fn supervise(name: String, child: Child, mut exit: Exited, end: oneshot::Receiver<()>) {
     let by_itself = tokio::select! {
         exit = &mut exit => Some(exit),
         // Nothing is ever sent: the sender is dropped.

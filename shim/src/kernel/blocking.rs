@@ -53,7 +53,9 @@ pub async fn run<T: Send + 'static>(
             "make a thread: {error}; the limit of processes (pids.max, threads-max) of the shim's cgroup or of the node is reached"
         ))
     })?;
-    answer.await.map_err(|_| Error::Internal("a worker is gone"))?
+    answer
+        .await
+        .map_err(|_| Error::Internal("a worker is gone"))?
 }
 
 /// Does `work` on another thread, or in place where no thread can be made. For short work that must be done.
@@ -67,7 +69,9 @@ pub async fn run_anyway<T: Send + 'static>(
     spawn(move || {
         let _ = send.send(work());
     });
-    answer.await.map_err(|_| Error::Internal("a worker is gone"))?
+    answer
+        .await
+        .map_err(|_| Error::Internal("a worker is gone"))?
 }
 
 /// As [`run_anyway`], for work that nobody waits for.

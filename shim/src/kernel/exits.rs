@@ -416,10 +416,20 @@ mod tests {
 
     #[test]
     fn a_pending_kill_is_found_in_either_mask() {
-        let status = |own: &str, shared: &str| format!("Name:\tx\nSigPnd:\t{own}\nShdPnd:\t{shared}\n");
-        assert!(has_kill_pending(&status("0000000000000100", "0000000000000000")));
-        assert!(has_kill_pending(&status("0000000000000000", "0000000000004100")));
-        assert!(!has_kill_pending(&status("0000000000000200", "0000000000004000")));
+        let status =
+            |own: &str, shared: &str| format!("Name:\tx\nSigPnd:\t{own}\nShdPnd:\t{shared}\n");
+        assert!(has_kill_pending(&status(
+            "0000000000000100",
+            "0000000000000000"
+        )));
+        assert!(has_kill_pending(&status(
+            "0000000000000000",
+            "0000000000004100"
+        )));
+        assert!(!has_kill_pending(&status(
+            "0000000000000200",
+            "0000000000004000"
+        )));
         assert!(!has_kill_pending(""));
     }
 }

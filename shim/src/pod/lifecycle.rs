@@ -201,11 +201,7 @@ impl Pod {
 
 /// The end of the server, after the order to end: `callers_gone` resolves when nobody is connected, `answered` when every
 /// call is answered, `published` when every event is sent. Each has its time.
-pub async fn last_words(
-    callers_gone: impl Future,
-    answered: impl Future,
-    published: impl Future,
-) {
+pub async fn last_words(callers_gone: impl Future, answered: impl Future, published: impl Future) {
     if timeout(HANGING_UP, callers_gone).await.is_err() {
         info!("a caller stays connected");
     }

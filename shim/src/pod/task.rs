@@ -73,9 +73,7 @@ impl Task {
     pub async fn start(&self, process: ProcessId) -> Result<Pid> {
         match self {
             Self::Container(container) => {
-                container
-                    .ask(|reply| Request::Start(process, reply))
-                    .await
+                container.ask(|reply| Request::Start(process, reply)).await
             }
             Self::Sandbox(sandbox) => {
                 only_init(&process)?;
@@ -111,9 +109,7 @@ impl Task {
     pub(super) async fn delete(&self, process: ProcessId) -> Result<Deleted> {
         match self {
             Self::Container(container) => {
-                container
-                    .ask(|reply| Request::Delete(process, reply))
-                    .await
+                container.ask(|reply| Request::Delete(process, reply)).await
             }
             Self::Sandbox(sandbox) => {
                 only_init(&process)?;

@@ -19,6 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::protobuf::Message;
@@ -275,7 +276,7 @@ impl Work {
 
     /// Why runc's call of criu failed: that criu cannot work here at all, or what criu wrote into `log`, which is kept in
     /// the bundle.
-    pub async fn explain(&self, failed: Error, log: &str, exits: &Exits) -> Error {
+    pub async fn explain(&self, failed: Error, log: &str, exits: &Arc<Exits>) -> Error {
         let Error::Runc {
             command,
             id,
@@ -317,7 +318,7 @@ impl Drop for Work {
 }
 
 /// Why criu works for nobody here; none when `criu check` is content.
-async fn unusable(folder: &Path, exits: &Exits) -> Option<String> {
+async fn unusable(folder: &Path, exits: &Arc<Exits>) -> Option<String> {
     let log = folder.join("check.log");
     let mut command = Command::new("criu");
     command
@@ -327,7 +328,7 @@ async fn unusable(folder: &Path, exits: &Exits) -> Option<String> {
         .stderr(File::create(&log).ok()?);
     pause::die_with_parent(&mut command);
     let exit = match exits.spawn(&mut command) {
-        Ok((_, exit)) => exit,
+        Ok(claim) => claim.exit,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Some("criu is not installed: install the package criu".into());
         }

@@ -15,15 +15,15 @@ use ::log::debug;
 use rustix::process::{Pid, Signal};
 
 use super::bundle::RuncRecord;
+use super::criu::{self, Checkpoint, Work};
 use super::log::take_log;
+use super::options::Options;
 use super::shortcuts::{self, Shortcut};
 use crate::error::{Error, IoError, Result};
 use crate::io::Streams;
-use crate::kernel::cgroup::MoveInPlace;
 use crate::kernel::blocking;
+use crate::kernel::cgroup::MoveInPlace;
 use crate::kernel::exits::{Child, Claim, Exits};
-use super::criu::{self, Checkpoint, Work};
-use super::options::Options;
 
 /// The file in the bundle that runc writes the init's pid into.
 const INIT_PID: &str = "init.pid";

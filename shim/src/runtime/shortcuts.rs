@@ -110,7 +110,7 @@ async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
 
 /// What is needed of `state.json`. runc's own reading of it is libcontainer's `State`.
 #[derive(Deserialize)]
-struct State {
+struct RuncState {
     config: Config,
     /// By controller.
     #[serde(default)]
@@ -125,7 +125,7 @@ struct Config {
     hooks: Option<HashMap<String, Option<Vec<IgnoredAny>>>>,
 }
 
-impl State {
+impl RuncState {
     /// Whether the deletion is nothing but removing cgroups and the directory.
     fn is_plain(&self) -> bool {
         let hooks = self.config.hooks.iter().flatten();
@@ -139,8 +139,8 @@ impl State {
 /// `dir` is the directory of its state. Blocks.
 pub(super) fn delete(dir: &Path) -> Shortcut {
     let read =
-        || -> Option<State> { serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok() };
-    let Some(state) = read().filter(State::is_plain) else {
+        || -> Option<RuncState> { serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok() };
+    let Some(state) = read().filter(RuncState::is_plain) else {
         return Shortcut::NotHere;
     };
     let removed = cgroup::remove_leaves(state.cgroup_paths.into_values())

@@ -259,8 +259,8 @@ fn set_pid_namespace(spec: &mut Value, path: &Path) {
 /// that are mapped. `/dev/shm` is always writable and never mapped.
 fn add_binds(spec: &mut Value, binds: &[Bind]) {
     let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
-    let mappings = ["uidMappings", "gidMappings"]
-        .map(|name| (name, spec["linux"].get(name).cloned()));
+    let mappings =
+        ["uidMappings", "gidMappings"].map(|name| (name, spec["linux"].get(name).cloned()));
     if !spec["mounts"].is_array() {
         spec["mounts"] = Value::Array(Vec::new());
     }

@@ -30,6 +30,7 @@ use tokio::net::unix::pipe;
 use super::files::Table;
 use super::{Cgroup, Hierarchy, failed, write};
 use crate::error::IoError;
+use crate::kernel::blocking;
 
 /// The number of further looks after a v1 notification that found the counter unchanged: v1 notifies before the kernel
 /// chooses a process to kill. All looks together take one second; a kernel that writes its report to a serial console
@@ -100,8 +101,7 @@ impl OomKills {
     /// Ends the watch, without waiting for the kernel: closing an inotify(7) descriptor takes some 15 ms.
     pub fn end(self) {
         if self.hierarchy == Hierarchy::V2 {
-            // At the shim's end the runtime waits for this drop, for a bounded time.
-            drop(tokio::task::spawn_blocking(|| drop(self)));
+            blocking::spawn(|| drop(self));
         }
     }
 
