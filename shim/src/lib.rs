@@ -1,12 +1,23 @@
 //! `containerd-shim-pause-v2`: a containerd runtime-v2 shim with the pause container built in.
 //!
 //! ```text
-//!                    ┌ start  ─▶ boot      makes or finds the pod's server, answers where it listens
-//!  containerd ─exec──┼ delete ─▶ cleanup   takes down what a dead server has left
-//!                    ├ -v, -info           says who it is
-//!                    └ (none) ─▶ server ─▶ task, sandbox ─▶ pod ─┬▶ container ─▶ runc, io, cgroup, mounts, exits, events
-//!                                                                └▶ holder ─▶ the crate `pause`, podfiles
+//!  containerd ──exec──▶ cli          start, delete, -info, or the server:
+//!  containerd ──ttrpc─▶ containerd   the Task and the Sandbox service, the publisher of events
+//!                          │
+//!                         pod        which id belongs to whom, the sandbox, when the shim ends
+//!                          │
+//!                       container    one task per container: the init, the execs, the order of events
+//!                          │
+//!                        runtime     runc, the bundle and the spec, the teardown
+//!                          │
+//!                          io        the streams of a process
+//!                          │
+//!                        kernel      children, blocking work, cgroups, mounts
+//!                          │
+//!                        error       the one error, and the one table to ttrpc codes
 //! ```
+//!
+//! A room uses the rooms below, and none above. The crate `pause` has the namespaces and what holds them.
 #![forbid(unsafe_code)]
 
 pub mod cli;

@@ -148,7 +148,12 @@ impl Actor {
                 start.waiting.push(request);
                 None
             }
-            _ => Some(request),
+            Life::Created
+            | Life::Starting(_)
+            | Life::Running
+            | Life::Paused
+            | Life::Ended(_)
+            | Life::Stopped(_) => Some(request),
         }
     }
 

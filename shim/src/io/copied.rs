@@ -238,9 +238,7 @@ impl Lines {
         // A disk may be slow.
         let path = self.path.clone();
         let written = blocking::run_anyway(move || {
-            Ok((&*file)
-                .write_all(&bytes)
-                .map_err(io_error("write", &path))?)
+            (&*file).write_all(&bytes).map_err(io_error("write", &path))
         });
         match written.await {
             Ok(()) => self.failing = false,

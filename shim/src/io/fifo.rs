@@ -247,10 +247,10 @@ mod tests {
     }
 
     async fn read_all(path: PathBuf) -> String {
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking::run(move || {
             let mut text = String::new();
             File::open(path).unwrap().read_to_string(&mut text).unwrap();
-            text
+            Ok(text)
         });
         tokio::time::timeout(Duration::from_secs(5), read)
             .await

@@ -1,6 +1,7 @@
 //! The OCI runtime's side: the bundle and its spec, runc, and what is done without it.
 
 pub mod bundle;
+mod call;
 pub mod criu;
 mod log;
 pub mod options;

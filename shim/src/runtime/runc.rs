@@ -7,14 +7,13 @@
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::log::debug;
 use rustix::process::{Pid, Signal};
 
 use super::bundle::RuncRecord;
+use super::call::Call;
 use super::criu::{self, Checkpoint, Work};
 use super::log::take_log;
 use super::options::Options;
@@ -332,65 +331,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         // A runc that has been reaped takes no signal.
         let _ = self.0.signal(Signal::KILL);
-    }
-}
-
-/// One run of runc: its command line and its log.
-struct Call {
-    name: &'static str,
-    command: Command,
-    log: PathBuf,
-}
-
-impl Call {
-    fn new(name: &'static str, bundle: &Path, record: &RuncRecord) -> Self {
-        static CALLS: AtomicU64 = AtomicU64::new(0);
-        let number = CALLS.fetch_add(1, Ordering::Relaxed);
-        let log = bundle.join(format!("runc-{name}-{number}.json"));
-        let mut command = Command::new(&record.binary);
-        command
-            // systemd's, when containerd is a service. runc would take it for the container's, and mount it there.
-            .env_remove("NOTIFY_SOCKET")
-            .arg("--root")
-            .arg(&record.root)
-            .arg("--log")
-            .arg(&log)
-            .args(["--log-format", "json"]);
-        if record.systemd_cgroup {
-            command.arg("--systemd-cgroup");
-        }
-        command
-            .arg(name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self { name, command, log }
-    }
-
-    /// Whether runc moves a process into the container's cgroup.
-    fn moves(&self) -> bool {
-        matches!(self.name, "create" | "exec" | "restore")
-    }
-
-    fn criu(&mut self, work: &Work) {
-        self.command
-            .arg("--work-path")
-            .arg(work.folder())
-            .env(criu::CONFIG_VARIABLE, work.config());
-    }
-
-    fn streams(&mut self, streams: Streams) {
-        match streams {
-            Streams::Files([stdin, stdout, stderr]) => {
-                self.command.stdin(stdin).stdout(stdout).stderr(stderr);
-            }
-            Streams::Console(socket) => {
-                self.command.arg("--console-socket").arg(socket);
-                if self.name == "exec" {
-                    self.command.arg("--tty");
-                }
-            }
-        }
     }
 }
 

@@ -157,7 +157,7 @@ pub(super) fn delete(dir: &Path) -> Shortcut {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use std::fs::File;
     use std::future::{pending, ready};
     use std::io::Write;
@@ -166,6 +166,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::kernel::blocking;
 
     fn created(state: &str) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -214,9 +215,11 @@ mod tests {
         let waiting = init(&dir, b"0");
         // Resolves when the init has written and is gone.
         let ended = async {
-            tokio::task::spawn_blocking(|| waiting.join().unwrap())
-                .await
-                .unwrap();
+            let joined = blocking::run(|| {
+                waiting.join().unwrap();
+                Ok(())
+            });
+            joined.await.unwrap();
         };
         assert_eq!(start(dir.path(), ended).await, Shortcut::Done);
     }

@@ -1,0 +1,264 @@
+//! The task that owns the sandbox: what the task is asked, and the end.
+
+use std::path::PathBuf;
+
+use log::{info, warn};
+use rustix::process::{Pid, Signal};
+use tokio::sync::{mpsc, watch};
+
+use super::{Origin, Request, pid_namespace};
+use crate::container::Shared;
+use crate::container::event::Event;
+use crate::container::mailbox::{Deleted, View, answer};
+use crate::container::state::{Call, Status};
+use crate::error::{Error, Result, first_failure};
+use crate::kernel::blocking;
+use crate::kernel::cgroup::{Cgroup, Metrics};
+use crate::kernel::exits::{Exit, Exited};
+use crate::runtime::teardown::{Remains, Why, take_down};
+
+/// The exit status of a sandbox that is stopped: that after SIGKILL, as of a pause container.
+const STOPPED: u32 = 128 + 9;
+
+/// Owns the sandbox.
+pub(super) struct Owner {
+    pub(super) id: String,
+    pub(super) remains: Remains,
+    pub(super) shared: Shared,
+    /// Until the sandbox has ended.
+    pub(super) held: Option<pause::Sandbox>,
+    /// The operator wants no process: a pod that needs one is refused.
+    pub(super) thread_only: bool,
+    /// The pod's containers see the node's processes.
+    pub(super) node_processes: bool,
+    /// The exit of the process that the sandbox lives and dies with, if there is one.
+    pub(super) process: Option<Exited>,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) origin: Origin,
+    pub(super) view: watch::Sender<View>,
+    pub(super) requests: mpsc::UnboundedReceiver<Request>,
+}
+
+impl Owner {
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                exit = ended(&mut self.process) => {
+                    self.end(exit);
+                    self.clear_up().await;
+                }
+                request = self.requests.recv() => match request {
+                    Some(request) => if self.request(request).await { return },
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Carries out one call. True when nothing is left to do.
+    async fn request(&mut self, request: Request) -> bool {
+        match request {
+            Request::Start(reply) => answer(reply, self.start()),
+            Request::Kill(signal, reply) => {
+                answer(reply, self.kill(signal));
+                self.clear_up().await;
+            }
+            Request::Stop(reply) => {
+                answer(reply, self.stop());
+                self.clear_up().await;
+            }
+            Request::Delete(reply) => {
+                let deleted = self.delete().await;
+                let gone = deleted.is_ok();
+                if gone {
+                    // Before the answer, so that a Shutdown that follows it finds the sandbox gone.
+                    self.requests.close();
+                }
+                answer(reply, deleted);
+                return gone;
+            }
+            Request::Stats(reply) => answer(reply, self.stats()),
+            Request::SharedProcesses(reply) => answer(reply, self.shared_processes().await),
+        }
+        false
+    }
+
+    fn status(&self) -> Status {
+        self.view.borrow().status
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        self.view.borrow().pid
+    }
+
+    /// Publishes what happened to a task; a sandbox of the Sandbox API is none.
+    fn publish(&self, event: Event) {
+        match self.origin {
+            Origin::Task(_) => self.shared.events.send(event),
+            Origin::Sandbox(_) => {}
+        }
+    }
+
+    /// Of the task: the sandbox's own cgroup. Through the Sandbox API: the pod's, which has the sandbox's own inside.
+    fn stats(&self) -> Result<Metrics> {
+        Ok(match (&self.origin, &self.cgroup) {
+            (Origin::Task(_), Some(own)) => own.stats(),
+            (Origin::Task(_), None) => {
+                return Err(Error::NotFound(format!(
+                    "sandbox {} has no cgroup",
+                    self.id
+                )));
+            }
+            (Origin::Sandbox(_), Some(own)) => own.parent().stats(),
+            // A pod without a cgroup: the shim is all that is known to be the pod's own.
+            (Origin::Sandbox(_), None) => Cgroup::of_pid(rustix::process::getpid())?.stats(),
+        }?)
+    }
+
+    fn start(&mut self) -> Result<Pid> {
+        self.status().check(Call::Start)?;
+        let pid = self
+            .pid()
+            .ok_or(Error::Internal("a sandbox without a pid"))?;
+        self.view.send_modify(|view| view.status = Status::Running);
+        info!("sandbox {}: started", self.id);
+        self.publish(Event::Start {
+            container: self.id.clone(),
+            pid,
+        });
+        Ok(pid)
+    }
+
+    fn kill(&mut self, signal: u32) -> Result<()> {
+        self.status().check(Call::Kill)?;
+        let number = i32::try_from(signal).unwrap_or_default();
+        match Signal::from_named_raw(number) {
+            Some(signal) => self.signal(signal),
+            // As the pause program: a signal that has no effect there has none here.
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        match self.status().exit() {
+            Some(_) => Ok(()),
+            None => self.signal(Signal::KILL),
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        let Some(sandbox) = &self.held else {
+            return Err(Error::NotFound(format!("sandbox {} has ended", self.id)));
+        };
+        match sandbox.signal(signal)? {
+            pause::Signalled::Ends(status) => self.end(Exit::now(status)),
+            pause::Signalled::Delivered | pause::Signalled::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The sandbox is over: lets go of the namespaces and publishes the exit, once.
+    fn end(&mut self, exit: Exit) {
+        self.process = None;
+        let Some(sandbox) = self.held.take() else {
+            return;
+        };
+        sandbox.end();
+        info!("sandbox {}: ended, status {}", self.id, exit.status);
+        self.view
+            .send_modify(|view| view.status = Status::Stopped(exit));
+        self.publish(Event::Exit {
+            container: self.id.clone(),
+            id: self.id.clone(),
+            pid: self.pid(),
+            exit,
+        });
+    }
+
+    /// Removes the cgroup of a sandbox that is over. Nobody waits for this.
+    async fn clear_up(&self) {
+        if let (None, Some(cgroup)) = (&self.held, self.cgroup.clone()) {
+            // A process of the sandbox may still be dying; the deletion tries again, and says so if that fails.
+            let removed = blocking::run_anyway(move || {
+                let failures = cgroup.remove().into_iter();
+                first_failure(failures.map(|error| Err(error.into())))
+            });
+            let _ = removed.await;
+        }
+    }
+
+    async fn delete(&mut self) -> Result<Deleted> {
+        self.status().check(Call::Delete)?;
+        if self.held.is_some() {
+            self.end(Exit::now(STOPPED));
+        }
+        take_down(self.remains.clone(), Why::Deleted).await?;
+        let deleted = Deleted {
+            pid: self.pid(),
+            exit: self.status().exit().unwrap_or(Exit::now(STOPPED)),
+        };
+        info!("sandbox {}: deleted", self.id);
+        self.publish(Event::Delete {
+            container: self.id.clone(),
+            pid: deleted.pid,
+            exit: deleted.exit,
+        });
+        Ok(deleted)
+    }
+
+    /// In podsandbox mode nothing tells a sandbox that its containers will share a process namespace. The first that
+    /// asks for it makes PID 1 here, and the pod then lives and dies with that.
+    async fn shared_processes(&mut self) -> Result<PathBuf> {
+        if self.node_processes {
+            let pid = self
+                .pid()
+                .ok_or(Error::Internal("a sandbox without a pid"))?;
+            return Ok(pid_namespace(pid));
+        }
+        if self.thread_only {
+            return Err(pause::Error::ThreadCannotHold {
+                kind: pause::Kind::Pid,
+            }
+            .into());
+        }
+        // PID 1 may end before its pid is known here.
+        let expected = self.shared.exits.expect();
+        let Some(mut sandbox) = self.held.take() else {
+            return Err(Error::FailedPrecondition(format!(
+                "sandbox {} has ended",
+                self.id
+            )));
+        };
+        // In place rather than not at all: the sandbox is in there.
+        let made = blocking::run_anyway(move || {
+            let made = sandbox.share_processes();
+            Ok((sandbox, made))
+        });
+        let (sandbox, made) = made.await?;
+        self.held = Some(sandbox);
+        let (pid, made) = made?;
+        if made {
+            self.process = Some(self.shared.exits.claim(pid).exit);
+            if let Some(cgroup) = &self.cgroup
+                && let Err(error) = cgroup.add(pid)
+            {
+                // It works all the same; only its own few kilobytes are counted elsewhere.
+                warn!("sandbox {}: {error}", self.id);
+            }
+            info!(
+                "sandbox {}: shared process namespace, PID 1 is {pid}",
+                self.id
+            );
+        }
+        drop(expected);
+        Ok(pid_namespace(pid))
+    }
+}
+
+/// Resolves with the exit of the process; never, if there is none.
+async fn ended(process: &mut Option<Exited>) -> Exit {
+    match process {
+        Some(claim) => claim.await.unwrap_or(Exit::now(255)),
+        None => std::future::pending().await,
+    }
+}

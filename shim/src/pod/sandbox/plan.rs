@@ -1,0 +1,241 @@
+//! Making a sandbox: from a plan to the task that owns the sandbox.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use log::{info, warn};
+use rustix::process::Pid;
+use tokio::sync::watch;
+
+use super::Handle;
+use super::owner::Owner;
+use crate::container::mailbox::{Mailbox, View};
+use crate::container::state::Status;
+use crate::container::{Create, Shared};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::kernel::blocking;
+use crate::kernel::cgroup::{Cgroup, Driver};
+use crate::kernel::exits::Exited;
+use crate::pod::files::PodFiles;
+use crate::runtime::bundle::Record;
+use crate::runtime::options::{Holder, Options};
+use crate::runtime::teardown::{Remains, Why, take_down};
+
+/// A sandbox to be made.
+#[derive(Debug)]
+pub struct Plan {
+    /// The id.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// What the kernel is asked for.
+    pub config: pause::SandboxConfig,
+    /// Where the cgroup is to be.
+    pub cgroups_path: Option<String>,
+    /// The form of that path.
+    pub driver: Driver,
+    /// The pod's containers see the node's processes.
+    pub node_processes: bool,
+    /// The operator's settings.
+    pub options: Options,
+    /// Who asked for the sandbox.
+    pub origin: Origin,
+}
+
+/// Who asked for a sandbox, and what follows from that.
+#[derive(Debug)]
+pub enum Origin {
+    /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for the streams.
+    Task(Box<Create>),
+    /// The Sandbox API: the sandbox is no task, and the shim makes the pod's files.
+    Sandbox(PodFiles),
+}
+
+/// A sandbox that stands.
+#[derive(Debug)]
+pub struct Made {
+    /// To talk to the sandbox.
+    pub handle: Handle,
+    /// The pid whose `/proc/PID/ns` has the pod's namespaces.
+    pub pid: Pid,
+    /// What holds the namespaces.
+    pub kind: pause::HolderKind,
+    /// Where the namespaces are that are not the node's.
+    pub paths: BTreeMap<pause::Kind, PathBuf>,
+}
+
+impl Plan {
+    /// The sandbox that an OCI spec describes.
+    pub fn of_task(create: Create) -> Self {
+        Self {
+            id: create.id.clone(),
+            bundle: create.bundle.clone(),
+            config: create.spec.sandbox(create.options.pause_holder()),
+            cgroups_path: create.spec.cgroups_path().map(str::to_owned),
+            driver: Driver::of(create.options.systemd_cgroup),
+            node_processes: !create.spec.has_pid_namespace(),
+            options: create.options.clone(),
+            origin: Origin::Task(Box::new(create)),
+        }
+    }
+
+    fn files(&self) -> Option<&PodFiles> {
+        match &self.origin {
+            Origin::Task(_) => None,
+            Origin::Sandbox(files) => Some(files),
+        }
+    }
+
+    fn remains(&self, first_bundle: &Path) -> Remains {
+        let files = self.files();
+        Remains {
+            id: self.id.clone(),
+            record: Record {
+                bundle: self.bundle.clone(),
+                mounts_rootfs: false,
+                runc: None,
+                systemd_cgroup: self.driver == Driver::Systemd,
+                cgroups_path: self.cgroups_path.clone(),
+            },
+            runc: None,
+            first_bundle: first_bundle.to_owned(),
+            mount_points: files.and_then(PodFiles::mount_point).into_iter().collect(),
+            directories: files.map(PodFiles::directory).into_iter().collect(),
+        }
+    }
+
+    /// The streams that containerd is told when it asks.
+    fn streams(&self) -> io::Request {
+        match &self.origin {
+            Origin::Task(create) => create.io.clone(),
+            Origin::Sandbox(_) => io::Request::default(),
+        }
+    }
+}
+
+/// Makes a sandbox and gives the sandbox to a task of its own. A failure leaves nothing behind.
+///
+/// # Errors
+/// `Sandbox` with the operation that failed, `Io` for the cgroup and the files, `FailedPrecondition` for a sandbox from a
+/// checkpoint.
+pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
+    if let Origin::Task(create) = &plan.origin
+        && let Some(image) = &create.checkpoint
+    {
+        return Err(Error::FailedPrecondition(format!(
+            "create {} from checkpoint {}: a sandbox runs no program",
+            create.id,
+            image.display()
+        )));
+    }
+    let remains = plan.remains(&shared.first_bundle);
+    // The record is written before anything is made.
+    let made = match remains.record.save(&shared.first_bundle, &plan.id) {
+        Ok(()) => make(shared, &plan).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok((sandbox, cgroup, process)) => {
+            Ok(hand_over(shared, plan, remains, sandbox, cgroup, process))
+        }
+        Err(error) => {
+            let taken_down = take_down(remains, Why::NotMade).await;
+            taken_down.unwrap_or_else(|left| warn!("after a failed create: {left}"));
+            Err(error)
+        }
+    }
+}
+
+/// Gives a sandbox that stands to a task of its own.
+fn hand_over(
+    shared: &Shared,
+    plan: Plan,
+    remains: Remains,
+    sandbox: pause::Sandbox,
+    cgroup: Option<Cgroup>,
+    process: Option<Exited>,
+) -> Made {
+    let (pid, kind, paths) = (sandbox.pid(), sandbox.kind(), sandbox.paths());
+    let (mailbox, requests) = Mailbox::new();
+    let (view, seen) = watch::channel(View {
+        pid: Some(pid),
+        status: Status::Created,
+        io: plan.streams(),
+    });
+    info!("sandbox {}: namespaces made, held by {pid}", plan.id);
+    let handle = Handle {
+        bundle: plan.bundle.into(),
+        requests: mailbox,
+        view: seen,
+    };
+    let owner = Owner {
+        id: plan.id,
+        remains,
+        shared: shared.clone(),
+        held: Some(sandbox),
+        thread_only: plan.options.holder == Holder::Thread,
+        node_processes: plan.node_processes,
+        process,
+        cgroup,
+        origin: plan.origin,
+        view,
+        requests,
+    };
+    if let Origin::Task(create) = &owner.origin {
+        owner.shared.events.send(create.event(Some(pid)));
+    }
+    tokio::spawn(owner.run());
+    Made {
+        handle,
+        pid,
+        kind,
+        paths,
+    }
+}
+
+/// The namespaces, the cgroup, and the exit of the process that the sandbox lives and dies with.
+async fn make(
+    shared: &Shared,
+    plan: &Plan,
+) -> Result<(pause::Sandbox, Option<Cgroup>, Option<Exited>)> {
+    let cgroup = plan
+        .cgroups_path
+        .as_deref()
+        .map(|path| Cgroup::at(path, plan.driver))
+        .transpose()?;
+    let (config, files) = (plan.config.clone(), plan.files().cloned());
+    // A process of the sandbox may end before the pid is known here.
+    let _expected = shared.exits.expect();
+    let made = blocking::run(move || {
+        if let Some(files) = &files {
+            files.make()?;
+        }
+        let sandbox = pause::Sandbox::create(&config)?;
+        match place(&sandbox, cgroup.as_ref()) {
+            Ok(()) => Ok((sandbox, cgroup)),
+            Err(error) => {
+                sandbox.end();
+                Err(error)
+            }
+        }
+    });
+    let (sandbox, cgroup) = made.await?;
+    let process = match sandbox.kind() {
+        pause::HolderKind::Thread => None,
+        pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid()).exit),
+    };
+    Ok((sandbox, cgroup, process))
+}
+
+/// The cgroup exists although nothing may be in there: cAdvisor finds a pod's network counters by the cgroup's name.
+fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>) -> Result<()> {
+    let Some(cgroup) = cgroup else {
+        return Ok(());
+    };
+    cgroup.create()?;
+    match sandbox.kind() {
+        pause::HolderKind::Thread => Ok(()),
+        pause::HolderKind::Process => Ok(cgroup.add(sandbox.pid())?),
+    }
+}
