@@ -1,56 +1,47 @@
 //! The pause program: PID 1 of a pod that shares its process namespace, and the entry point of a pause image.
 //!
 //! ```text
-//!   /pause            alone: says so when it is not PID 1, reaps, ends with 0 on SIGINT and SIGTERM
-//!   /pause -v         prints its version
-//!   pause hold <how>  started by the crate `pause` from a sealed memfd: enters what only a process with one thread
-//!                     can enter, locks itself in, reports that it is ready, reaps (hold.rs)
+//!   /pause                alone: warns unless it is PID 1, reaps, ends with 0 on SIGINT and SIGTERM
+//!   /pause -v             prints its version
+//!   pause hold <orders>   started by the crate `pause` from a sealed memfd: enters what only a process with one thread
+//!                         can enter, locks itself in, reports that it is ready, reaps (hold.rs)
 //! ```
 //!
-//! It has no libc, no heap, no thread, no timer and no signal handler: the three signals are blocked and waited for,
-//! so none is lost between reaping and sleeping.
+//! The program has no libc, no heap, no thread, no timer and no signal handler. The three signals are blocked and waited
+//! for, so no signal is lost between reaping and sleeping.
+//!
+//! | file | |
+//! |---|---|
+//! | `hold.rs` | the holder's conversation with the shim, and the namespaces that the holder makes |
+//! | `lock_in.rs`, `name.rs`, `filter.rs` | what the holder gives up, its name in `ps`, its seccomp filter |
+//! | `final_loop.rs` | the holder's last step: no memory |
+//! | `sys.rs`, `x86_64.rs`, `aarch64.rs` | system calls, and what differs between the machines |
+//! | `start_stack.rs`, `memory.rs` | what a libc would do: arguments, memcpy |
 #![no_std]
 #![no_main]
 // Else a loop over bytes may become a call of a libc that is not there.
 #![no_builtins]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod filter;
+mod final_loop;
 mod hold;
-mod sealed;
+mod lock_in;
+#[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+mod machine;
+mod memory;
+mod name;
+mod start_stack;
 mod sys;
 
-#[cfg(target_arch = "x86_64")]
-core::arch::global_asm!(
-    ".globl _start",
-    "_start:",
-    "xor ebp, ebp",
-    "mov rdi, rsp",
-    "and rsp, -16",
-    "call {start}",
-    start = sym start
-);
+use start_stack::StartStack;
 
-#[cfg(target_arch = "aarch64")]
-core::arch::global_asm!(
-    ".globl _start",
-    "_start:",
-    "mov x29, xzr",
-    "mov x0, sp",
-    "b {start}",
-    start = sym start
-);
-
-/// `stack` is what the kernel left: argc, argv, a null, the environment, a null, the auxiliary vector.
+/// Called by `_start` (`x86_64.rs`, `aarch64.rs`) with the stack pointer that the kernel set.
 unsafe extern "C" fn start(stack: *const usize) -> ! {
-    // SAFETY: the kernel's start-up stack, see above. Reading stops at argc.
-    let argument = |n: usize| unsafe {
-        if n < *stack {
-            text(*stack.add(1 + n) as *const u8)
-        } else {
-            b""
-        }
-    };
-    match argument(1) {
+    // SAFETY: `_start` passes the stack pointer on before anything has used the stack.
+    let stack = unsafe { StartStack::new(stack) };
+    match stack.argument(1) {
         b"-v" => {
             sys::write(
                 1,
@@ -58,30 +49,17 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
             );
             sys::exit(0)
         }
-        b"hold" => hold::run(argument(2), stack as usize),
+        b"hold" => hold::run(stack.argument(2), stack),
         _ => alone(),
     }
 }
 
-/// # Safety
-/// `start` must be a string that ends with a zero byte and is never changed.
-unsafe fn text(start: *const u8) -> &'static [u8] {
-    let mut length = 0;
-    // SAFETY: as the caller promises; the zero byte is the last one read.
-    unsafe {
-        while *start.add(length) != 0 {
-            length += 1;
-        }
-        core::slice::from_raw_parts(start, length)
-    }
-}
-
+/// The entry point of a pause image.
 fn alone() -> ! {
     sys::block_signals();
-    let _ = sys::prctl(sys::PR_SET_NO_NEW_PRIVS, 1, 0);
-    let _ = sys::prctl(sys::PR_SET_DUMPABLE, 0, 0);
-    // SAFETY: getpid takes no address.
-    if unsafe { sys::call(sys::nr::GETPID, [0; 5]) } != Ok(1) {
+    let _ = sys::set_no_new_privileges();
+    let _ = sys::set_not_dumpable();
+    if sys::process_id() != Ok(1) {
         sys::write(2, b"Warning: pause should be the first process\n");
     }
     loop {

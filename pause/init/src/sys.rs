@@ -1,88 +1,29 @@
-//! System calls of the two machines, and the constants that the program uses.
+//! The system calls that the program makes, and their constants.
+//!
+//! Each call is a safe function: its arguments are numbers, or references from which the function takes the addresses.
 
-use core::arch::asm;
+use core::ffi::CStr;
+
+use crate::machine::{nr, raw_call};
 
 pub type Errno = i32;
 
-#[cfg(target_arch = "x86_64")]
-#[rustfmt::skip]
-pub mod nr {
-    pub const READ: usize = 0;
-    pub const WRITE: usize = 1;
-    pub const CLOSE: usize = 3;
-    pub const MMAP: usize = 9;
-    pub const MPROTECT: usize = 10;
-    pub const MUNMAP: usize = 11;
-    pub const RT_SIGPROCMASK: usize = 14;
-    pub const GETPID: usize = 39;
-    pub const CLONE: usize = 56;
-    pub const WAIT4: usize = 61;
-    pub const CHDIR: usize = 80;
-    pub const SETGROUPS: usize = 116;
-    pub const SETRESUID: usize = 117;
-    pub const SETRESGID: usize = 119;
-    pub const CAPSET: usize = 126;
-    pub const RT_SIGTIMEDWAIT: usize = 128;
-    pub const PIVOT_ROOT: usize = 155;
-    pub const PRCTL: usize = 157;
-    pub const CHROOT: usize = 161;
-    pub const MOUNT: usize = 165;
-    pub const UMOUNT2: usize = 166;
-    pub const EXIT_GROUP: usize = 231;
-    pub const PPOLL: usize = 271;
-    pub const UNSHARE: usize = 272;
-    pub const SETNS: usize = 308;
-    pub const SECCOMP: usize = 317;
-    pub const CLOSE_RANGE: usize = 436;
-    /// AUDIT_ARCH_X86_64
-    pub const AUDIT_ARCH: u32 = 0xc000_003e;
-}
+/// What a call returned, or its errno.
+pub type Answer = Result<usize, Errno>;
 
-#[cfg(target_arch = "aarch64")]
-#[rustfmt::skip]
-pub mod nr {
-    pub const UMOUNT2: usize = 39;
-    pub const MOUNT: usize = 40;
-    pub const PIVOT_ROOT: usize = 41;
-    pub const CHDIR: usize = 49;
-    pub const CHROOT: usize = 51;
-    pub const CLOSE: usize = 57;
-    pub const READ: usize = 63;
-    pub const WRITE: usize = 64;
-    pub const PPOLL: usize = 73;
-    pub const CAPSET: usize = 91;
-    pub const EXIT_GROUP: usize = 94;
-    pub const UNSHARE: usize = 97;
-    pub const RT_SIGPROCMASK: usize = 135;
-    pub const RT_SIGTIMEDWAIT: usize = 137;
-    pub const SETRESUID: usize = 147;
-    pub const SETRESGID: usize = 149;
-    pub const SETGROUPS: usize = 159;
-    pub const PRCTL: usize = 167;
-    pub const GETPID: usize = 172;
-    pub const MUNMAP: usize = 215;
-    pub const CLONE: usize = 220;
-    pub const MMAP: usize = 222;
-    pub const MPROTECT: usize = 226;
-    pub const WAIT4: usize = 260;
-    pub const SETNS: usize = 268;
-    pub const SECCOMP: usize = 277;
-    pub const CLOSE_RANGE: usize = 436;
-    /// AUDIT_ARCH_AARCH64
-    pub const AUDIT_ARCH: u32 = 0xc000_00b7;
-}
+pub const EINTR: Errno = 4;
+pub const EINVAL: Errno = 22;
 
 pub const SIGINT: i32 = 2;
-pub const SIGKILL: usize = 9;
 pub const SIGTERM: i32 = 15;
 pub const SIGCHLD: i32 = 17;
 /// What the program waits for, as the kernel's `sigset_t`: bit n-1 is signal n.
-pub const SIGNALS: u64 = 1 << (SIGINT - 1) | 1 << (SIGTERM - 1) | 1 << (SIGCHLD - 1);
+pub static SIGNALS: u64 = 1 << (SIGINT - 1) | 1 << (SIGTERM - 1) | 1 << (SIGCHLD - 1);
+const SIGNALS_SIZE: usize = 8;
 
 pub const WNOHANG: usize = 1;
-/// Also children whose exit signal is not SIGCHLD.
+/// `__WALL`: also children whose exit signal is not SIGCHLD.
 pub const WALL: usize = 0x4000_0000;
-pub const ALL_CHILDREN: usize = usize::MAX;
 
 pub const CLONE_NEWNS: usize = 0x0002_0000;
 pub const CLONE_NEWCGROUP: usize = 0x0200_0000;
@@ -91,39 +32,15 @@ pub const CLONE_NEWIPC: usize = 0x0800_0000;
 pub const CLONE_NEWUSER: usize = 0x1000_0000;
 pub const CLONE_NEWPID: usize = 0x2000_0000;
 pub const CLONE_NEWNET: usize = 0x4000_0000;
-pub const CLONE_PARENT: usize = 0x0000_8000;
 
-/// The sixth argument is 0 for every call that is made here.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn raw(n: usize, a: [usize; 5]) -> isize {
-    let result: isize;
-    // SAFETY: the kernel clobbers rcx and r11 and changes only memory that the caller of `call` vouches for.
-    unsafe {
-        asm!("syscall", inlateout("rax") n => result, in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3],
-             in("r8") a[4], in("r9") 0, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline(always)]
-unsafe fn raw(n: usize, a: [usize; 5]) -> isize {
-    let result: isize;
-    // SAFETY: the kernel preserves every other register and changes only memory that the caller of `call` vouches for.
-    unsafe {
-        asm!("svc 0", in("x8") n, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2], in("x3") a[3],
-             in("x4") a[4], in("x5") 0, options(nostack));
-    }
-    result
-}
+pub const POLLHUP: u16 = 0x10;
 
 /// # Safety
-/// Each argument that the call `n` takes for an address must be valid for what that call does with it.
+/// Each argument that the call `n` takes for an address must be valid for what the call does with the address.
 #[inline(always)]
-pub unsafe fn call(n: usize, a: [usize; 5]) -> Result<usize, Errno> {
-    // SAFETY: as the caller promises.
-    let result = unsafe { raw(n, a) };
+pub unsafe fn call(n: usize, a: [usize; 5]) -> Answer {
+    // SAFETY: the caller promises what `raw_call` asks.
+    let result = unsafe { raw_call(n, a) };
     if result < 0 {
         Err(-result as Errno)
     } else {
@@ -133,111 +50,235 @@ pub unsafe fn call(n: usize, a: [usize; 5]) -> Result<usize, Errno> {
 
 pub fn exit(code: usize) -> ! {
     loop {
-        // SAFETY: takes no address.
+        // SAFETY: exit_group takes no address.
         let _ = unsafe { call(nr::EXIT_GROUP, [code, 0, 0, 0, 0]) };
     }
 }
 
+pub fn process_id() -> Answer {
+    // SAFETY: getpid takes no address.
+    unsafe { call(nr::GETPID, [0; 5]) }
+}
+
+/// Writes all of `bytes`; gives up at an error.
 pub fn write(fd: usize, bytes: &[u8]) {
     let mut rest = bytes;
     while !rest.is_empty() {
         // SAFETY: `rest` is readable for its whole length.
         match unsafe { call(nr::WRITE, [fd, rest.as_ptr() as usize, rest.len(), 0, 0]) } {
             Ok(written) => rest = rest.get(written..).unwrap_or(&[]),
-            Err(4) => {}
+            Err(EINTR) => {}
             Err(_) => return,
         }
     }
 }
 
-/// prctl with plain numbers.
-pub fn prctl(option: usize, a: usize, b: usize) -> Result<usize, Errno> {
-    // SAFETY: callers of this safe form pass no address but a constant string's.
-    unsafe { call(nr::PRCTL, [option, a, b, 0, 0]) }
+/// Waits for one byte, which is thrown away. Returns 0 at the end of the stream.
+pub fn read_byte(fd: usize) -> Answer {
+    let mut byte = [0_u8; 1];
+    // SAFETY: `byte` is writable for the one byte that is asked for.
+    unsafe { call(nr::READ, [fd, byte.as_mut_ptr() as usize, 1, 0, 0]) }
 }
 
-pub const PR_SET_PDEATHSIG: usize = 1;
-pub const PR_SET_DUMPABLE: usize = 4;
-pub const PR_SET_NAME: usize = 15;
-pub const PR_CAPBSET_DROP: usize = 24;
-pub const PR_SET_MM: usize = 35;
-pub const PR_SET_MM_MAP: usize = 14;
-pub const PR_SET_NO_NEW_PRIVS: usize = 38;
-pub const PR_CAP_AMBIENT: usize = 47;
-pub const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
-
-/// Blocks the signals that the program waits for. A blocked signal is kept for `rt_sigtimedwait`, also for PID 1 of a
-/// pid namespace, to which the kernel does not deliver a signal that would take its default action.
-pub fn block_signals() {
-    let set = SIGNALS;
-    const SIG_BLOCK: usize = 0;
-    // SAFETY: `set` is a sigset_t of 8 bytes; the old set is not wanted.
-    let _ = unsafe {
-        call(
-            nr::RT_SIGPROCMASK,
-            [SIG_BLOCK, &set as *const u64 as usize, 0, 8, 0],
-        )
+/// The events of `fd` that poll(2) always reports (such as [`POLLHUP`]), without a wait.
+pub fn poll(fd: usize) -> Result<u16, Errno> {
+    #[repr(C)]
+    struct PollFd {
+        fd: u32,
+        events: u16,
+        revents: u16,
+    }
+    let mut poll = PollFd {
+        fd: fd as u32,
+        events: 0,
+        revents: 0,
     };
+    let no_time = [0_usize; 2];
+    let (fds, timeout) = (&mut poll as *mut PollFd, no_time.as_ptr());
+    // SAFETY: `fds` is one writable pollfd, `timeout` one readable timespec, and no signal set is passed.
+    unsafe { call(nr::PPOLL, [fds as usize, 1, timeout as usize, 0, 8]) }?;
+    Ok(poll.revents)
+}
+
+pub fn close(fd: usize) -> Answer {
+    // SAFETY: close takes no address, and no value in this program owns a descriptor.
+    unsafe { call(nr::CLOSE, [fd, 0, 0, 0, 0]) }
+}
+
+/// Closes `first` and every descriptor above it. Fails before Linux 5.9.
+pub fn close_from(first: usize) -> Answer {
+    // SAFETY: close_range takes no address, and no value in this program owns a descriptor.
+    unsafe { call(nr::CLOSE_RANGE, [first, u32::MAX as usize, 0, 0, 0]) }
+}
+
+/// Moves the process into new namespaces of these kinds (`CLONE_NEW*`).
+pub fn unshare(kinds: usize) -> Answer {
+    // SAFETY: unshare takes no address.
+    unsafe { call(nr::UNSHARE, [kinds, 0, 0, 0, 0]) }
+}
+
+/// Moves the process into the namespace of this kind (`CLONE_NEW*`) behind `fd`.
+pub fn setns(fd: usize, kind: usize) -> Answer {
+    // SAFETY: setns takes no address.
+    unsafe { call(nr::SETNS, [fd, kind, 0, 0, 0]) }
+}
+
+/// fork(2), except that the child is a child of this process's parent: a sibling. Returns 0 in the sibling.
+pub fn fork_sibling() -> Answer {
+    const CLONE_PARENT: usize = 0x0000_8000;
+    // SAFETY: without CLONE_VM the child has a copy of the memory, and no address is passed.
+    unsafe { call(nr::CLONE, [CLONE_PARENT | SIGCHLD as usize, 0, 0, 0, 0]) }
+}
+
+/// Sets the real, effective and saved user id.
+pub fn set_user(id: usize) -> Answer {
+    // SAFETY: setresuid takes no address.
+    unsafe { call(nr::SETRESUID, [id, id, id, 0, 0]) }
+}
+
+/// Sets the real, effective and saved group id.
+pub fn set_group(id: usize) -> Answer {
+    // SAFETY: setresgid takes no address.
+    unsafe { call(nr::SETRESGID, [id, id, id, 0, 0]) }
+}
+
+/// Leaves every supplementary group.
+pub fn clear_groups() -> Answer {
+    // SAFETY: a list of no groups is not read.
+    unsafe { call(nr::SETGROUPS, [0; 5]) }
+}
+
+/// Empties the effective, permitted and inheritable set.
+pub fn clear_capabilities() -> Answer {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    let (header, none) = (header.as_ptr() as usize, none.as_ptr() as usize);
+    // SAFETY: `header` and `none` are a header and the two sets of version 3, and live during the call.
+    unsafe { call(nr::CAPSET, [header, none, 0, 0, 0]) }
+}
+
+/// Mounts a file system of type `kind`, which is also the name of its source.
+pub fn mount(kind: &CStr, target: &CStr, flags: usize, options: &CStr) -> Answer {
+    let (kind, target) = (kind.as_ptr() as usize, target.as_ptr() as usize);
+    // SAFETY: the four addresses are of strings that end with a zero byte.
+    unsafe {
+        call(
+            nr::MOUNT,
+            [kind, target, kind, flags, options.as_ptr() as usize],
+        )
+    }
+}
+
+/// Makes a mount and those below it private: later mounts do not propagate from or to them.
+pub fn make_private(target: &CStr) -> Answer {
+    const MS_PRIVATE_REC: usize = 1 << 18 | 1 << 14;
+    // SAFETY: `target` ends with a zero byte. A change of propagation reads neither source, type nor options.
+    unsafe {
+        call(
+            nr::MOUNT,
+            [0, target.as_ptr() as usize, 0, MS_PRIVATE_REC, 0],
+        )
+    }
+}
+
+/// Unmounts what is mounted at `target` as soon as nobody uses it (`MNT_DETACH`).
+pub fn detach(target: &CStr) -> Answer {
+    const MNT_DETACH: usize = 2;
+    // SAFETY: `target` ends with a zero byte.
+    unsafe { call(nr::UMOUNT2, [target.as_ptr() as usize, MNT_DETACH, 0, 0, 0]) }
+}
+
+pub fn pivot_root(new: &CStr, put_old: &CStr) -> Answer {
+    let (new, put_old) = (new.as_ptr() as usize, put_old.as_ptr() as usize);
+    // SAFETY: both end with a zero byte.
+    unsafe { call(nr::PIVOT_ROOT, [new, put_old, 0, 0, 0]) }
+}
+
+pub fn chroot(path: &CStr) -> Answer {
+    // SAFETY: `path` ends with a zero byte.
+    unsafe { call(nr::CHROOT, [path.as_ptr() as usize, 0, 0, 0, 0]) }
+}
+
+pub fn chdir(path: &CStr) -> Answer {
+    // SAFETY: `path` ends with a zero byte.
+    unsafe { call(nr::CHDIR, [path.as_ptr() as usize, 0, 0, 0, 0]) }
+}
+
+/// # Safety
+/// Where `option` takes an address, `a` must be valid for what prctl(2) does with the address.
+#[inline(always)]
+unsafe fn prctl(option: usize, a: usize) -> Answer {
+    // SAFETY: the caller promises it for `a`; the other arguments are 0.
+    unsafe { call(nr::PRCTL, [option, a, 0, 0, 0]) }
+}
+
+/// Has the kernel kill this process (SIGKILL) when the thread that started it ends.
+pub fn die_with_parent() -> Answer {
+    const PR_SET_PDEATHSIG: usize = 1;
+    const SIGKILL: usize = 9;
+    // SAFETY: PR_SET_PDEATHSIG takes no address.
+    unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) }
+}
+
+pub fn set_not_dumpable() -> Answer {
+    const PR_SET_DUMPABLE: usize = 4;
+    // SAFETY: PR_SET_DUMPABLE takes no address.
+    unsafe { prctl(PR_SET_DUMPABLE, 0) }
+}
+
+/// Sets the name in `/proc/<pid>/comm`.
+pub fn set_comm(name: &CStr) -> Answer {
+    const PR_SET_NAME: usize = 15;
+    // SAFETY: `name` ends with a zero byte, where the kernel stops reading.
+    unsafe { prctl(PR_SET_NAME, name.as_ptr() as usize) }
+}
+
+/// Takes a capability out of the bounding set. `EINVAL` if the kernel does not know the capability.
+pub fn drop_from_bounding_set(capability: usize) -> Answer {
+    const PR_CAPBSET_DROP: usize = 24;
+    // SAFETY: PR_CAPBSET_DROP takes no address.
+    unsafe { prctl(PR_CAPBSET_DROP, capability) }
+}
+
+pub fn set_no_new_privileges() -> Answer {
+    const PR_SET_NO_NEW_PRIVS: usize = 38;
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes no address.
+    unsafe { prctl(PR_SET_NO_NEW_PRIVS, 1) }
+}
+
+pub fn clear_ambient_set() -> Answer {
+    const PR_CAP_AMBIENT: usize = 47;
+    const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
+    // SAFETY: PR_CAP_AMBIENT_CLEAR_ALL takes no address.
+    unsafe { prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL) }
+}
+
+/// Blocks the signals that the program waits for.
+///
+/// The kernel keeps a blocked signal for rt_sigtimedwait(2), also for PID 1 of a process namespace. A signal that is not
+/// blocked would be lost there: the kernel delivers none to PID 1 that would take its default action.
+pub fn block_signals() {
+    const SIG_BLOCK: usize = 0;
+    let set = &SIGNALS as *const u64 as usize;
+    // SAFETY: `set` is a sigset_t of the size that is passed, and the old set is not asked for.
+    let _ = unsafe { call(nr::RT_SIGPROCMASK, [SIG_BLOCK, set, 0, SIGNALS_SIZE, 0]) };
 }
 
 /// Waits, without a timeout, for one of the blocked signals.
 pub fn next_signal() -> i32 {
-    let set = SIGNALS;
+    let set = &SIGNALS as *const u64 as usize;
     loop {
-        // SAFETY: `set` is a sigset_t of 8 bytes; neither siginfo nor a timeout is passed.
-        let signal = unsafe {
-            call(
-                nr::RT_SIGTIMEDWAIT,
-                [&set as *const u64 as usize, 0, 0, 8, 0],
-            )
-        };
-        if let Ok(signal) = signal {
+        // SAFETY: `set` is a sigset_t of the size that is passed; neither siginfo nor a timeout is passed.
+        if let Ok(signal) = unsafe { call(nr::RT_SIGTIMEDWAIT, [set, 0, 0, SIGNALS_SIZE, 0]) } {
             return signal as i32;
         }
     }
 }
 
-/// Reaps every child that has ended. One SIGCHLD may stand for many of them.
+/// Reaps every child that has ended. One SIGCHLD may stand for many children.
 pub fn reap() {
+    const ALL_CHILDREN: usize = usize::MAX;
     // SAFETY: neither status nor rusage is asked for.
     while let Ok(1..) = unsafe { call(nr::WAIT4, [ALL_CHILDREN, 0, WNOHANG | WALL, 0, 0]) } {}
-}
-
-/// What rustc may call for copies: there is no libc here.
-mod memory {
-    #[no_mangle]
-    unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, n: usize) -> *mut u8 {
-        for i in 0..n {
-            // SAFETY: memcpy's contract: both are valid for n bytes.
-            unsafe { *to.add(i) = *from.add(i) };
-        }
-        to
-    }
-
-    #[no_mangle]
-    unsafe extern "C" fn memset(to: *mut u8, byte: i32, n: usize) -> *mut u8 {
-        for i in 0..n {
-            // SAFETY: memset's contract: `to` is valid for n bytes.
-            unsafe { *to.add(i) = byte as u8 };
-        }
-        to
-    }
-
-    #[no_mangle]
-    unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
-        for i in 0..n {
-            // SAFETY: memcmp's contract: both are valid for n bytes.
-            let (x, y) = unsafe { (*a.add(i), *b.add(i)) };
-            if x != y {
-                return i32::from(x) - i32::from(y);
-            }
-        }
-        0
-    }
-
-    #[no_mangle]
-    unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
-        // SAFETY: the same contract.
-        unsafe { memcmp(a, b, n) }
-    }
 }
