@@ -123,7 +123,8 @@ fn make_user_namespace() -> Result<(), Failed> {
     }
 }
 
-/// Forks, because PID 1 is the first child of the process that made the namespace. Returns in PID 1 only.
+/// Forks, because this process stays outside of the namespace that it made: the first process that it forks is PID 1.
+/// Returns in PID 1 only.
 fn go_on_as_pid_1() -> Result<(), Failed> {
     // PID 1 is the shim's child, as this process is: the thread that started this process gets the exit of PID 1, and
     // the PDEATHSIG of PID 1 comes from the end of that thread.
