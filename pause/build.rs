@@ -8,8 +8,8 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Static relocation: the program lies at a fixed address, because it has no start files that could relocate it. Nothing
-/// in it is worth hiding at a random address.
+/// Static relocation: the program lies at a fixed address, because it has no start files that could relocate it.
+/// Nothing in it is worth hiding at a random address.
 const CODE_OPTIONS: [&str; 6] = [
     "opt-level=s",
     "panic=abort",

@@ -1,11 +1,11 @@
-//! What can go wrong with a sandbox: every text names the operation and what it was done to.
+//! What can go wrong with a sandbox. Every text names the operation and what the operation was done to.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::Kind;
+use crate::NamespaceKind;
 
 /// Why a sandbox could not be made, or a signal not be sent.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum Error {
     #[error("join {kind} namespace {path}: {source}", path = path.display())]
     OpenNamespace {
         /// The kind that was asked for.
-        kind: Kind,
+        kind: NamespaceKind,
         /// The path that was asked for.
         path: PathBuf,
         /// What `open` said.
@@ -25,7 +25,7 @@ pub enum Error {
     #[error("join {kind} namespace {path}: not a namespace file", path = path.display())]
     NotANamespace {
         /// The kind that was asked for.
-        kind: Kind,
+        kind: NamespaceKind,
         /// The path that was asked for.
         path: PathBuf,
     },
@@ -33,23 +33,23 @@ pub enum Error {
     #[error("join {kind} namespace {path}: it is a namespace of another kind", path = path.display())]
     WrongKind {
         /// The kind that was asked for.
-        kind: Kind,
+        kind: NamespaceKind,
         /// The path that was asked for.
         path: PathBuf,
     },
-    /// The kernel let us not enter a namespace.
+    /// The kernel refused to move into a namespace.
     #[error("enter {kind} namespace: {source}")]
     Enter {
         /// The kind.
-        kind: Kind,
+        kind: NamespaceKind,
         /// What `setns` said.
         source: io::Error,
     },
-    /// The kernel made no new namespace.
+    /// The kernel refused to make a new namespace.
     #[error("make {kind} namespace: {source}")]
     Make {
         /// The kind.
-        kind: Kind,
+        kind: NamespaceKind,
         /// What `unshare` said.
         source: io::Error,
     },
@@ -57,8 +57,8 @@ pub enum Error {
     #[error("keep {kind} namespace {path}: {source}", path = path.display())]
     Keep {
         /// The kind.
-        kind: Kind,
-        /// Its file in /proc.
+        kind: NamespaceKind,
+        /// The namespace's file in /proc.
         path: PathBuf,
         /// What `open` said.
         source: io::Error,
@@ -67,7 +67,7 @@ pub enum Error {
     #[error("holder thread: a {kind} namespace needs holder process")]
     ThreadCannotHold {
         /// The kind that only a process holds.
-        kind: Kind,
+        kind: NamespaceKind,
     },
     /// A hostname or domainname that cannot be given to the pod.
     #[error("set {field} {value:?}: {reason}")]
@@ -97,7 +97,7 @@ pub enum Error {
         /// Why not.
         reason: &'static str,
     },
-    /// The kernel has no such sysctl or did not take the value.
+    /// The kernel has no such sysctl, or did not take the value.
     #[error("write sysctl {key:?} = {value:?}: {source}")]
     WriteSysctl {
         /// The key as it was given.
@@ -110,7 +110,7 @@ pub enum Error {
     /// The loopback device of a new network namespace stays down.
     #[error("bring up loopback: {0}")]
     Loopback(#[source] io::Error),
-    /// A new user namespace without a mapping, or with one that the kernel refused.
+    /// A new user namespace has no mapping for root, or a mapping that the kernel refused.
     #[error("write {file} of the user namespace: {source}")]
     IdMap {
         /// `uid_map` or `gid_map`.
@@ -118,24 +118,24 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The pause program could not be prepared, started or talked to.
+    /// The pause program could not be prepared, started or talked to, or one of its steps failed.
     #[error("pause program: {operation}: {source}")]
     Program {
-        /// What was done.
+        /// What was done, or the program's step that failed.
         operation: &'static str,
         /// What the kernel said.
         source: io::Error,
     },
-    /// The pause program ended or said something else than its protocol before it was ready.
+    /// Before it was ready, the pause program ended or broke its protocol.
     #[error("pause program: ended before it was ready")]
     ProgramEnded,
-    /// The setup thread could not be started or is gone.
+    /// The sandbox's thread could not be started, or is gone.
     #[error("start the sandbox's thread: {0}")]
     Thread(#[source] io::Error),
     /// A signal could not be sent to the holder.
     #[error("send signal {signal} to the holder: {source}")]
     Signal {
-        /// Its number.
+        /// The signal's number.
         signal: i32,
         /// What the kernel said.
         source: io::Error,
@@ -144,12 +144,12 @@ pub enum Error {
 
 const MISSING: [ErrorKind; 2] = [ErrorKind::NotFound, ErrorKind::NotADirectory];
 
-/// Whose fault an [`Error`] is: what a caller needs to answer its own client.
+/// Whose fault an [`Error`] is. A caller answers its own client by this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The configuration asks for what cannot be.
     InvalidInput,
-    /// A path of the configuration, or the process that a signal is for, does not exist.
+    /// A path of the configuration does not exist, or the process that a signal is for.
     NotFound,
     /// The kernel is too old, or was built without what is needed.
     Unsupported,
@@ -160,7 +160,7 @@ pub enum Class {
 impl Error {
     /// Whose fault it is.
     pub fn class(&self) -> Class {
-        // If the kernel said one of these, it is that class.
+        // The error has `class` if its source is one of `kinds`.
         let (source, kinds, class): (_, &[ErrorKind], _) = match self {
             Self::NotANamespace { .. }
             | Self::WrongKind { .. }
@@ -184,14 +184,14 @@ impl Error {
             Self::IdMap { source, .. } | Self::SetName { source, .. } => {
                 (source, &[ErrorKind::InvalidInput], Class::InvalidInput)
             }
-            // Only a key inside the pod's own namespaces comes this far: missing means that it does not exist.
+            // Only keys of the pod's own namespaces are written. So a missing file is a key that does not exist.
             Self::WriteSysctl { source, .. } if MISSING.contains(&source.kind()) => {
                 return Class::InvalidInput;
             }
             Self::WriteSysctl { source, .. } => {
                 (source, &[ErrorKind::InvalidInput], Class::InvalidInput)
             }
-            // EINVAL from unshare: the kernel does not know the kind.
+            // EINVAL of unshare(2): the kernel does not know the kind.
             Self::Make { source, .. } => (
                 source,
                 &[ErrorKind::InvalidInput, ErrorKind::Unsupported],

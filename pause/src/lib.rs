@@ -1,5 +1,5 @@
-//! What a pod sandbox is to the kernel: namespaces, what is set in them, and what holds them. It knows nothing of
-//! containers, files or containerd.
+//! What a pod sandbox is to the kernel: namespaces, the settings in them, and what holds them. The crate knows nothing
+//! of containers, files or containerd.
 //!
 //! ```text
 //!   SandboxConfig                        Sandbox
@@ -12,16 +12,20 @@
 //!   └────────────────────┘               └──────────────────────────────────────────────────────┘
 //!                                           dropped: the thread ends, the process is killed
 //! ```
-//! A process is needed for a new process namespace (which lives and dies with its PID 1) and for a user namespace (which
-//! no thread of a threaded process may enter). **Its exit goes to whoever waits for children here**: nothing in this
-//! crate waits for the holder of a sandbox that was made. If this process dies, thread and pause program die with it.
+//! Two namespaces need a process. A new process namespace lives and dies with its PID 1. A user namespace can be
+//! entered by no thread of a process with several threads.
+//!
+//! **The exit of the pause program goes to whoever waits for the children of this process**: nothing in this crate
+//! waits for the holder of a sandbox that was made. If this process dies, the sandbox's thread and the pause program
+//! die too.
 //!
 //! | I want to change | file |
 //! |---|---|
 //! | which namespaces there are, joining, keeping | `namespaces.rs` |
+//! | what is checked before anything is made | `plan.rs` |
 //! | hostname, loopback | `setup.rs` |
 //! | which sysctls a pod may set | `sysctls.rs` |
-//! | the order of things, the thread | `holder/thread.rs` |
+//! | the order of the steps, the sandbox's thread | `holder/thread.rs` |
 //! | starting the pause program | `holder/process.rs`, `program.rs` |
 //! | the pause program itself | `init/` |
 #![deny(unsafe_code)]
@@ -29,6 +33,7 @@
 mod error;
 mod holder;
 mod namespaces;
+mod plan;
 mod program;
 mod setup;
 #[allow(unsafe_code)]
@@ -36,30 +41,31 @@ mod sys;
 mod sysctls;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal};
 
 pub use error::{Class, Error};
-pub use namespaces::{IdMap, Kind, Namespace, Namespaces, UserNamespace};
-pub use program::{PROGRAM, program};
-pub use sys::{die_with_parent, hand_over, limit_open_files, map_owners, own_cwd, signal};
+pub use namespaces::{IdMap, Namespace, NamespaceKind, Namespaces, UserNamespace};
+pub use program::{PROGRAM, program_memfd};
+pub use sys::{
+    die_with_parent, hand_over, limit_open_files, map_owners, own_cwd, signal_from_number,
+};
 pub use sysctls::check_sysctls;
 
-use holder::process::Process;
-use holder::thread::{Held, Parked, Plan};
-use namespaces::{Fds, Joins};
-use setup::{DOMAINNAME, HOSTNAME, Settings};
+use holder::process::PauseProcess;
+use holder::thread::{HeldNamespaces, ParkedThread};
+use namespaces::OpenNamespaces;
+use plan::Plan;
 
-/// What shall hold the namespaces.
+/// What a caller asks for to hold the namespaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Holder {
-    /// A thread where it can, else a process.
+pub enum HolderChoice {
+    /// A thread if a thread can hold them, else a process.
     #[default]
     Auto,
-    /// A thread of this process; an error where it cannot.
+    /// A thread of this process, or an error if a thread cannot hold them.
     Thread,
     /// The pause program, always.
     Process,
@@ -77,124 +83,81 @@ pub enum HolderKind {
 /// What a sandbox shall be.
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
-    /// Its namespaces.
+    /// The sandbox's namespaces.
     pub namespaces: Namespaces,
-    /// The kernel's hostname; needs a UTS namespace of the pod's own (or the name that the node has).
+    /// The kernel's hostname. Needs a UTS namespace of the pod's own, unless the node has this name already.
     pub hostname: Option<String>,
-    /// The kernel's (NIS) domainname; as above.
+    /// The kernel's (NIS) domainname. Needs what the hostname needs.
     pub domainname: Option<String>,
-    /// See [`check_sysctls`].
+    /// Sysctls and their values, see [`check_sysctls`].
     pub sysctls: BTreeMap<String, String>,
-    /// What shall hold it.
-    pub holder: Holder,
+    /// What shall hold the namespaces.
+    pub holder: HolderChoice,
 }
 
 /// What came of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signalled {
-    /// A thread holds the sandbox: a pause process would have ended with this exit code, so end the sandbox with it.
+    /// A thread holds the sandbox. A pause process would have ended with this exit code: end the sandbox with this
+    /// code.
     Ends(u32),
-    /// A thread holds the sandbox: a pause process would not have cared.
+    /// A thread holds the sandbox. A pause process would have ignored the signal.
     Nothing,
-    /// A process holds the sandbox and has the signal; if it ends, it is waited for like any child.
+    /// A process holds the sandbox and has the signal. If the process ends, its exit is waited for like any child's.
     Delivered,
 }
 
-/// A pod sandbox. Dropping it ends it.
+/// A pod sandbox. Dropping the sandbox ends it.
 #[derive(Debug)]
 pub struct Sandbox {
     pid: Pid,
-    /// Dropped (and killed, see `Drop`) before the thread that it is tied to.
-    process: Option<Process>,
-    fds: Fds,
-    parked: Parked,
+    /// The holder, unless the thread is. Killed by `Drop` before the thread ends that the process is tied to.
+    process: Option<PauseProcess>,
+    open: OpenNamespaces,
+    thread: ParkedThread,
     /// PID 1 of a process namespace that a thread's sandbox was given later.
-    pid_1: Option<Process>,
+    pid_1: Option<PauseProcess>,
 }
 
 impl Sandbox {
-    /// Makes a sandbox: everything or nothing. What can be checked is checked before anything is made.
+    /// Makes a sandbox: everything or nothing. Blocks for about a millisecond. What can be checked is checked before
+    /// anything is made.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, or what the kernel or the pause program says.
     pub fn create(config: &SandboxConfig) -> Result<Self, Error> {
-        let mut namespaces = config.namespaces.clone();
-        let Joins { mut fds, nodes } = namespaces::open_joins(&namespaces)?;
-        if nodes.contains(&Kind::User) {
-            // The kernel refuses to enter a user namespace twice.
-            namespaces.user = UserNamespace::Node;
-            fds.remove(&Kind::User);
-        }
-        let own = |kind| namespaces.wanted(kind) && !nodes.contains(&kind);
-
-        let process = match config.holder {
-            Holder::Process => true,
-            Holder::Auto => needs_process(&namespaces).is_some(),
-            Holder::Thread => match needs_process(&namespaces) {
-                None => false,
-                Some(kind) => return Err(Error::ThreadCannotHold { kind }),
-            },
-        };
-        if let UserNamespace::New { uid_map, gid_map } = &namespaces.user {
-            for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-                if !map.iter().any(|m| m.container == 0 && m.size > 0) {
-                    let source =
-                        io::Error::new(io::ErrorKind::InvalidInput, "nobody is root in it");
-                    return Err(Error::IdMap { file, source });
-                }
-            }
-        }
-        let own_uts = own(Kind::Uts);
-        let set_name = |field, value: &Option<String>| {
-            setup::check_name(field, value.as_deref(), own_uts)
-                .map(|set| value.clone().filter(|_| set))
-        };
-        let hostname = set_name(HOSTNAME, &config.hostname)?;
-        let domainname = set_name(DOMAINNAME, &config.domainname)?;
-        sysctls::check(&config.sysctls, &own)?;
-
-        let settings = Settings {
-            loopback_up: namespaces.is_new(Kind::Net),
-            hostname,
-            domainname,
-            sysctls: config.sysctls.clone(),
-        };
-        let program = match process {
-            true => Some(program().map_err(Error::program("copy it into memory"))?),
-            false => None,
-        };
-        let plan = Plan {
-            namespaces,
-            joins: fds,
-            settings,
-            program,
-        };
-        let (parked, Held { pid, process, fds }) = holder::thread::start(plan)?;
+        let (thread, held) = holder::thread::start(Plan::new(config)?)?;
+        let HeldNamespaces { pid, process, open } = held;
         Ok(Self {
             pid,
             process,
-            fds,
-            parked,
+            open,
+            thread,
             pid_1: None,
         })
     }
 
-    /// The id of what holds the sandbox, as this process sees it: of a thread of this process, or of the pause program.
-    /// Either way `/proc/<pid>/ns` has the pod's namespaces.
+    /// The id of the holder as this process sees the holder: the id of a thread of this process, or of the pause
+    /// program. In both cases `/proc/<pid>/ns` has the pod's namespaces.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
     /// What holds the sandbox.
-    pub fn kind(&self) -> HolderKind {
+    pub fn holder_kind(&self) -> HolderKind {
         match self.process {
             None => HolderKind::Thread,
             Some(_) => HolderKind::Process,
         }
     }
 
-    /// Gives the pod a process namespace to share, if it has none: the pause program becomes its PID 1, standing in the
-    /// sandbox's other namespaces. Returns PID 1 as this process sees it, and whether it is new; the pod then lives and
-    /// dies with it, and its exit is for the caller to wait for. The holder stays what it was.
+    /// Gives the pod a process namespace to share, if the pod has none. The pause program becomes PID 1 of that
+    /// namespace and stands in the sandbox's other namespaces. The holder stays what it was.
     ///
-    /// A thread cannot hold a process namespace, and whoever made the sandbox may not know yet that one is wanted.
+    /// Returns PID 1 as this process sees it, and whether PID 1 is new. From then on the pod lives and dies with PID 1,
+    /// whose exit the caller waits for.
+    ///
+    /// A thread cannot hold a process namespace, and the maker of the sandbox may not know yet that one is wanted.
     ///
     /// # Errors
     /// What making the namespace or starting the program says.
@@ -202,10 +165,10 @@ impl Sandbox {
         if let Some(process) = self.process.as_ref().or(self.pid_1.as_ref()) {
             return Ok((process.pid(), false));
         }
-        let process = self.parked.start_pid_1()?;
+        let process = self.thread.start_pid_1()?;
         let pid = process.pid();
-        match namespaces::keep(Kind::Pid, &pid.to_string(), "pid") {
-            Ok(fd) => self.fds.insert(Kind::Pid, fd),
+        match namespaces::keep(NamespaceKind::Pid, &pid.to_string(), "pid") {
+            Ok(fd) => self.open.insert(NamespaceKind::Pid, fd),
             Err(error) => {
                 process.kill_and_reap();
                 return Err(error);
@@ -215,26 +178,30 @@ impl Sandbox {
         Ok((pid, true))
     }
 
-    /// For each kind that the pod does not share with the node: a path that leads to its namespace while the sandbox is
-    /// there.
-    pub fn paths(&self) -> BTreeMap<Kind, PathBuf> {
-        let path = |kind: Kind| {
-            // A thread's own process namespace never changes, only the one that its children would be in.
-            let file = match (kind, self.kind()) {
-                (Kind::Pid, HolderKind::Thread) => "pid_for_children",
+    /// The pod's own namespaces: for each kind that the pod does not share with the node, a path to the namespace. The
+    /// path works while the sandbox is there.
+    pub fn paths(&self) -> BTreeMap<NamespaceKind, PathBuf> {
+        let path = |kind: NamespaceKind| {
+            // A thread's process namespace never changes. What changes is the namespace of its future children.
+            let file = match (kind, self.holder_kind()) {
+                (NamespaceKind::Pid, HolderKind::Thread) => "pid_for_children",
                 _ => kind.file(),
             };
             PathBuf::from(format!("/proc/{}/ns/{file}", self.pid))
         };
-        self.fds.keys().map(|kind| (*kind, path(*kind))).collect()
+        self.open.keys().map(|kind| (*kind, path(*kind))).collect()
     }
 
-    /// The namespace of that kind, unless it is the node's.
-    pub fn namespace(&self, kind: Kind) -> Option<BorrowedFd<'_>> {
-        self.fds.get(&kind).map(AsFd::as_fd)
+    /// The namespace of that kind; `None` if it is the node's.
+    pub fn namespace(&self, kind: NamespaceKind) -> Option<BorrowedFd<'_>> {
+        self.open.get(&kind).map(AsFd::as_fd)
     }
 
-    /// Does what the signal would do to a pause process: to the process, or by telling what it would have done.
+    /// Sends a signal to the process that holds the sandbox. If a thread holds the sandbox, tells what the signal would
+    /// have done to a pause process.
+    ///
+    /// # Errors
+    /// `Signal` with what pidfd_send_signal(2) says.
     pub fn signal(&self, signal: Signal) -> Result<Signalled, Error> {
         let Some(process) = &self.process else {
             return Ok(match signal {
@@ -252,8 +219,8 @@ impl Sandbox {
             })
     }
 
-    /// Ends it, as dropping it does: the thread is gone when this returns; a pause program has been killed, and its exit
-    /// is for the caller to wait for.
+    /// Ends the sandbox, as dropping it does. When this returns, the thread is gone and a pause program has been
+    /// killed. The exit of the program is for the caller to wait for.
     pub fn end(self) {}
 }
 
@@ -265,23 +232,12 @@ impl Drop for Sandbox {
     }
 }
 
-/// Makes a user namespace with these maps and nobody in it, for [`map_owners`]. Blocks for about a millisecond; the
-/// process that it takes is gone when this returns.
+/// Makes a user namespace with these maps and nobody in it, for [`map_owners`]. Blocks for about a millisecond. The
+/// process that makes the namespace is gone when this returns.
 ///
 /// # Errors
 /// What starting the program says, and `IdMap` for maps that the kernel refuses.
 pub fn user_namespace(uid_map: Vec<IdMap>, gid_map: Vec<IdMap>) -> Result<OwnedFd, Error> {
-    let program = program().map_err(Error::program("copy it into memory"))?;
+    let program = program_memfd().map_err(Error::program("copy it into memory"))?;
     holder::process::user_namespace(&program, &UserNamespace::New { uid_map, gid_map })
-}
-
-/// The first kind that no thread can hold.
-fn needs_process(namespaces: &Namespaces) -> Option<Kind> {
-    if namespaces.wanted(Kind::User) {
-        Some(Kind::User)
-    } else if namespaces.is_new(Kind::Pid) {
-        Some(Kind::Pid)
-    } else {
-        None
-    }
 }

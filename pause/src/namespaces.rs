@@ -1,4 +1,5 @@
-//! The kinds of namespace a pod can have for itself: what to do for each, opening, entering, making and keeping them.
+//! The kinds of namespace that a pod can have for itself: what to do for each kind, and how to open, enter, make and
+//! keep a namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,33 +8,35 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, fstatfs};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use crate::{Error, sys};
+use crate::Error;
+use crate::sys::{self, NamespaceFile};
 
-/// What to do for one kind of namespace.
+/// Where the pod's namespace of one kind comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespace {
-    /// The pod gets a new one.
+    /// The pod gets a new namespace.
     New,
-    /// The pod gets the one that this file leads to.
+    /// The pod gets the namespace that this file leads to.
     Join(PathBuf),
-    /// The pod is in the node's (to be exact: in the one of the calling process).
+    /// The pod is in the node's namespace, to be exact: in the namespace of the calling process.
     Node,
 }
 
-/// What to do for the user namespace.
+/// Where the pod's user namespace comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserNamespace {
-    /// The pod is in the node's.
+    /// The pod is in the node's user namespace.
     Node,
-    /// The pod gets the one that this file leads to; new namespaces of other kinds belong to it.
+    /// The pod gets the user namespace that this file leads to. New namespaces of other kinds belong to it.
     Join(PathBuf),
-    /// The pod gets the one that owns the network namespace at this path, as [`UserNamespace::Join`] otherwise.
+    /// The pod gets the user namespace that owns the network namespace at this path (`NS_GET_USERNS` of ioctl_ns(2)).
+    /// Otherwise as [`UserNamespace::Join`].
     OwnerOf(PathBuf),
-    /// The pod gets a new one; new namespaces of other kinds belong to it.
+    /// The pod gets a new user namespace. New namespaces of other kinds belong to it.
     New {
         /// The lines of `uid_map`.
         uid_map: Vec<IdMap>,
@@ -42,18 +45,18 @@ pub enum UserNamespace {
     },
 }
 
-/// One line of a `uid_map` or `gid_map`.
+/// One line of a `uid_map` or `gid_map` (user_namespaces(7)): a range of ids inside and outside of the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdMap {
-    /// The first id inside.
+    /// The first id inside the namespace.
     pub container: u32,
     /// The first id outside.
     pub host: u32,
-    /// How many.
+    /// How many ids.
     pub size: u32,
 }
 
-/// What to do for each kind.
+/// Where the pod's namespace of each kind comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespaces {
     /// Network: devices, addresses, routes, abstract sockets.
@@ -68,10 +71,10 @@ pub struct Namespaces {
     pub user: UserNamespace,
 }
 
-/// A kind of namespace.
+/// A kind of namespace (namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names say it")]
-pub enum Kind {
+pub enum NamespaceKind {
     Net,
     Ipc,
     Uts,
@@ -79,11 +82,11 @@ pub enum Kind {
     User,
 }
 
-impl Kind {
+impl NamespaceKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid, Self::User];
 
-    /// Its file in `/proc/<pid>/ns`.
+    /// The file in `/proc/<pid>/ns`.
     pub fn file(self) -> &'static str {
         match self {
             Self::Net => "net",
@@ -94,7 +97,7 @@ impl Kind {
         }
     }
 
-    fn flag(self) -> UnshareFlags {
+    pub(crate) fn unshare_flag(self) -> UnshareFlags {
         match self {
             Self::Net => UnshareFlags::NEWNET,
             Self::Ipc => UnshareFlags::NEWIPC,
@@ -104,7 +107,7 @@ impl Kind {
         }
     }
 
-    fn link(self) -> LinkNameSpaceType {
+    fn setns_type(self) -> LinkNameSpaceType {
         match self {
             Self::Net => LinkNameSpaceType::Network,
             Self::Ipc => LinkNameSpaceType::InterProcessCommunication,
@@ -115,7 +118,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for NamespaceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Net => "network",
@@ -128,89 +131,95 @@ impl fmt::Display for Kind {
 }
 
 impl Namespaces {
-    fn plain(&self, kind: Kind) -> Option<&Namespace> {
+    /// `None` for the user namespace, which has its own type.
+    fn non_user(&self, kind: NamespaceKind) -> Option<&Namespace> {
         match kind {
-            Kind::Net => Some(&self.net),
-            Kind::Ipc => Some(&self.ipc),
-            Kind::Uts => Some(&self.uts),
-            Kind::Pid => Some(&self.pid),
-            Kind::User => None,
+            NamespaceKind::Net => Some(&self.net),
+            NamespaceKind::Ipc => Some(&self.ipc),
+            NamespaceKind::Uts => Some(&self.uts),
+            NamespaceKind::Pid => Some(&self.pid),
+            NamespaceKind::User => None,
         }
     }
 
-    pub(crate) fn is_new(&self, kind: Kind) -> bool {
-        match self.plain(kind) {
+    pub(crate) fn is_new(&self, kind: NamespaceKind) -> bool {
+        match self.non_user(kind) {
             Some(namespace) => *namespace == Namespace::New,
             None => matches!(self.user, UserNamespace::New { .. }),
         }
     }
 
-    pub(crate) fn joined(&self, kind: Kind) -> Option<&Path> {
-        match (self.plain(kind), &self.user) {
+    /// The file that leads to the namespace to join, or to a namespace that belongs to it.
+    pub(crate) fn join_path(&self, kind: NamespaceKind) -> Option<&Path> {
+        match (self.non_user(kind), &self.user) {
             (Some(Namespace::Join(path)), _)
             | (None, UserNamespace::Join(path) | UserNamespace::OwnerOf(path)) => Some(path),
             _ => None,
         }
     }
 
-    /// New or joined.
-    pub(crate) fn wanted(&self, kind: Kind) -> bool {
-        self.is_new(kind) || self.joined(kind).is_some()
+    pub(crate) fn is_new_or_joined(&self, kind: NamespaceKind) -> bool {
+        self.is_new(kind) || self.join_path(kind).is_some()
+    }
+
+    pub(crate) fn new_or_joined_kinds(&self) -> impl Iterator<Item = NamespaceKind> {
+        NamespaceKind::ALL
+            .into_iter()
+            .filter(|kind| self.is_new_or_joined(*kind))
     }
 }
 
 /// Open namespaces, one of each kind at most.
-pub(crate) type Fds = BTreeMap<Kind, OwnedFd>;
+pub(crate) type OpenNamespaces = BTreeMap<NamespaceKind, OwnedFd>;
 
-/// The namespaces to join, opened and checked, and those among them that are the node's after all.
+/// The namespaces to join, opened and checked.
 pub(crate) struct Joins {
-    pub(crate) fds: Fds,
-    pub(crate) nodes: BTreeSet<Kind>,
+    pub(crate) open: OpenNamespaces,
+    /// The kinds among them that turned out to be the node's.
+    pub(crate) of_node: BTreeSet<NamespaceKind>,
 }
 
 pub(crate) fn open_joins(namespaces: &Namespaces) -> Result<Joins, Error> {
     let mut joins = Joins {
-        fds: Fds::new(),
-        nodes: BTreeSet::new(),
+        open: OpenNamespaces::new(),
+        of_node: BTreeSet::new(),
     };
-    for kind in Kind::ALL {
-        if let Some(path) = namespaces.joined(kind) {
+    for kind in NamespaceKind::ALL {
+        if let Some(path) = namespaces.join_path(kind) {
             let file = match (kind, &namespaces.user) {
-                (Kind::User, UserNamespace::OwnerOf(network)) => open_owner(network)?,
-                _ => open_checked(kind, path)?,
+                (NamespaceKind::User, UserNamespace::OwnerOf(network)) => open_owner(network)?,
+                _ => open_checked(kind, path)?.into_file(),
             };
-            if is_own(kind, &file) {
-                joins.nodes.insert(kind);
+            if is_of_node(kind, &file) {
+                joins.of_node.insert(kind);
             }
-            joins.fds.insert(kind, file.into());
+            joins.open.insert(kind, file.into());
         }
     }
     Ok(joins)
 }
 
-fn open_checked(kind: Kind, path: &Path) -> Result<File, Error> {
+/// Opens a namespace of this kind.
+fn open_checked(kind: NamespaceKind, path: &Path) -> Result<NamespaceFile, Error> {
     let failed = |source| Error::OpenNamespace {
         kind,
         path: path.to_owned(),
         source,
     };
-    // The path may be anything: do not wait for a FIFO's writer, do not take a terminal.
+    // The path may lead to anything: the flags avoid a wait for a FIFO's writer, and a controlling terminal.
     let harmless = OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(harmless.bits().cast_signed())
         .open(path)
         .map_err(failed)?;
-
-    const NSFS_MAGIC: u32 = 0x6e73_6673;
-    let magic = fstatfs(&file).map_err(|e| failed(e.into()))?.f_type;
-    if u32::try_from(magic) != Ok(NSFS_MAGIC) {
+    let Some(file) = NamespaceFile::new(file).map_err(failed)? else {
         return Err(Error::NotANamespace {
             kind,
             path: path.to_owned(),
         });
-    }
-    if sys::namespace_type(file.as_fd()).map_err(failed)? != kind.flag().bits() {
+    };
+    if file.unshare_flag().map_err(failed)? != kind.unshare_flag().bits() {
         return Err(Error::WrongKind {
             kind,
             path: path.to_owned(),
@@ -219,43 +228,43 @@ fn open_checked(kind: Kind, path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// The user namespace that owns the network namespace at `network`.
+/// Opens the user namespace that owns the network namespace at `network`.
 fn open_owner(network: &Path) -> Result<File, Error> {
-    let file = open_checked(Kind::Net, network)?;
-    sys::owner(file.as_fd())
+    open_checked(NamespaceKind::Net, network)?
+        .owner()
         .map(File::from)
         .map_err(|source| Error::OpenNamespace {
-            kind: Kind::User,
+            kind: NamespaceKind::User,
             path: network.to_owned(),
             source,
         })
 }
 
-/// Whether that is the namespace which this process is in.
-fn is_own(kind: Kind, file: &File) -> bool {
-    let own = fs::metadata(Path::new("/proc/self/ns").join(kind.file()));
-    match (own, file.metadata()) {
-        (Ok(own), Ok(other)) => (own.dev(), own.ino()) == (other.dev(), other.ino()),
+/// Whether `file` is the namespace that this process is in.
+fn is_of_node(kind: NamespaceKind, file: &File) -> bool {
+    let nodes = fs::metadata(Path::new("/proc/self/ns").join(kind.file()));
+    match (nodes, file.metadata()) {
+        (Ok(nodes), Ok(other)) => (nodes.dev(), nodes.ino()) == (other.dev(), other.ino()),
         _ => false,
     }
 }
 
-/// Moves the calling thread (for a process namespace: its future children) into a namespace.
-pub(crate) fn enter(kind: Kind, fd: impl AsFd) -> Result<(), Error> {
-    move_into_link_name_space(fd.as_fd(), Some(kind.link())).map_err(|e| Error::Enter {
+/// Moves the calling thread into a namespace. A process namespace takes the thread's future children instead.
+pub(crate) fn enter(kind: NamespaceKind, fd: impl AsFd) -> Result<(), Error> {
+    move_into_link_name_space(fd.as_fd(), Some(kind.setns_type())).map_err(|e| Error::Enter {
         kind,
         source: e.into(),
     })
 }
 
-/// Moves the calling thread (for a process namespace: its future children) into a new namespace.
-pub(crate) fn make(kind: Kind) -> Result<(), Error> {
-    sys::unshare(kind.flag()).map_err(|source| Error::Make { kind, source })
+/// Moves the calling thread into a new namespace. A process namespace takes the thread's future children instead.
+pub(crate) fn make(kind: NamespaceKind) -> Result<(), Error> {
+    sys::unshare(kind).map_err(|source| Error::Make { kind, source })
 }
 
-/// Opens a namespace to keep it: `/proc/<of>/ns/<file>`.
-pub(crate) fn keep(kind: Kind, of: &str, file: &str) -> Result<OwnedFd, Error> {
-    let path = Path::new("/proc").join(of).join("ns").join(file);
+/// Opens a namespace to keep it: `/proc/<task>/ns/<file>`, where `task` is a process id, `self` or `thread-self`.
+pub(crate) fn keep(kind: NamespaceKind, task: &str, file: &str) -> Result<OwnedFd, Error> {
+    let path = Path::new("/proc").join(task).join("ns").join(file);
     match File::open(&path) {
         Ok(opened) => Ok(opened.into()),
         // The process whose namespace it is has ended.

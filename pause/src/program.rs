@@ -1,4 +1,5 @@
-//! The pause program (`init/`) as bytes, and as a file that nobody can change.
+//! The pause program (`init/`) as bytes, and as a file that nobody can change (memfd_create(2), `F_ADD_SEALS` of
+//! fcntl(2)).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,12 +11,15 @@ use rustix::io::Errno;
 /// The pause program for this machine: a static ELF file.
 pub const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 
-/// The pause program in a sealed memfd (close-on-exec): what `/proc/1/exe` of a pod leads to is this copy, which can be
-/// neither written nor resized, and never a file of the node.
-pub fn program() -> io::Result<OwnedFd> {
+/// The pause program in a sealed memfd (close-on-exec). `/proc/1/exe` of a pod leads to this copy, which can be neither
+/// written nor resized, and never to a file of the node.
+///
+/// # Errors
+/// What the kernel says to a step of making the memfd.
+pub fn program_memfd() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // A node with vm.memfd_noexec=1 makes memfds that cannot be executed, unless one is asked for that can. Before
-    // Linux 6.3 the flag is unknown.
+    // With vm.memfd_noexec=1, only a memfd made with MFD_EXEC can be executed. Before Linux 6.3 the flag is unknown
+    // (EINVAL).
     let fd = match memfd_create("pause", flags | MemfdFlags::EXEC) {
         Err(Errno::INVAL) => memfd_create("pause", flags)?,
         other => other?,

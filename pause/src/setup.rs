@@ -1,6 +1,6 @@
 //! What is set inside the pod's namespaces, by a thread that stands in them: loopback, names, sysctls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use rustix::io::Errno;
@@ -9,37 +9,64 @@ use rustix::net::{
 };
 use rustix::system::{setdomainname, sethostname, uname};
 
-use crate::{Error, sysctls};
+use crate::{Error, NamespaceKind, SandboxConfig, sysctls};
 
-pub(crate) const HOSTNAME: &str = "hostname";
-pub(crate) const DOMAINNAME: &str = "domainname";
+const HOSTNAME: &str = "hostname";
+const DOMAINNAME: &str = "domainname";
 
-/// A name that the kernel takes and, where the UTS namespace is the node's, that the node has already: what is asked
-/// for is so, and nothing is to be written. Answers whether there is something to write.
-pub(crate) fn check_name(
+/// Everything to be set, checked.
+pub(crate) struct Settings {
+    loopback_up: bool,
+    hostname: Option<String>,
+    domainname: Option<String>,
+    sysctls: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// `own` are the kinds of which the pod has a namespace for itself.
+    pub(crate) fn new(
+        config: &SandboxConfig,
+        own: &BTreeSet<NamespaceKind>,
+    ) -> Result<Self, Error> {
+        let hostname = name_to_set(HOSTNAME, config.hostname.as_deref(), own)?;
+        let domainname = name_to_set(DOMAINNAME, config.domainname.as_deref(), own)?;
+        sysctls::check(&config.sysctls, own)?;
+        Ok(Self {
+            loopback_up: config.namespaces.is_new(NamespaceKind::Net),
+            hostname: hostname.map(str::to_owned),
+            domainname: domainname.map(str::to_owned),
+            sysctls: config.sysctls.clone(),
+        })
+    }
+}
+
+/// The name, if it is to be set. Where the UTS namespace is the node's, only the name that the node has already is
+/// accepted, and then nothing is to be set.
+fn name_to_set<'a>(
     field: &'static str,
-    value: Option<&str>,
-    own_uts: bool,
-) -> Result<bool, Error> {
+    name: Option<&'a str>,
+    own: &BTreeSet<NamespaceKind>,
+) -> Result<Option<&'a str>, Error> {
+    /// `__NEW_UTS_LEN` of `linux/utsname.h`.
     const LONGEST: usize = 64;
-    let Some(value) = value else {
-        return Ok(false);
+    let Some(name) = name else {
+        return Ok(None);
     };
     let refuse = |reason| {
         Err(Error::BadName {
             field,
-            value: value.to_owned(),
+            value: name.to_owned(),
             reason,
         })
     };
-    if value.is_empty() || value.len() > LONGEST {
+    if name.is_empty() || name.len() > LONGEST {
         return refuse("it must have 1 to 64 bytes");
     }
-    if value.contains(['\0', '\n']) {
+    if name.contains(['\0', '\n']) {
         return refuse("it must be one line");
     }
-    if own_uts {
-        return Ok(true);
+    if own.contains(&NamespaceKind::Uts) {
+        return Ok(Some(name));
     }
     let node = uname();
     let current = if field == HOSTNAME {
@@ -47,21 +74,13 @@ pub(crate) fn check_name(
     } else {
         node.domainname()
     };
-    if current.to_bytes() == value.as_bytes() {
-        return Ok(false);
+    if current.to_bytes() == name.as_bytes() {
+        return Ok(None);
     }
     refuse("the UTS namespace is the node's")
 }
 
-/// Everything to be set, checked.
-pub(crate) struct Settings {
-    pub(crate) loopback_up: bool,
-    pub(crate) hostname: Option<String>,
-    pub(crate) domainname: Option<String>,
-    pub(crate) sysctls: BTreeMap<String, String>,
-}
-
-/// Sets it, in the namespaces of the calling thread.
+/// Sets everything, in the namespaces of the calling thread.
 pub(crate) fn apply(settings: &Settings) -> Result<(), Error> {
     if settings.loopback_up {
         loopback_up().map_err(Error::Loopback)?;
@@ -86,7 +105,7 @@ pub(crate) fn apply(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// `ip link set lo up`: one rtnetlink message and its acknowledgement.
+/// `ip link set lo up`: one rtnetlink(7) message and its acknowledgement.
 ///
 /// ```text
 ///   nlmsghdr   length 32 | RTM_NEWLINK, REQUEST|ACK | sequence | port
@@ -112,7 +131,7 @@ fn loopback_up() -> io::Result<()> {
     )?;
     send(&socket, request.as_flattened(), SendFlags::empty())?;
     let mut answer = [0_u8; 256];
-    // The kernel answers while it handles `send`: the answer is there, and a missing one is an error, not a wait.
+    // No wait: the kernel answers while it handles `send`, so a missing answer is an error.
     let (_, length) = recv(&socket, &mut answer[..], RecvFlags::DONTWAIT)?;
     let header: Option<([u8; 2], [u8; 4])> = answer.get(..length).and_then(|bytes| {
         let kind = bytes.get(4..6)?.try_into().ok()?;

@@ -1,11 +1,14 @@
-//! The only unsafe code of this crate: system calls, numbers, and what happens between fork and exec, that have no safe form.
+//! The only unsafe code of this crate: system calls, signal numbers, and work between fork and exec, which have no safe
+//! form.
 
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 use rustix::process::{
@@ -13,12 +16,13 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-/// Moves the calling thread into a new namespace. One of the namespace flags only.
-pub(crate) fn unshare(flag: UnshareFlags) -> io::Result<()> {
-    debug_assert!(!flag.intersects(UnshareFlags::FILES | UnshareFlags::FS | UnshareFlags::SYSVSEM));
-    // SAFETY: what makes unshare unsafe is CLONE_FILES: file descriptors would mean different files in different
-    // threads. A namespace flag leaves the table of files shared.
-    unsafe { rustix::thread::unshare_unsafe(flag) }.map_err(io::Error::from)
+use crate::NamespaceKind;
+
+/// Moves the calling thread into a new namespace. A process namespace takes the thread's future children instead.
+pub(crate) fn unshare(kind: NamespaceKind) -> io::Result<()> {
+    // SAFETY: only `CLONE_FILES` makes unshare unsafe: a descriptor would mean different files in different threads.
+    // The flag of a kind is a namespace flag, which leaves the table of descriptors shared.
+    unsafe { rustix::thread::unshare_unsafe(kind.unshare_flag()) }.map_err(io::Error::from)
 }
 
 /// Gives the calling thread a working directory, root and umask of its own, so that its `chdir` moves no other thread.
@@ -26,77 +30,100 @@ pub(crate) fn unshare(flag: UnshareFlags) -> io::Result<()> {
 /// # Errors
 /// What unshare(2) says for `CLONE_FS`.
 pub fn own_cwd() -> io::Result<()> {
-    // SAFETY: the function is unsafe because of `CLONE_FILES`, which could take descriptors away from other threads;
+    // SAFETY: only `CLONE_FILES` makes unshare unsafe: a descriptor would mean different files in different threads.
     // `CLONE_FS` alone leaves the table of descriptors shared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.map_err(io::Error::from)
 }
 
-/// The clone flag of the kind of namespace behind `fd` (NS_GET_NSTYPE), or ENOTTY.
-pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    struct GetType;
-    // SAFETY: NS_GET_NSTYPE takes no argument and answers with its return value, so no memory is involved.
-    unsafe impl Ioctl for GetType {
-        type Output = u32;
-        const IS_MUTATING: bool = false;
-        fn opcode(&self) -> Opcode {
-            ioctl::opcode::none(0xb7, 0x3)
-        }
-        fn as_ptr(&mut self) -> *mut rustix::ffi::c_void {
-            std::ptr::null_mut()
-        }
-        unsafe fn output_from_ptr(
-            out: IoctlOutput,
-            _: *mut rustix::ffi::c_void,
-        ) -> rustix::io::Result<u32> {
-            u32::try_from(out).map_err(|_| Errno::INVAL)
-        }
+/// A file of nsfs, the kernel's file system of namespaces. Only such a file takes the calls of ioctl_ns(2).
+pub(crate) struct NamespaceFile(File);
+
+impl NamespaceFile {
+    /// `None` for a file of another file system.
+    ///
+    /// # Errors
+    /// What fstatfs(2) says.
+    pub(crate) fn new(file: File) -> io::Result<Option<Self>> {
+        const NSFS_MAGIC: u32 = 0x6e73_6673;
+        let magic = fstatfs(&file)?.f_type;
+        Ok((u32::try_from(magic) == Ok(NSFS_MAGIC)).then_some(Self(file)))
     }
-    // SAFETY: the caller has checked that the file is on the namespace file system, where this number means this.
-    unsafe { ioctl::ioctl(fd.as_fd(), GetType) }.map_err(io::Error::from)
+
+    pub(crate) fn into_file(self) -> File {
+        self.0
+    }
+
+    /// The flag of unshare(2) for this kind of namespace (`NS_GET_NSTYPE`).
+    pub(crate) fn unshare_flag(&self) -> io::Result<u32> {
+        struct GetType;
+        // SAFETY: NS_GET_NSTYPE takes no argument and answers with its return value, so the kernel touches no memory.
+        unsafe impl Ioctl for GetType {
+            type Output = u32;
+            const IS_MUTATING: bool = false;
+            fn opcode(&self) -> Opcode {
+                ioctl::opcode::none(0xb7, 0x3)
+            }
+            fn as_ptr(&mut self) -> *mut rustix::ffi::c_void {
+                std::ptr::null_mut()
+            }
+            unsafe fn output_from_ptr(
+                out: IoctlOutput,
+                _: *mut rustix::ffi::c_void,
+            ) -> rustix::io::Result<u32> {
+                u32::try_from(out).map_err(|_| Errno::INVAL)
+            }
+        }
+        // SAFETY: the file is on nsfs (`new` has checked it), where this number is NS_GET_NSTYPE.
+        unsafe { ioctl::ioctl(self.0.as_fd(), GetType) }.map_err(io::Error::from)
+    }
+
+    /// The user namespace that owns this namespace (`NS_GET_USERNS`).
+    ///
+    /// # Errors
+    /// `EPERM` if the owner is outside of the caller's user namespace.
+    pub(crate) fn owner(&self) -> io::Result<OwnedFd> {
+        struct GetOwner;
+        // SAFETY: NS_GET_USERNS takes no argument and answers with a new descriptor, so the kernel touches no memory.
+        unsafe impl Ioctl for GetOwner {
+            type Output = OwnedFd;
+            const IS_MUTATING: bool = false;
+            fn opcode(&self) -> Opcode {
+                ioctl::opcode::none(0xb7, 0x1)
+            }
+            fn as_ptr(&mut self) -> *mut rustix::ffi::c_void {
+                std::ptr::null_mut()
+            }
+            unsafe fn output_from_ptr(
+                out: IoctlOutput,
+                _: *mut rustix::ffi::c_void,
+            ) -> rustix::io::Result<OwnedFd> {
+                // SAFETY: the call has not failed, so `out` is a descriptor that the kernel made for this call, with
+                // O_CLOEXEC, and that nobody else owns.
+                Ok(unsafe { OwnedFd::from_raw_fd(out) })
+            }
+        }
+        // SAFETY: the file is on nsfs (`new` has checked it), where this number is NS_GET_USERNS.
+        unsafe { ioctl::ioctl(self.0.as_fd(), GetOwner) }.map_err(io::Error::from)
+    }
 }
 
-/// The user namespace that owns the namespace behind `fd` (NS_GET_USERNS of ioctl_ns(2)), or EPERM if it is outside of
-/// the caller's.
-pub(crate) fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    struct GetOwner;
-    // SAFETY: NS_GET_USERNS takes no argument and answers with a new file descriptor, so no memory is involved, and
-    // nobody else owns that descriptor.
-    unsafe impl Ioctl for GetOwner {
-        type Output = OwnedFd;
-        const IS_MUTATING: bool = false;
-        fn opcode(&self) -> Opcode {
-            ioctl::opcode::none(0xb7, 0x1)
-        }
-        fn as_ptr(&mut self) -> *mut rustix::ffi::c_void {
-            std::ptr::null_mut()
-        }
-        unsafe fn output_from_ptr(
-            out: IoctlOutput,
-            _: *mut rustix::ffi::c_void,
-        ) -> rustix::io::Result<OwnedFd> {
-            // SAFETY: a call that did not fail has returned a descriptor that was made for it (with O_CLOEXEC).
-            Ok(unsafe { OwnedFd::from_raw_fd(out) })
-        }
-    }
-    // SAFETY: the caller has checked that the file is on the namespace file system, where this number means this.
-    unsafe { ioctl::ioctl(fd.as_fd(), GetOwner) }.map_err(io::Error::from)
-}
-
-/// The signal with this number, also one that has no name (a real-time signal, signal(7)). None for 0 and from 65 on.
-pub fn signal(number: u32) -> Option<Signal> {
+/// The signal with this number; `None` for 0 and from 65 on. Real-time signals, which have no name, are included
+/// (signal(7)).
+pub fn signal_from_number(number: u32) -> Option<Signal> {
     const LAST: i32 = 64;
     let number = i32::try_from(number)
         .ok()
         .filter(|number| (1..=LAST).contains(number))?;
-    // SAFETY: not zero, and no more than the kernel has. What the function warns of is a handler for a signal that the C
-    // library keeps to itself; this one is only sent, and to programs with other libraries.
+    // SAFETY: the number is one of the kernel's signals, 1 to 64. The function warns of a handler for a signal that the
+    // C library reserves. This signal is only sent, and to programs with other libraries.
     Some(unsafe { Signal::from_raw_unchecked(number) })
 }
 
-/// Lets a child die (SIGKILL) with the **thread** that spawns it, also when that thread is gone before the child asks.
+/// Has the kernel kill a child (SIGKILL) when the **thread** that spawns the child ends (`PR_SET_PDEATHSIG` of
+/// prctl(2)). The child asks the kernel for this before exec, and does not exec if this process is gone by then.
 ///
-/// A thread, not the process: spawn from one that lives as long as the child may, never from a pool of threads that
-/// shrinks.
+/// The thread counts, not the process. So spawn from a thread that lives as long as the child may, never from a pool of
+/// threads that shrinks.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
     let parent = getpid();
     let ask = move || {
@@ -107,23 +134,24 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
             Err(io::Error::from(Errno::SRCH))
         }
     };
-    // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes two system calls, neither
-    // allocates nor takes a lock, and its errors are plain numbers.
+    // SAFETY: between fork and exec only async-signal-safe code may run. `ask` makes two system calls, allocates
+    // nothing, takes no lock, and its errors are plain numbers.
     unsafe { command.pre_exec(ask) }
 }
 
-/// Gives a child this limit of open files (setrlimit(2), `RLIMIT_NOFILE`) instead of the one of this process.
+/// Gives a child this limit of open files (`RLIMIT_NOFILE` of setrlimit(2)) instead of this process's limit.
 pub fn limit_open_files(command: &mut Command, limit: Rlimit) -> &mut Command {
     let ask = move || Ok(setrlimit(Resource::Nofile, limit)?);
-    // SAFETY: between fork and exec only what is async-signal-safe may run: `ask` makes one system call with two numbers
-    // that are there already, neither allocates nor takes a lock, and its error is a plain number.
+    // SAFETY: between fork and exec only async-signal-safe code may run. `ask` makes one system call with two numbers
+    // that are there already, allocates nothing, takes no lock, and its error is a plain number.
     unsafe { command.pre_exec(ask) }
 }
 
 /// The first descriptor behind the standard streams.
 const FIRST: RawFd = 3;
 
-/// Gives a child these descriptors as 3, 4, … in this order. The parent's are closed when `command` is dropped.
+/// Gives a child these descriptors as 3, 4, … in this order. This process's copies are closed when `command` is
+/// dropped.
 ///
 /// # Errors
 /// What fcntl(2) says for `F_DUPFD_CLOEXEC`.
@@ -132,8 +160,8 @@ pub fn hand_over<const N: usize>(
     fds: [OwnedFd; N],
 ) -> io::Result<&mut Command> {
     let targets: Vec<RawFd> = (FIRST..).take(N).collect();
-    // A descriptor whose number is the target of another would be lost in the child. The standard library's own pipe,
-    // too, which brings the error of exec: so all of these numbers are taken before it makes it.
+    // A descriptor of the child is lost if its number is the target of another descriptor. So no source has such a
+    // number. The standard library makes a pipe later, for the error of exec: `taken` keeps such numbers from the pipe.
     let mut taken = Vec::new();
     let mut sources = Vec::with_capacity(N);
     for fd in fds {
@@ -148,27 +176,29 @@ pub fn hand_over<const N: usize>(
         }
     }
     let place = move || {
-        // Moved in, to be closed with the command.
+        // Moves `taken` into the closure, which the command owns.
         let _ = &taken;
         for (source, target) in sources.iter().zip(&targets) {
-            // SAFETY: this runs in the child, alone, where nothing uses the number again before exec; what had it is
-            // closed by dup2, and `ManuallyDrop` keeps it from being closed here.
+            // SAFETY: nothing else uses this number between fork and exec, when the child has one thread. dup2 closes
+            // what had the number, and `ManuallyDrop` keeps the new descriptor open.
             let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(*target) });
             rustix::io::dup2(source, &mut target)?;
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only what is async-signal-safe may run: `place` makes system calls, neither
-    // allocates nor takes a lock, and its errors are plain numbers.
+    // SAFETY: between fork and exec only async-signal-safe code may run. `place` makes system calls, allocates nothing,
+    // takes no lock, and its errors are plain numbers.
     Ok(unsafe { command.pre_exec(place) })
 }
 
-/// Makes a mount, and those below it, an idmapped one: files of a user that `user` maps belong there to whom it maps
-/// that user to. The mounts also become private, so that nothing of what is done to them reaches where they were cloned
-/// from. They must be attached nowhere yet (a clone by open_tree(2)).
+/// Makes a mount and the mounts below it idmapped (`MOUNT_ATTR_IDMAP` of mount_setattr(2)): a file of user n on disk
+/// belongs, through the mount, to the user that the user namespace `user` maps n to.
+///
+/// The mounts also become private, so that later mounts in them do not propagate to the mounts they were cloned from.
+/// The mounts must not be attached anywhere yet: `mount` is a clone by open_tree(2).
 ///
 /// # Errors
-/// What mount_setattr(2) says: `ENOSYS` before Linux 5.12, `EINVAL` for a filesystem that the kernel cannot map.
+/// What mount_setattr(2) says: `ENOSYS` before Linux 5.12, `EINVAL` for a file system that cannot be idmapped.
 pub fn map_owners(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
@@ -176,8 +206,8 @@ pub fn map_owners(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()>
         propagation: libc::MS_PRIVATE,
         userns_fd: u64::try_from(user.as_raw_fd()).map_err(io::Error::other)?,
     };
-    // SAFETY: the path is a string that ends in 0, the kernel only reads the structure, whose size it is told, and both
-    // live during the call.
+    // SAFETY: the path ends with a zero byte. The kernel only reads `attributes`, whose size it is told. Both live
+    // during the call.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

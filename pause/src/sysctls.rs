@@ -1,7 +1,7 @@
 //! Which sysctls a pod may set: exactly those that the kernel keeps per namespace, and only in a namespace that is the
-//! pod's own. Everything else would change the node.
+//! pod's own. Any other sysctl would change the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Uid;
 use rustix::thread::set_thread_res_uid;
 
-use crate::{Error, Kind, Namespaces};
+use crate::{Error, NamespaceKind, Namespaces};
 
-/// Of `kernel.*`, what belongs to an IPC namespace.
+/// The sysctls of `kernel.*` that belong to an IPC namespace.
 const IPC: [&str; 8] = [
     "msgmax",
     "msgmnb",
@@ -24,21 +24,24 @@ const IPC: [&str; 8] = [
     "shm_rmid_forced",
 ];
 
-/// Refuses, by its name, a sysctl that is malformed, not kept per namespace, or whose namespace is the node's.
+/// Refuses a sysctl that is malformed, that is not kept per namespace, or whose namespace is the node's.
 ///
-/// Touches nothing. A joined namespace counts as the pod's own here; [`Sandbox::create`](crate::Sandbox::create) also
-/// notices one that turns out to be the node's.
+/// Only looks at the arguments. A joined namespace counts as the pod's own here;
+/// [`Sandbox::create`](crate::Sandbox::create) also notices that a joined namespace is the node's.
+///
+/// # Errors
+/// `BadSysctl`, which names the sysctl.
 pub fn check_sysctls(
     sysctls: &BTreeMap<String, String>,
     namespaces: &Namespaces,
 ) -> Result<(), Error> {
-    check(sysctls, &|kind| namespaces.wanted(kind))
+    check(sysctls, &namespaces.new_or_joined_kinds().collect())
 }
 
-/// `own` says whether the pod has a namespace of that kind for itself.
+/// `own` are the kinds of which the pod has a namespace for itself.
 pub(crate) fn check(
     sysctls: &BTreeMap<String, String>,
-    own: &dyn Fn(Kind) -> bool,
+    own: &BTreeSet<NamespaceKind>,
 ) -> Result<(), Error> {
     for (key, value) in sysctls {
         let refuse = |reason| {
@@ -57,28 +60,30 @@ pub(crate) fn check(
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let kind = match parts.as_slice() {
             ["kernel", "hostname"] => return refuse("the hostname has its own field"),
-            ["kernel", "domainname"] => Kind::Uts,
-            ["kernel", name] if IPC.contains(name) => Kind::Ipc,
-            ["fs", "mqueue", _, ..] => Kind::Ipc,
-            ["net", _, ..] => Kind::Net,
+            ["kernel", "domainname"] => NamespaceKind::Uts,
+            ["kernel", name] if IPC.contains(name) => NamespaceKind::Ipc,
+            ["fs", "mqueue", _, ..] => NamespaceKind::Ipc,
+            ["net", _, ..] => NamespaceKind::Net,
             _ => return refuse("not kept per namespace, it would change the node"),
         };
-        if !own(kind) {
+        if !own.contains(&kind) {
             return refuse(match kind {
-                Kind::Net => "the network namespace is the node's",
-                Kind::Ipc => "the IPC namespace is the node's",
-                Kind::Uts | Kind::Pid | Kind::User => "the UTS namespace is the node's",
+                NamespaceKind::Net => "the network namespace is the node's",
+                NamespaceKind::Ipc => "the IPC namespace is the node's",
+                NamespaceKind::Uts | NamespaceKind::Pid | NamespaceKind::User => {
+                    "the UTS namespace is the node's"
+                }
             });
         }
     }
     Ok(())
 }
 
-/// The parts of a key. The first separator decides, as sysctl(8) has it: after a slash first, dots are part of a name
-/// (`net/ipv4/conf/eth0.100/forwarding`); after a dot first, a slash stands for a dot
+/// The parts of a key. The first separator decides, as in sysctl(8). If it is a slash, dots are part of a name
+/// (`net/ipv4/conf/eth0.100/forwarding`). If it is a dot, a slash stands for a dot
 /// (`net.ipv4.conf.eth0/100.forwarding`).
 fn components(key: &str) -> Result<Vec<String>, &'static str> {
-    // An allow-list: a '+', a space or a newline has been a way to smuggle in a second sysctl elsewhere.
+    // An allow-list, because other runtimes had a second sysctl smuggled in by a '+', a space or a newline.
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '_' | '-');
     if !key.chars().all(known) {
         return Err("a character that no sysctl has");
@@ -96,19 +101,19 @@ fn components(key: &str) -> Result<Vec<String>, &'static str> {
     Ok(parts)
 }
 
-/// Writes one checked sysctl, on the thread that stands in the pod's namespaces: the kernel looks a namespaced sysctl
-/// up by the namespaces of the thread that opens it.
+/// Writes one checked sysctl. The calling thread must stand in the pod's namespaces, because the kernel looks up a
+/// namespaced sysctl by the namespaces of the thread that opens its file.
 pub(crate) fn write(key: &str, value: &str) -> Result<(), Error> {
     let mut path = PathBuf::from("/proc/sys");
     path.extend(components(key).map_err(|reason| Error::BadSysctl {
         key: key.to_owned(),
         reason,
     })?);
-    let written = match put(&path, value) {
-        // An IPC namespace that belongs to a user namespace gives its sysctls to that namespace's root, and the node's
-        // root is not in the group of those who may write.
+    let written = match write_file(&path, value) {
+        // The sysctls of an IPC namespace belong to the root of its user namespace. Nobody else may write them, not
+        // even the node's root.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            as_owner(&path, value).unwrap_or(Err(error))
+            write_file_as_owner(&path, value).unwrap_or(Err(error))
         }
         other => other,
     };
@@ -119,19 +124,19 @@ pub(crate) fn write(key: &str, value: &str) -> Result<(), Error> {
     })
 }
 
-fn put(path: &Path, value: &str) -> io::Result<()> {
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .open(path)?
         .write_all(value.as_bytes())
 }
 
-/// Only this thread's effective user changes, and changes back.
-fn as_owner(path: &Path, value: &str) -> Option<io::Result<()>> {
+/// Changes the effective user of this thread, and changes it back. `None` if the owner's user cannot be taken.
+fn write_file_as_owner(path: &Path, value: &str) -> Option<io::Result<()>> {
     let owner = fs::metadata(path).ok()?.uid();
     let effective = |uid| set_thread_res_uid(None, Uid::from_raw(uid), None);
     effective(owner).ok()?;
-    let written = put(path, value);
+    let written = write_file(path, value);
     match effective(0) {
         Ok(()) => Some(written),
         Err(error) => Some(Err(error.into())),
@@ -143,12 +148,12 @@ mod tests {
     use super::*;
     use crate::{Namespace, UserNamespace};
 
-    fn try_key(key: &str, value: &str, own: &[Kind]) -> Result<(), Error> {
+    fn try_key(key: &str, value: &str, own: &[NamespaceKind]) -> Result<(), Error> {
         let sysctls = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        check(&sysctls, &|kind| own.contains(&kind))
+        check(&sysctls, &own.iter().copied().collect())
     }
 
-    const ALL: [Kind; 3] = [Kind::Net, Kind::Ipc, Kind::Uts];
+    const ALL: [NamespaceKind; 3] = [NamespaceKind::Net, NamespaceKind::Ipc, NamespaceKind::Uts];
 
     #[test]
     fn what_the_kernel_keeps_per_namespace_is_allowed() {
@@ -237,12 +242,12 @@ mod tests {
     #[test]
     fn a_key_whose_namespace_is_the_nodes_is_refused() {
         for (key, kind) in [
-            ("net.core.somaxconn", Kind::Net),
-            ("kernel.shmmax", Kind::Ipc),
-            ("fs.mqueue.msg_max", Kind::Ipc),
-            ("kernel.domainname", Kind::Uts),
+            ("net.core.somaxconn", NamespaceKind::Net),
+            ("kernel.shmmax", NamespaceKind::Ipc),
+            ("fs.mqueue.msg_max", NamespaceKind::Ipc),
+            ("kernel.domainname", NamespaceKind::Uts),
         ] {
-            let others: Vec<Kind> = ALL.into_iter().filter(|k| *k != kind).collect();
+            let others: Vec<NamespaceKind> = ALL.into_iter().filter(|k| *k != kind).collect();
             assert!(try_key(key, "1", &others).is_err(), "{key}");
             assert!(try_key(key, "1", &[kind]).is_ok(), "{key}");
         }

@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{config, end, inode, inside, run_inside, wait};
-use pause::{Holder, HolderKind, Kind, Namespace, Sandbox, SandboxConfig, Signalled};
+use pause::{
+    HolderChoice, HolderKind, Namespace, NamespaceKind, Sandbox, SandboxConfig, Signalled,
+};
 use rustix::process::Signal;
 
 fn shared() -> SandboxConfig {
@@ -39,7 +41,7 @@ fn status(sandbox: &Sandbox, field: &str) -> String {
 #[test]
 fn s5_pause_is_pid_1_and_every_container_would_see_the_others() {
     let sandbox = Sandbox::create(&shared()).unwrap();
-    assert_eq!(sandbox.kind(), HolderKind::Process);
+    assert_eq!(sandbox.holder_kind(), HolderKind::Process);
     assert_eq!(sandbox.paths().len(), 4);
     assert!(status(&sandbox, "NSpid").ends_with("\t1"));
     assert_eq!(status(&sandbox, "PPid"), std::process::id().to_string());
@@ -60,7 +62,7 @@ fn s5_a_pod_that_a_thread_holds_gets_its_pid_1_later_and_once() {
     assert!(new);
     assert_eq!(sandbox.share_processes().unwrap(), (pid_1, false));
     assert_eq!(
-        (sandbox.kind(), sandbox.pid()),
+        (sandbox.holder_kind(), sandbox.pid()),
         (HolderKind::Thread, thread)
     );
     let status = fs::read_to_string(format!("/proc/{pid_1}/status")).unwrap();
@@ -70,7 +72,7 @@ fn s5_a_pod_that_a_thread_holds_gets_its_pid_1_later_and_once() {
         let of = |pid| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_eq!(of(pid_1), of(thread), "{kind}");
     }
-    // It goes with the sandbox.
+    // PID 1 ends with the sandbox.
     sandbox.end();
     assert_eq!(wait(pid_1).terminating_signal(), Some(9));
 }
@@ -101,14 +103,14 @@ fn s5_other_signals_from_inside_do_nothing_and_sigkill_from_outside_ends_it() {
     run_inside(&sandbox, "kill -0 1");
     sandbox.signal(Signal::KILL).unwrap();
     assert_eq!(wait(sandbox.pid()).terminating_signal(), Some(9));
-    // Nobody there any more: said so, and no stranger's process is hit.
+    // A signal to a process that is gone is an error, and hits no other process.
     assert!(sandbox.signal(Signal::TERM).is_err());
 }
 
 #[test]
 fn s5_ten_thousand_orphans_are_reaped_without_one_left() {
     let sandbox = Sandbox::create(&shared()).unwrap();
-    // A subshell's background child is orphaned at once; PID 1 inherits it. `wait` is for the subshells only.
+    // A subshell's background child is orphaned at once, and PID 1 inherits the child.
     let counted = run_inside(
         &sandbox,
         "i=0; while [ $i -lt 10000 ]; do (true & ) ; i=$((i+1)); done
@@ -117,7 +119,7 @@ fn s5_ten_thousand_orphans_are_reaped_without_one_left() {
     );
     let lines: Vec<&str> = counted.lines().collect();
     assert_eq!(lines[0], "0", "{counted}");
-    // Its last process id shows that they were there.
+    // The last process id of the namespace shows that the orphans were there.
     let last: u32 = lines[2].rsplit(' ').next().unwrap().parse().unwrap();
     assert!(last > 10_000, "{counted}");
     end(sandbox);
@@ -136,7 +138,7 @@ fn s5_pid_1_has_no_privilege_file_root_or_argument() {
     assert_eq!(status(&sandbox, "NoNewPrivs"), "1");
     assert_eq!(status(&sandbox, "Seccomp"), "2");
     assert_eq!(status(&sandbox, "Threads"), "1");
-    // Not dumpable: its files in /proc are root's.
+    // The files in /proc belong to root, because the process is not dumpable.
     assert_eq!(fs::metadata(proc(&sandbox, "environ")).unwrap().uid(), 0);
     assert_eq!(fs::read_dir(proc(&sandbox, "fd")).unwrap().count(), 0);
     assert_eq!(fs::read(proc(&sandbox, "environ")).unwrap(), b"");
@@ -154,7 +156,7 @@ fn s5_pid_1_has_no_privilege_file_root_or_argument() {
         inode(proc(&sandbox, "ns/cgroup")),
         inode("/proc/self/ns/cgroup")
     );
-    // One mount, and not one of the node's.
+    // One mount: the empty root, and none of the node's.
     assert_eq!(
         fs::read_to_string(proc(&sandbox, "mountinfo"))
             .unwrap()
@@ -193,8 +195,8 @@ fn s5_only_the_published_program_and_its_name_are_mapped_and_private_memory_is_u
     end(sandbox);
 }
 
-/// CAP_SYS_PTRACE in the node's user namespace passes every check of the kernel, so what such a container finds must be
-/// nothing: no environment, no stack, no data, and a program that it cannot change.
+/// CAP_SYS_PTRACE in the node's user namespace passes every check of the kernel. So such a container must find nothing:
+/// no environment, no stack, no data, and a program that the container cannot change.
 #[test]
 fn s5_a_container_with_cap_sys_ptrace_finds_nothing_in_pid_1() {
     let sandbox = Sandbox::create(&shared()).unwrap();
@@ -207,7 +209,7 @@ fn s5_a_container_with_cap_sys_ptrace_finds_nothing_in_pid_1() {
         seen.split_whitespace().collect::<Vec<_>>(),
         ["/memfd:pause", "(deleted)", "0", "0", "2", "0", "0"]
     );
-    // What its two mappings hold is the program as published, and its name.
+    // The two mappings hold the program as published, and its name.
     let copy = tempfile::NamedTempFile::new().unwrap();
     let read = |page: usize| {
         let to = copy.path().display();
@@ -254,7 +256,7 @@ fn s5_pause_dies_with_the_thread_that_started_it() {
     assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
 }
 
-/// Not a test: the shim of the test below.
+/// Not a test: the shim that the test below starts.
 #[test]
 #[ignore = "it is started by the test below"]
 fn a_shim_that_waits_to_be_killed() {
@@ -281,7 +283,7 @@ fn s5_pause_dies_with_the_shim() {
         .unwrap();
     shim.kill().unwrap();
     shim.wait().unwrap();
-    // Whoever inherits it may not have reaped it yet.
+    // The process may be a zombie that its new parent has not reaped yet.
     common::soon(|| match fs::read_to_string(format!("/proc/{pause}/stat")) {
         Ok(stat) => stat.contains(") Z ").then_some(()),
         Err(_) => Some(()),
@@ -291,17 +293,17 @@ fn s5_pause_dies_with_the_shim() {
 #[test]
 fn a_process_can_hold_an_ordinary_pod_too() {
     let mut config = config();
-    config.holder = Holder::Process;
+    config.holder = HolderChoice::Process;
     config.hostname = Some("pod-a".to_owned());
     let before = common::traces();
     let sandbox = Sandbox::create(&config).unwrap();
-    assert_eq!(sandbox.kind(), HolderKind::Process);
+    assert_eq!(sandbox.holder_kind(), HolderKind::Process);
     assert_eq!(run_inside(&sandbox, "uname -n").trim(), "pod-a");
     assert_eq!(sandbox.signal(Signal::TERM).unwrap(), Signalled::Delivered);
     assert_eq!(wait(sandbox.pid()).exit_status(), Some(0));
-    // Its namespaces stay while the sandbox does: the thread has them as well.
-    let net = rustix::fs::fstat(sandbox.namespace(Kind::Net).unwrap()).unwrap();
-    assert_ne!(net.st_ino, common::nodes_inode(Kind::Net));
+    // The namespaces stay while the sandbox does, because the thread stands in them too.
+    let net = rustix::fs::fstat(sandbox.namespace(NamespaceKind::Net).unwrap()).unwrap();
+    assert_ne!(net.st_ino, common::nodes_inode(NamespaceKind::Net));
     sandbox.end();
     common::assert_no_new_traces(&before);
 }
@@ -309,7 +311,7 @@ fn a_process_can_hold_an_ordinary_pod_too() {
 #[test]
 fn the_node_keeps_its_mounts() {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
-    // Others may mount something meanwhile, but not each time.
+    // Another process may mount something during a round, but not during each round.
     let mut rounds = (0..20).map(|_| {
         let before = mounts();
         let sandbox = Sandbox::create(&shared()).unwrap();

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const WARNING: &str = "Warning: pause should be the first process\n";
 
-/// From the sealed memfd, as the crate starts it.
+/// The program from the sealed memfd, as the crate starts it.
 fn command(program: &File) -> Command {
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command
@@ -29,10 +29,10 @@ fn command(program: &File) -> Command {
 }
 
 fn program() -> File {
-    pause::program().unwrap().into()
+    pause::program_memfd().unwrap().into()
 }
 
-/// Started, and in its loop: the warning is the last that it does before.
+/// Starts the program and waits until it is about to enter its loop: the warning is its last step before.
 fn started() -> (Child, BufReader<std::process::ChildStderr>) {
     let mut child = command(&program()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -42,7 +42,7 @@ fn started() -> (Child, BufReader<std::process::ChildStderr>) {
     (child, stderr)
 }
 
-/// The system call that it sleeps in, once that is rt_sigtimedwait.
+/// The system call that the process sleeps in, once that is rt_sigtimedwait.
 fn asleep(pid: i32) -> Option<String> {
     let number = if cfg!(target_arch = "x86_64") {
         "128 "
@@ -123,7 +123,7 @@ fn s12_other_signals_are_not_its_business() {
     send(&child, Signal::CHILD);
     send(&child, Signal::WINCH);
     send(&child, Signal::HUP);
-    // As any program that has no handler.
+    // SIGHUP ends the program, as any program without a handler.
     assert_eq!(child.wait().unwrap().signal(), Some(1));
 }
 

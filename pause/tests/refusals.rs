@@ -1,4 +1,4 @@
-//! Bad input: each is refused with a text that names what was wrong, and leaves nothing.
+//! Bad input is refused with a text that names what was wrong, and leaves nothing behind.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,9 +11,9 @@ mod common;
 use std::path::Path;
 
 use common::config;
-use pause::{Class, Error, Holder, IdMap, Namespace, Sandbox, SandboxConfig, UserNamespace};
+use pause::{Class, Error, HolderChoice, IdMap, Namespace, Sandbox, SandboxConfig, UserNamespace};
 
-/// Refused with that text and class, and nothing is left.
+/// The sandbox is refused with that text and class, and nothing is left.
 fn refused(config: &SandboxConfig, text: &str, class: Class) -> Error {
     let before = common::traces();
     let error = Sandbox::create(config).expect_err(text);
@@ -89,7 +89,7 @@ fn a_path_to_a_namespace_of_another_kind() {
 #[test]
 fn a_thread_for_what_only_a_process_can_hold() {
     let mut wanted = config();
-    wanted.holder = Holder::Thread;
+    wanted.holder = HolderChoice::Thread;
     wanted.namespaces.pid = Namespace::New;
     refused(
         &wanted,
@@ -135,7 +135,8 @@ fn a_sysctl_outside_the_pod() {
     );
 }
 
-/// These come to light only when namespaces, thread and, under a process holder, the pause program are there.
+/// These errors come to light only when the namespaces, the thread and, with a process as holder, the pause program are
+/// there.
 #[test]
 fn a_sysctl_that_the_kernel_does_not_have_or_whose_value_it_does_not_take() {
     let map = vec![IdMap {
@@ -149,9 +150,9 @@ fn a_sysctl_that_the_kernel_does_not_have_or_whose_value_it_does_not_take() {
     };
     for user in [UserNamespace::Node, new_user] {
         for (pid, holder) in [
-            (Namespace::Node, Holder::Auto),
-            (Namespace::Node, Holder::Process),
-            (Namespace::New, Holder::Process),
+            (Namespace::Node, HolderChoice::Auto),
+            (Namespace::Node, HolderChoice::Process),
+            (Namespace::New, HolderChoice::Process),
         ] {
             for (key, value) in [
                 ("net.core.there_is_none", "1"),
@@ -173,7 +174,7 @@ fn a_sysctl_that_the_kernel_does_not_have_or_whose_value_it_does_not_take() {
     }
 }
 
-/// The setup thread stands in a process namespace whose PID 1 has ended: the program cannot be started in it.
+/// The thread stands in a process namespace whose PID 1 has ended: the program cannot be started in it.
 #[test]
 fn a_process_namespace_that_is_dead() {
     let mut first = config();
@@ -181,11 +182,11 @@ fn a_process_namespace_that_is_dead() {
     let dead = Sandbox::create(&first).unwrap();
     dead.signal(rustix::process::Signal::KILL).unwrap();
     common::wait(dead.pid());
-    // The path went with the process; the sandbox still has the namespace open.
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&dead.namespace(pause::Kind::Pid).unwrap());
+    // The path went with the process, but the sandbox still has the namespace open.
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dead.namespace(pause::NamespaceKind::Pid).unwrap());
     let mut wanted = config();
     wanted.namespaces.pid = join(format!("/proc/self/fd/{fd}"));
-    wanted.holder = Holder::Process;
+    wanted.holder = HolderChoice::Process;
     refused(&wanted, "pause program: start: ", Class::Internal);
     dead.end();
 }

@@ -13,15 +13,18 @@ use std::fs;
 use std::time::Instant;
 
 use common::{config, inode, nodes_inode, read_inside, run_inside};
-use pause::{Error, Holder, HolderKind, Kind, Namespace, Sandbox, Signalled};
+use pause::{Error, HolderChoice, HolderKind, Namespace, NamespaceKind, Sandbox, Signalled};
 use rustix::process::Signal;
 
 #[test]
 fn an_ordinary_pod_has_net_ipc_and_uts_of_its_own_and_is_held_by_a_thread() {
     let sandbox = Sandbox::create(&config()).unwrap();
-    assert_eq!(sandbox.kind(), HolderKind::Thread);
-    let kinds: Vec<Kind> = sandbox.paths().into_keys().collect();
-    assert_eq!(kinds, [Kind::Net, Kind::Ipc, Kind::Uts]);
+    assert_eq!(sandbox.holder_kind(), HolderKind::Thread);
+    let kinds: Vec<NamespaceKind> = sandbox.paths().into_keys().collect();
+    assert_eq!(
+        kinds,
+        [NamespaceKind::Net, NamespaceKind::Ipc, NamespaceKind::Uts]
+    );
     for (kind, path) in sandbox.paths() {
         assert!(path.starts_with(format!("/proc/{}/ns", sandbox.pid())));
         assert_ne!(inode(&path), nodes_inode(kind), "{kind}");
@@ -122,23 +125,23 @@ fn a_second_pod_joins_the_namespaces_of_the_first() {
     wanted.namespaces.pid = Namespace::New;
     let first = Sandbox::create(&wanted).unwrap();
     let path = |kind| Namespace::Join(first.paths()[&kind].clone());
-    wanted.namespaces.net = path(Kind::Net);
-    wanted.namespaces.ipc = path(Kind::Ipc);
-    wanted.namespaces.uts = path(Kind::Uts);
-    wanted.namespaces.pid = path(Kind::Pid);
-    for holder in [Holder::Auto, Holder::Process] {
+    wanted.namespaces.net = path(NamespaceKind::Net);
+    wanted.namespaces.ipc = path(NamespaceKind::Ipc);
+    wanted.namespaces.uts = path(NamespaceKind::Uts);
+    wanted.namespaces.pid = path(NamespaceKind::Pid);
+    for holder in [HolderChoice::Auto, HolderChoice::Process] {
         wanted.holder = holder;
         let second = Sandbox::create(&wanted).unwrap();
         assert_eq!(second.paths().len(), 4);
         for (kind, path) in second.paths() {
             assert_eq!(inode(&path), inode(&first.paths()[&kind]), "{kind}");
         }
-        let expected = if holder == Holder::Auto {
+        let expected = if holder == HolderChoice::Auto {
             HolderKind::Thread
         } else {
             HolderKind::Process
         };
-        assert_eq!(second.kind(), expected);
+        assert_eq!(second.holder_kind(), expected);
         common::end(second);
     }
     common::end(first);
@@ -146,10 +149,13 @@ fn a_second_pod_joins_the_namespaces_of_the_first() {
 
 #[test]
 fn a_joined_namespace_that_is_the_nodes_is_never_written_to() {
-    for (kind, field) in [(Kind::Uts, "hostname"), (Kind::Net, "net.core.somaxconn")] {
+    for (kind, field) in [
+        (NamespaceKind::Uts, "hostname"),
+        (NamespaceKind::Net, "net.core.somaxconn"),
+    ] {
         let mut wanted = config();
         let own = Namespace::Join(format!("/proc/self/ns/{}", kind.file()).into());
-        if kind == Kind::Uts {
+        if kind == NamespaceKind::Uts {
             wanted.namespaces.uts = own;
             wanted.hostname = Some("other".to_owned());
         } else {
@@ -179,7 +185,7 @@ fn ending_a_sandbox_leaves_no_thread_and_no_file() {
     let sandbox = Sandbox::create(&config()).unwrap();
     let tid = sandbox.pid();
     sandbox.end();
-    // One that has been joined may still be listed for a moment.
+    // The kernel may still list a joined thread for a moment.
     common::soon(|| (!fs::exists(format!("/proc/self/task/{tid}")).unwrap()).then_some(()));
     common::assert_no_new_traces(&before);
 }
@@ -188,13 +194,16 @@ fn ending_a_sandbox_leaves_no_thread_and_no_file() {
 fn a_pod_is_usable_by_a_command_that_joins_it_by_path() {
     let sandbox = Sandbox::create(&config()).unwrap();
     let names = run_inside(&sandbox, "ls -L -i /proc/self/ns/net");
-    let inode = inode(&sandbox.paths()[&Kind::Net]).to_string();
+    let inode = inode(&sandbox.paths()[&NamespaceKind::Net]).to_string();
     assert!(names.contains(&inode), "{names}");
 }
 
 #[test]
 fn creating_a_sandbox_takes_a_few_milliseconds() {
-    for (name, holder) in [("thread", Holder::Thread), ("process", Holder::Process)] {
+    for (name, holder) in [
+        ("thread", HolderChoice::Thread),
+        ("process", HolderChoice::Process),
+    ] {
         let mut wanted = config();
         wanted.holder = holder;
         let mut times: Vec<_> = (0..20)
@@ -212,7 +221,7 @@ fn creating_a_sandbox_takes_a_few_milliseconds() {
             "{name}: median {median:?}, slowest {:?}",
             times[times.len() - 1]
         );
-        // Generous, for a busy machine: the point is that nothing in it waits for a timer.
+        // Generous, for a busy machine: the point is that no step waits for a timer.
         assert!(median.as_millis() < 100, "{name}: {median:?}");
     }
 }

@@ -12,7 +12,8 @@ use std::fs;
 
 use common::{config, end, inode, run_inside, wait};
 use pause::{
-    Class, Error, HolderKind, IdMap, Kind, Namespace, Sandbox, SandboxConfig, UserNamespace,
+    Class, Error, HolderKind, IdMap, Namespace, NamespaceKind, Sandbox, SandboxConfig,
+    UserNamespace,
 };
 use rustix::process::Signal;
 
@@ -41,7 +42,7 @@ fn with_user() -> SandboxConfig {
 }
 
 fn check(sandbox: &Sandbox) {
-    assert_eq!(sandbox.kind(), HolderKind::Process);
+    assert_eq!(sandbox.holder_kind(), HolderKind::Process);
     assert_eq!(
         run_inside(sandbox, "uname -n; id -u")
             .split_whitespace()
@@ -53,7 +54,7 @@ fn check(sandbox: &Sandbox) {
         "cat /proc/sys/kernel/shmmni /proc/sys/net/core/somaxconn /proc/sys/fs/mqueue/queues_max",
     );
     assert_eq!(values, "1111\n222\n33\n");
-    // Its root is root in every namespace of the pod: they belong to the pod's user namespace.
+    // The pod's root is root in every namespace of the pod, because these belong to the pod's user namespace.
     run_inside(
         sandbox,
         "ip link add dummy0 type veth peer name dummy1 && hostname pod-v && hostname pod-u",
@@ -102,28 +103,28 @@ fn s6_with_a_process_namespace_too_pause_is_pid_1_and_a_direct_child() {
 fn s6_a_second_pod_joins_a_user_namespace_and_makes_its_own_others_in_it() {
     let first = Sandbox::create(&with_user()).unwrap();
     let mut config = with_user();
-    config.namespaces.user = UserNamespace::Join(first.paths()[&Kind::User].clone());
+    config.namespaces.user = UserNamespace::Join(first.paths()[&NamespaceKind::User].clone());
     config.namespaces.pid = Namespace::New;
     let second = Sandbox::create(&config).unwrap();
     check(&second);
     assert_eq!(
-        inode(&second.paths()[&Kind::User]),
-        inode(&first.paths()[&Kind::User])
+        inode(&second.paths()[&NamespaceKind::User]),
+        inode(&first.paths()[&NamespaceKind::User])
     );
     assert_ne!(
-        inode(&second.paths()[&Kind::Net]),
-        inode(&first.paths()[&Kind::Net])
+        inode(&second.paths()[&NamespaceKind::Net]),
+        inode(&first.paths()[&NamespaceKind::Net])
     );
     end(second);
 
-    // As containerd does it: the network namespace is there already, and belongs to that user namespace.
-    config.namespaces.net = Namespace::Join(first.paths()[&Kind::Net].clone());
+    // As containerd does: the network namespace is there already, and belongs to that user namespace.
+    config.namespaces.net = Namespace::Join(first.paths()[&NamespaceKind::Net].clone());
     config.sysctls.remove("net.core.somaxconn");
     let third = Sandbox::create(&config).unwrap();
     check(&third);
     assert_eq!(
-        inode(&third.paths()[&Kind::Net]),
-        inode(&first.paths()[&Kind::Net])
+        inode(&third.paths()[&NamespaceKind::Net]),
+        inode(&first.paths()[&NamespaceKind::Net])
     );
     end(third);
     end(first);
@@ -134,13 +135,13 @@ fn s6_joining_the_nodes_user_namespace_is_no_user_namespace() {
     let mut config = config();
     config.namespaces.user = UserNamespace::Join("/proc/self/ns/user".into());
     let sandbox = Sandbox::create(&config).unwrap();
-    assert_eq!(sandbox.kind(), HolderKind::Thread);
-    assert!(!sandbox.paths().contains_key(&Kind::User));
+    assert_eq!(sandbox.holder_kind(), HolderKind::Thread);
+    assert!(!sandbox.paths().contains_key(&NamespaceKind::User));
 }
 
 #[test]
 fn a_small_or_refused_id_map() {
-    // Without 65535 pause stays who is mapped, and has no capability all the same.
+    // Without a mapping of 65535 pause keeps the mapped id, and has no capability either.
     let mut config = with_user();
     let small = vec![IdMap {
         container: 0,

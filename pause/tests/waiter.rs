@@ -1,4 +1,5 @@
-//! Beside a waiter for all children, as the shim has one. In a file of its own: it would take the children of others.
+//! Sandboxes beside a waiter for all children, as the shim has one. The test has a file of its own, because its waiter
+//! would take the children of other tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;

@@ -48,7 +48,8 @@ pub mod nr {
 /// `AUDIT_ARCH_AARCH64`: how a seccomp filter knows the machine.
 pub const AUDIT_ARCH: u32 = 0xc000_00b7;
 
-/// A system call: its number, five arguments, and 0 as the sixth. Returns what the kernel leaves in the result register.
+/// A system call: its number, five arguments, and 0 as the sixth. Returns what the kernel leaves in the result
+/// register.
 ///
 /// # Safety
 /// Each argument that the call `n` takes for an address must be valid for what the call does with the address.
@@ -63,8 +64,8 @@ pub unsafe fn raw_call(n: usize, a: [usize; 5]) -> isize {
     result
 }
 
-/// Unmaps `length` bytes from `low`, then everything from `end` to the top of the address space, closes descriptor 0, and
-/// goes on with [`reap_and_wait`].
+/// Unmaps `length` bytes from `low`, then everything from `end` to the top of the address space, closes descriptor 0,
+/// and goes on with [`reap_and_wait`].
 ///
 /// # Safety
 /// The process must have one thread. The program and its name must lie behind `low + length` or below `low`, and before

@@ -18,9 +18,9 @@
 //! and `p` make a network, IPC, UTS and process namespace. These belong to that user namespace, which is why the
 //! starting thread cannot make them. Any other row gives no order.
 //!
-//! In the end the holder is a process without capabilities, files, root directory, arguments, environment and stack: one
-//! read-only mapping of this published program, a page with its name, five system calls, and a loop. A container may be
-//! given CAP_SYS_PTRACE and with it the right to look into PID 1; there is nothing to find.
+//! In the end the holder is a process without capabilities, files, root directory, arguments, environment and stack:
+//! one read-only mapping of this published program, a page with its name, five system calls, and a loop. A container
+//! may be given CAP_SYS_PTRACE and with it the right to look into PID 1; there is nothing to find.
 
 use crate::final_loop;
 use crate::lock_in::lock_in;

@@ -7,8 +7,8 @@
 //!                         can enter, locks itself in, reports that it is ready, reaps (hold.rs)
 //! ```
 //!
-//! The program has no libc, no heap, no thread, no timer and no signal handler. The three signals are blocked and waited
-//! for, so no signal is lost between reaping and sleeping.
+//! The program has no libc, no heap, no thread, no timer and no signal handler. The three signals are blocked and
+//! waited for, so no signal is lost between reaping and sleeping.
 //!
 //! | file | |
 //! |---|---|

@@ -45,9 +45,9 @@ pub fn publish() -> Answer {
     unsafe { call(nr::MPROTECT, [page, NAME.len(), READ, 0, 0]) }
 }
 
-/// Tells the kernel that the command line is the name, and that environment and auxiliary vector are gone: `environ` then
-/// has no bytes. A kernel without CONFIG_CHECKPOINT_RESTORE refuses; `cmdline` and `environ` then lead to the unmapped
-/// stack, which is as empty.
+/// Tells the kernel that the command line is the name, and that environment and auxiliary vector are gone: `environ`
+/// then has no bytes. A kernel without CONFIG_CHECKPOINT_RESTORE refuses; `cmdline` and `environ` then lead to the
+/// unmapped stack, which is as empty.
 pub fn forget_start() {
     const PR_SET_MM: usize = 35;
     const PR_SET_MM_MAP: usize = 14;

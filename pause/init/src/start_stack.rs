@@ -1,5 +1,5 @@
-//! The stack as the kernel leaves it to a new program: argc, argv, a null, the environment, a null, the auxiliary vector
-//! of pairs up to AT_NULL, and the strings behind them.
+//! The stack as the kernel leaves it to a new program: argc, argv, a null, the environment, a null, the auxiliary
+//! vector of pairs up to AT_NULL, and the strings behind them.
 
 /// The address of argc.
 #[derive(Clone, Copy)]

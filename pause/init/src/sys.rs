@@ -256,8 +256,8 @@ pub fn clear_ambient_set() -> Answer {
 
 /// Blocks the signals that the program waits for.
 ///
-/// The kernel keeps a blocked signal for rt_sigtimedwait(2), also for PID 1 of a process namespace. A signal that is not
-/// blocked would be lost there: the kernel delivers none to PID 1 that would take its default action.
+/// The kernel keeps a blocked signal for rt_sigtimedwait(2), also for PID 1 of a process namespace. A signal that is
+/// not blocked would be lost there: the kernel delivers none to PID 1 that would take its default action.
 pub fn block_signals() {
     const SIG_BLOCK: usize = 0;
     let set = &SIGNALS as *const u64 as usize;

@@ -1,4 +1,4 @@
-//! What keeps the namespaces alive: a thread, and for what a thread cannot hold, a process that it starts.
+//! What keeps the namespaces alive: a thread, or for what a thread cannot hold, a process that the thread starts.
 
 pub(crate) mod process;
 pub(crate) mod thread;

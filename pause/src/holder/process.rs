@@ -1,8 +1,9 @@
-//! The pause program as holder, seen from the thread that starts it. The other half, with the protocol's picture, is
-//! `pause/init/src/hold.rs`.
+//! The pause program as the holder, seen from the thread that starts the program. The other half, with a picture of the
+//! protocol, is `pause/init/src/hold.rs`.
 //!
-//! In a user namespace with a process namespace the program forks, for PID 1 must be a child: PID 1 is the thread's
-//! child too (CLONE_PARENT), and the process between them ends at once.
+//! In a user namespace with a process namespace the program forks: the process that makes a process namespace stays
+//! outside, and the first process that it forks is PID 1. The fork is a child of the thread too (`CLONE_PARENT`), and
+//! the process in between ends at once.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,9 +18,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use crate::{Error, IdMap, Kind, Namespaces, UserNamespace, namespaces};
+use crate::{Error, IdMap, NamespaceKind, Namespaces, UserNamespace, namespaces};
 
-/// In the order of `Step` in `init/src/hold.rs`.
+/// What the program did when it failed, in the order of `Step` in `init/src/hold.rs`.
 const STEPS: [&str; 15] = [
     "enter user namespace",
     "make user namespace",
@@ -38,30 +39,31 @@ const STEPS: [&str; 15] = [
     "close files and install the seccomp filter",
 ];
 
-/// Enough for a node that swaps; it takes a millisecond.
+/// How long the program may take until its next message. It takes a millisecond, and longer on a node that swaps.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running, locked-in pause program. Whoever waits for the children of this (operating system) process gets its exit.
+/// A running pause program that has locked itself in. The program's exit goes to whoever waits for the children of this
+/// process.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(crate) struct PauseProcess {
     pid: Pid,
     pidfd: OwnedFd,
 }
 
-impl Process {
-    /// Starts it and waits until it is in its loop. `user` is the user namespace to join.
+impl PauseProcess {
+    /// Starts the program and waits until it is in its loop. `user` is the user namespace to join.
     pub(crate) fn start(
         program: &OwnedFd,
         namespaces: &Namespaces,
         user: Option<OwnedFd>,
     ) -> Result<Self, Error> {
-        let (child, ours) = spawn(program, &how(namespaces), user)?;
+        let (child, lifeline) = spawn(program, &orders(namespaces), user)?;
         let mut forked = None;
-        match converse(ours, &child, namespaces, &mut forked) {
+        match converse(lifeline, &child, namespaces, &mut forked) {
             Ok(()) => match forked {
                 None => Ok(child),
                 Some(holder) => {
-                    // It has closed its end, as its last act.
+                    // A short wait: the stream has ended, so the process in between is exiting.
                     child.reap();
                     Ok(holder)
                 }
@@ -80,10 +82,8 @@ impl Process {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(Errno::SRCH) => Err(Error::ProgramEnded),
-            Err(error) => {
-                // It ends by itself when the lifeline closes.
-                Err(Error::program("open a pidfd")(error.into()))
-            }
+            // The program ends by itself when the lifeline closes.
+            Err(error) => Err(Error::program("open a pidfd")(error.into())),
         }
     }
 
@@ -95,26 +95,26 @@ impl Process {
         pidfd_send_signal(&self.pidfd, signal).map_err(io::Error::from)
     }
 
-    /// For a sandbox that comes to nothing: its caller never hears of the process.
+    /// For a process that the caller of this crate never hears of.
     pub(crate) fn kill_and_reap(self) {
         let _ = self.signal(Signal::KILL);
         self.reap();
     }
 
-    /// The caller's own waiter may have been first: then there is nothing to wait for. By pidfd, as the pid may by then
-    /// be another child's.
+    /// Returns at once if the caller's own waiter has reaped the process. Waits by pidfd, because the pid may by then
+    /// belong to another child.
     fn reap(&self) {
         let child = || WaitId::PidFd(self.pidfd.as_fd());
         while let Err(Errno::INTR) = waitid(child(), WaitIdOptions::EXITED) {}
     }
 }
 
-/// Starts the program with `how` as its orders. Returns it, and this side's end of the lifeline.
+/// Starts the program with these orders. Returns the process, and this side's end of the lifeline.
 fn spawn(
     program: &OwnedFd,
-    how: &str,
+    orders: &str,
     user: Option<OwnedFd>,
-) -> Result<(Process, UnixStream), Error> {
+) -> Result<(PauseProcess, UnixStream), Error> {
     let (ours, theirs) = UnixStream::pair().map_err(Error::program("open the lifeline"))?;
     ours.set_read_timeout(Some(PATIENCE))
         .map_err(Error::program("open the lifeline"))?;
@@ -122,28 +122,28 @@ fn spawn(
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command
         .arg0("pause")
-        .args(["hold", how])
+        .args(["hold", orders])
         .env_clear()
         .stdin(OwnedFd::from(theirs))
         .stdout(user.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::null());
     let child = command.spawn().map_err(Error::program("start"))?;
-    // Else the program's end of the lifeline would stay open here, and its end never be seen.
+    // Closes this process's copy of the program's end. While a copy is open, the stream has no end.
     drop(command);
     let child = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
         .ok_or(Error::ProgramEnded)?;
 
-    Ok((Process::open(child)?, ours))
+    Ok((PauseProcess::open(child)?, ours))
 }
 
-/// Makes a user namespace and takes it from the process that made it, which is killed before it does anything else.
+/// Makes a user namespace by a process that is killed before it does anything else.
 pub(crate) fn user_namespace(program: &OwnedFd, user: &UserNamespace) -> Result<OwnedFd, Error> {
     let (child, mut lifeline) = spawn(program, "U", None)?;
     let made = match receive(&mut lifeline) {
-        Ok(Some(Message { letter: b'm', .. })) => write_maps(child.pid(), user)
-            .and_then(|()| namespaces::keep(Kind::User, &child.pid().to_string(), "user")),
+        Ok(Some(Message::MapsWanted)) => write_maps(child.pid(), user)
+            .and_then(|()| namespaces::keep(NamespaceKind::User, &child.pid().to_string(), "user")),
         Ok(Some(message)) => Err(message.failure()),
         Ok(None) => Err(Error::ProgramEnded),
         Err(error) => Err(error),
@@ -153,108 +153,120 @@ pub(crate) fn user_namespace(program: &OwnedFd, user: &UserNamespace) -> Result<
 }
 
 /// What the program says.
-struct Message {
-    letter: u8,
-    step: u8,
-    number: i32,
+enum Message {
+    /// The user namespace is made, and waits for its maps and an answer.
+    MapsWanted,
+    /// The holder has this process id. The process in between waits for an answer.
+    Forked(i32),
+    /// The holder is ready but for its last steps.
+    Ready,
+    Failed {
+        step: u8,
+        errno: i32,
+    },
+    Unknown,
 }
 
 impl Message {
-    /// What it means where a failure is expected.
-    fn failure(&self) -> Error {
-        if self.letter != b'e' {
-            return Error::ProgramEnded;
+    fn parse(bytes: [u8; 8]) -> Self {
+        let [letter, step, _, _, number @ ..] = bytes;
+        let number = i32::from_ne_bytes(number);
+        match letter {
+            b'm' => Self::MapsWanted,
+            b'p' => Self::Forked(number),
+            b'r' => Self::Ready,
+            b'e' => Self::Failed {
+                step,
+                errno: number,
+            },
+            _ => Self::Unknown,
         }
+    }
+
+    /// The error of a message that is not the one to go on with.
+    fn failure(&self) -> Error {
+        let Self::Failed { step, errno } = self else {
+            return Error::ProgramEnded;
+        };
         let operation = STEPS
-            .get(usize::from(self.step))
+            .get(usize::from(*step))
             .copied()
             .unwrap_or("unknown step");
-        Error::program(operation)(io::Error::from_raw_os_error(self.number))
+        Error::program(operation)(io::Error::from_raw_os_error(*errno))
     }
 }
 
 /// The next message; `None` when the program has closed its end.
 fn receive(lifeline: &mut UnixStream) -> Result<Option<Message>, Error> {
     let mut message = [0_u8; 8];
-    match lifeline.read_exact(&mut message) {
-        Ok(()) => {
-            let [letter, step, _, _, n @ ..] = message;
-            let number = i32::from_ne_bytes(n);
-            Ok(Some(Message {
-                letter,
-                step,
-                number,
-            }))
-        }
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Err(
-            Error::program("wait until it is ready")(ErrorKind::TimedOut.into()),
-        ),
-        Err(error) => Err(Error::program("read from the lifeline")(error)),
+    let Err(error) = lifeline.read_exact(&mut message) else {
+        return Ok(Some(Message::parse(message)));
+    };
+    let kind = error.kind();
+    if matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) {
+        return Ok(None);
     }
+    if matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+        let timed_out = ErrorKind::TimedOut.into();
+        return Err(Error::program("wait until it is ready")(timed_out));
+    }
+    Err(Error::program("read from the lifeline")(error))
 }
 
-/// The letters of the protocol.
-fn how(namespaces: &Namespaces) -> String {
-    let mut how = match namespaces.user {
+/// Lets the program go on.
+fn answer(lifeline: &mut UnixStream) -> Result<(), Error> {
+    lifeline
+        .write_all(b"+")
+        .map_err(Error::program("write to the lifeline"))
+}
+
+/// The orders, as `init/src/hold.rs` describes them.
+fn orders(namespaces: &Namespaces) -> String {
+    let mut orders = match namespaces.user {
         UserNamespace::Node => return "-".to_owned(),
         UserNamespace::Join(_) | UserNamespace::OwnerOf(_) => "j".to_owned(),
         UserNamespace::New { .. } => "U".to_owned(),
     };
     for (kind, letter) in [
-        (Kind::Net, 'n'),
-        (Kind::Ipc, 'i'),
-        (Kind::Uts, 'u'),
-        (Kind::Pid, 'p'),
+        (NamespaceKind::Net, 'n'),
+        (NamespaceKind::Ipc, 'i'),
+        (NamespaceKind::Uts, 'u'),
+        (NamespaceKind::Pid, 'p'),
     ] {
         if namespaces.is_new(kind) {
-            how.push(letter);
+            orders.push(letter);
         }
     }
-    how
+    orders
 }
 
-/// The conversation up to its end, which the program brings about when it is in its loop, or by dying.
+/// Talks to the program until the stream ends, which happens when the program is in its loop or has died.
 fn converse(
     mut lifeline: UnixStream,
-    child: &Process,
+    child: &PauseProcess,
     namespaces: &Namespaces,
-    forked: &mut Option<Process>,
+    forked: &mut Option<PauseProcess>,
 ) -> Result<(), Error> {
     let mut ready = false;
-    loop {
-        let Some(message) = receive(&mut lifeline)? else {
-            return if ready {
-                Ok(())
-            } else {
-                Err(Error::ProgramEnded)
-            };
-        };
-        match message.letter {
-            b'm' => {
+    while let Some(message) = receive(&mut lifeline)? {
+        match message {
+            Message::MapsWanted => {
                 write_maps(child.pid(), &namespaces.user)?;
-                lifeline
-                    .write_all(b"+")
-                    .map_err(Error::program("write to the lifeline"))?;
+                answer(&mut lifeline)?;
             }
-            b'p' => {
-                let pid = Pid::from_raw(message.number).ok_or(Error::ProgramEnded)?;
-                *forked = Some(Process::open(pid)?);
-                // Now the process between may end.
-                lifeline
-                    .write_all(b"+")
-                    .map_err(Error::program("write to the lifeline"))?;
+            Message::Forked(pid) => {
+                let pid = Pid::from_raw(pid).ok_or(Error::ProgramEnded)?;
+                *forked = Some(PauseProcess::open(pid)?);
+                answer(&mut lifeline)?;
             }
-            b'r' => ready = true,
-            _ => return Err(message.failure()),
+            Message::Ready => ready = true,
+            Message::Failed { .. } | Message::Unknown => return Err(message.failure()),
         }
+    }
+    if ready {
+        Ok(())
+    } else {
+        Err(Error::ProgramEnded)
     }
 }
 
@@ -263,13 +275,13 @@ fn write_maps(pid: Pid, user: &UserNamespace) -> Result<(), Error> {
         return Ok(());
     };
     for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-        let lines: String = map.iter().map(line).collect();
+        let lines: String = map.iter().map(map_line).collect();
         fs::write(format!("/proc/{pid}/{file}"), lines)
             .map_err(|source| Error::IdMap { file, source })?;
     }
     Ok(())
 }
 
-fn line(map: &IdMap) -> String {
+fn map_line(map: &IdMap) -> String {
     format!("{} {} {}\n", map.container, map.host, map.size)
 }

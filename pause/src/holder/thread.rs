@@ -1,88 +1,81 @@
-//! The sandbox's thread. It makes or enters the namespaces (they are per thread), sets what is to be set in them, starts
-//! the pause program if the pod needs a process, then parks until the sandbox ends.
+//! The sandbox's thread. Namespaces are per thread: the thread makes or enters them, sets what is to be set in them,
+//! starts the pause program if the pod needs a process, then parks until the sandbox ends.
 //!
 //! ```text
-//!   create ── Plan ──> thread: enter, make, set, [start the program] ── Held or Error ──> create
+//!   create ── Plan ──> thread: enter, make, set, [start the program] ── HeldNamespaces or Error ──> create
 //!                        │ parked
 //!                        │ <── share_processes: make a process namespace, start the program as its PID 1
 //!   Sandbox dropped ─────┴──> ends
 //! ```
-//! It parks also when a process holds the namespaces: the kernel ties that process to the thread that started it
-//! (PDEATHSIG), so it may not end before.
+//! The thread also parks when a process holds the namespaces: the kernel kills that process when the thread that
+//! started it ends (`PR_SET_PDEATHSIG`), so the thread must not end earlier.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use rustix::process::Pid;
 use rustix::thread::gettid;
 
-use super::process::Process;
-use crate::namespaces::{Fds, enter, keep, make};
+use super::process::PauseProcess;
+use crate::namespaces::{OpenNamespaces, enter, keep, make};
+use crate::plan::Plan;
 use crate::setup::{self, Settings};
-use crate::{Error, Kind, Namespace, Namespaces, UserNamespace};
+use crate::{Error, Namespace, NamespaceKind, Namespaces, UserNamespace};
 
-/// What the thread is to do; all of it checked as far as that is possible without doing it.
-pub(crate) struct Plan {
-    pub(crate) namespaces: Namespaces,
-    pub(crate) joins: Fds,
-    pub(crate) settings: Settings,
-    /// The pause program, where a process shall hold.
-    pub(crate) program: Option<OwnedFd>,
-}
-
-/// What holds the namespaces now.
-pub(crate) struct Held {
-    /// Of the process, or of the thread.
+/// What the thread reports once the namespaces are held.
+pub(crate) struct HeldNamespaces {
+    /// The id of the holder: of the process, or of the thread.
     pub(crate) pid: Pid,
-    pub(crate) process: Option<Process>,
-    /// Every namespace that is the pod's own, open.
-    pub(crate) fds: Fds,
+    pub(crate) process: Option<PauseProcess>,
+    /// Every namespace that is the pod's own.
+    pub(crate) open: OpenNamespaces,
 }
 
-/// The parked thread; ends with this value.
+/// The parked thread. Dropping this value ends and joins the thread.
 #[derive(Debug)]
-pub(crate) struct Parked {
-    asks: Option<mpsc::Sender<Ask>>,
+pub(crate) struct ParkedThread {
+    requests: Option<mpsc::Sender<Pid1Request>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// A request for a process namespace: where the answer goes.
-type Ask = mpsc::SyncSender<Result<Process, Error>>;
+/// A request for a process namespace with a PID 1: where the answer goes.
+type Pid1Request = mpsc::SyncSender<Result<PauseProcess, Error>>;
 
-impl Parked {
-    /// Starts the pause program as PID 1 of a new process namespace, from the thread. Works once.
-    pub(crate) fn start_pid_1(&self) -> Result<Process, Error> {
+impl ParkedThread {
+    /// Has the thread start the pause program as PID 1 of a new process namespace. Succeeds once.
+    pub(crate) fn start_pid_1(&self) -> Result<PauseProcess, Error> {
         let gone = || Error::Thread(io::Error::other("it is gone"));
         let (reply, answer) = mpsc::sync_channel(1);
-        let asks = self.asks.as_ref().ok_or_else(gone)?;
-        asks.send(reply).map_err(|_| gone())?;
+        let requests = self.requests.as_ref().ok_or_else(gone)?;
+        requests.send(reply).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
 }
 
-impl Drop for Parked {
+impl Drop for ParkedThread {
     fn drop(&mut self) {
-        self.asks.take();
+        self.requests.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// Address space only: a page counts when it is used, and two are (measured, in a release build).
+/// Bytes of address space. A page of the stack takes memory once used, and two pages are (measured, in a release
+/// build).
 const STACK: usize = 128 * 1024;
 
-pub(crate) fn start(plan: Plan) -> Result<(Parked, Held), Error> {
-    let (asks, parked) = mpsc::channel::<Ask>();
+/// Starts the thread and waits until it has carried out the plan.
+pub(crate) fn start(plan: Plan) -> Result<(ParkedThread, HeldNamespaces), Error> {
+    let (requests, received) = mpsc::channel::<Pid1Request>();
     let (report, result) = mpsc::sync_channel(1);
     let work = move || {
-        let held = hold(plan);
+        let held = carry_out(plan);
         let park = held.is_ok();
         if report.send(held).is_ok() && park {
-            // Ends when the other end is dropped.
-            for reply in parked {
+            // Ends when `ParkedThread` drops the other end.
+            for reply in received {
                 let _ = reply.send(start_pid_1());
             }
         }
@@ -92,8 +85,8 @@ pub(crate) fn start(plan: Plan) -> Result<(Parked, Held), Error> {
         .stack_size(STACK)
         .spawn(work)
         .map_err(Error::Thread)?;
-    let parked = Parked {
-        asks: Some(asks),
+    let parked = ParkedThread {
+        requests: Some(requests),
         thread: Some(thread),
     };
     match result.recv() {
@@ -102,17 +95,22 @@ pub(crate) fn start(plan: Plan) -> Result<(Parked, Held), Error> {
     }
 }
 
-fn hold(plan: Plan) -> Result<Held, Error> {
+fn carry_out(plan: Plan) -> Result<HeldNamespaces, Error> {
     let Plan {
         namespaces,
         mut joins,
         settings,
         program,
     } = plan;
-    // What belongs to a user namespace is made, and the user namespace entered, by the program: the kernel lets no
-    // thread of a threaded process in.
-    let user = namespaces.wanted(Kind::User);
-    for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid] {
+    // The kernel lets no thread of a threaded process into a user namespace. So the program enters the user namespace,
+    // and makes the namespaces that belong to it.
+    let user = namespaces.is_new_or_joined(NamespaceKind::User);
+    for kind in [
+        NamespaceKind::Net,
+        NamespaceKind::Ipc,
+        NamespaceKind::Uts,
+        NamespaceKind::Pid,
+    ] {
         if let Some(fd) = joins.get(&kind) {
             enter(kind, fd)?;
         } else if namespaces.is_new(kind) && !user {
@@ -123,20 +121,20 @@ fn hold(plan: Plan) -> Result<Held, Error> {
         setup::apply(&settings)?;
     }
     let Some(program) = program else {
-        let fds = keep_all(&namespaces, "thread-self", "pid_for_children")?;
-        return Ok(Held {
+        let open = keep_all(&namespaces, "thread-self", "pid_for_children")?;
+        return Ok(HeldNamespaces {
             pid: gettid(),
             process: None,
-            fds,
+            open,
         });
     };
 
-    let process = Process::start(&program, &namespaces, joins.remove(&Kind::User))?;
-    match finish(&namespaces, &settings, process.pid()) {
-        Ok(fds) => Ok(Held {
+    let process = PauseProcess::start(&program, &namespaces, joins.remove(&NamespaceKind::User))?;
+    match keep_and_set_up(&namespaces, &settings, process.pid()) {
+        Ok(open) => Ok(HeldNamespaces {
             pid: process.pid(),
             process: Some(process),
-            fds,
+            open,
         }),
         Err(error) => {
             process.kill_and_reap();
@@ -146,11 +144,12 @@ fn hold(plan: Plan) -> Result<Held, Error> {
 }
 
 /// The thread stands in the pod's other namespaces already.
-fn start_pid_1() -> Result<Process, Error> {
-    let program = crate::program().map_err(Error::program("copy it into memory"))?;
-    // An earlier attempt may have made one and failed after that; the kernel makes a new one only from one's own.
-    enter(Kind::Pid, keep(Kind::Pid, "self", "pid")?)?;
-    make(Kind::Pid)?;
+fn start_pid_1() -> Result<PauseProcess, Error> {
+    let program = crate::program_memfd().map_err(Error::program("copy it into memory"))?;
+    // An earlier attempt may have failed after it made a namespace. The kernel makes a new process namespace only for a
+    // thread whose children would be in its own (unshare(2), EINVAL).
+    enter(NamespaceKind::Pid, keep(NamespaceKind::Pid, "self", "pid")?)?;
+    make(NamespaceKind::Pid)?;
     let namespaces = Namespaces {
         net: Namespace::Node,
         ipc: Namespace::Node,
@@ -158,35 +157,38 @@ fn start_pid_1() -> Result<Process, Error> {
         pid: Namespace::New,
         user: UserNamespace::Node,
     };
-    Process::start(&program, &namespaces, None)
+    PauseProcess::start(&program, &namespaces, None)
 }
 
-/// Keeps the process's namespaces; follows it into those that it made itself, and sets there what is to be set.
-fn finish(namespaces: &Namespaces, settings: &Settings, pid: Pid) -> Result<Fds, Error> {
-    let fds = keep_all(namespaces, &pid.to_string(), "pid")?;
+/// Keeps the namespaces of the process. Enters those that the process made itself, and sets there what is to be set.
+fn keep_and_set_up(
+    namespaces: &Namespaces,
+    settings: &Settings,
+    pid: Pid,
+) -> Result<OpenNamespaces, Error> {
+    let open = keep_all(namespaces, &pid.to_string(), "pid")?;
     if namespaces.user != UserNamespace::Node {
-        for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {
-            if let (true, Some(fd)) = (namespaces.is_new(kind), fds.get(&kind)) {
+        for kind in [NamespaceKind::Net, NamespaceKind::Ipc, NamespaceKind::Uts] {
+            if let (true, Some(fd)) = (namespaces.is_new(kind), open.get(&kind)) {
                 enter(kind, fd)?;
             }
         }
         setup::apply(settings)?;
     }
-    Ok(fds)
+    Ok(open)
 }
 
-fn keep_all(namespaces: &Namespaces, of: &str, pid_file: &str) -> Result<Fds, Error> {
-    let mut fds = Fds::new();
-    for kind in Kind::ALL
-        .into_iter()
-        .filter(|kind| namespaces.wanted(*kind))
-    {
-        let file = if kind == Kind::Pid {
-            pid_file
-        } else {
-            kind.file()
-        };
-        fds.insert(kind, keep(kind, of, file)?);
-    }
-    Ok(fds)
+/// Opens every namespace that is the pod's own, by the files in `/proc/<task>/ns`.
+fn keep_all(namespaces: &Namespaces, task: &str, pid_file: &str) -> Result<OpenNamespaces, Error> {
+    namespaces
+        .new_or_joined_kinds()
+        .map(|kind| {
+            let file = if kind == NamespaceKind::Pid {
+                pid_file
+            } else {
+                kind.file()
+            };
+            Ok((kind, keep(kind, task, file)?))
+        })
+        .collect()
 }

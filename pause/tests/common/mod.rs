@@ -1,4 +1,4 @@
-//! What the tests of sandboxes share. They need root.
+//! What the tests of sandboxes share. These tests need root.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use pause::{
-    Holder, HolderKind, Kind, Namespace, Namespaces, Sandbox, SandboxConfig, UserNamespace,
+    HolderChoice, HolderKind, Namespace, NamespaceKind, Namespaces, Sandbox, SandboxConfig,
+    UserNamespace,
 };
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
@@ -27,7 +28,7 @@ pub(crate) fn config() -> SandboxConfig {
         hostname: None,
         domainname: None,
         sysctls: BTreeMap::new(),
-        holder: Holder::Auto,
+        holder: HolderChoice::Auto,
     }
 }
 
@@ -35,22 +36,22 @@ pub(crate) fn inode(path: impl AsRef<Path>) -> u64 {
     fs::metadata(path).unwrap().ino()
 }
 
-pub(crate) fn nodes_inode(kind: Kind) -> u64 {
+pub(crate) fn nodes_inode(kind: NamespaceKind) -> u64 {
     inode(Path::new("/proc/self/ns").join(kind.file()))
 }
 
-/// A shell line in the pod's namespaces, entered by their paths as runc does. In a pod's process namespace it has a
-/// mount namespace with a fitting /proc.
+/// Runs a shell line in the pod's namespaces, entered by their paths as runc does. In a pod's process namespace the
+/// shell has a mount namespace with a fitting /proc.
 pub(crate) fn inside(sandbox: &Sandbox, line: &str) -> Output {
     let paths = sandbox.paths();
     let mut command = Command::new("nsenter");
     for (kind, path) in &paths {
         command.arg(format!("--{}={}", kind.file(), path.display()));
     }
-    if paths.contains_key(&Kind::User) {
+    if paths.contains_key(&NamespaceKind::User) {
         command.args(["--setuid", "0", "--setgid", "0"]);
     }
-    if paths.contains_key(&Kind::Pid) {
+    if paths.contains_key(&NamespaceKind::Pid) {
         command.args(["unshare", "--mount", "--mount-proc"]);
     }
     command.args(["sh", "-c", line]).output().unwrap()
@@ -67,9 +68,9 @@ pub(crate) fn read_inside(sandbox: &Sandbox, line: &str) -> String {
     run_inside(sandbox, line)
 }
 
-/// Ends it and plays the waiter of the caller.
+/// Ends a sandbox, and waits for its process as the shim would.
 pub(crate) fn end(sandbox: Sandbox) {
-    let (pid, kind) = (sandbox.pid(), sandbox.kind());
+    let (pid, kind) = (sandbox.pid(), sandbox.holder_kind());
     sandbox.end();
     if kind == HolderKind::Process {
         wait(pid);
@@ -97,7 +98,7 @@ pub(crate) fn traces() -> Traces {
             let entry = entry.unwrap();
             let target = fs::read_link(entry.path()).ok()?;
             let name = entry.file_name().into_string().unwrap();
-            // Not the two handles of the listing itself.
+            // Leaves out the two descriptors of this listing.
             let of_listing = target.to_string_lossy().ends_with("/fd");
             (name != own.to_string() && !of_listing).then(|| format!("{name} {}", target.display()))
         })
@@ -122,12 +123,12 @@ pub(crate) fn traces() -> Traces {
     }
 }
 
-/// Only where each test is a process of its own (nextest): other tests of this process have traces too.
+/// Checks nothing unless each test is a process of its own (nextest): other tests of the same process leave traces too.
 pub(crate) fn assert_no_new_traces(before: &Traces) {
     if std::env::var_os("NEXTEST").is_none() {
         return;
     }
-    // A thread that has been joined may still be listed for a moment.
+    // The kernel may still list a joined thread for a moment.
     let start = Instant::now();
     let mut after = traces();
     while *before != after && start.elapsed() < Duration::from_secs(10) {
@@ -154,7 +155,7 @@ pub(crate) fn private_kb(pid: i32) -> u32 {
         .sum()
 }
 
-/// Asks until there is an answer; what a test waits for has an end.
+/// Asks until there is an answer, for ten seconds at most.
 pub(crate) fn soon<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

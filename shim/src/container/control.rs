@@ -23,7 +23,7 @@ impl Actor {
         if let Err(error) = self.living(id) {
             return answer(reply, Err(error));
         }
-        match (pause::signal(number), scope) {
+        match (pause::signal_from_number(number), scope) {
             // Of an exec there is only the process: the others are not the exec's own.
             (Some(signal), KillScope::All) if *id == ProcessId::Init => {
                 self.kill_all(signal, reply);

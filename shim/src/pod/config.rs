@@ -290,7 +290,11 @@ impl PodConfig {
     ///
     /// # Errors
     /// `InvalidArgument` for a user namespace of a mode that there is not.
-    pub fn sandbox(&self, network: &Path, holder: pause::Holder) -> Result<pause::SandboxConfig> {
+    pub fn sandbox(
+        &self,
+        network: &Path,
+        holder: pause::HolderChoice,
+    ) -> Result<pause::SandboxConfig> {
         let options = self.namespaces();
         let new_unless_nodes = |mode| match mode {
             Mode::Node => pause::Namespace::Node,
@@ -305,7 +309,7 @@ impl PodConfig {
         let user = self.user(&options, &net)?;
         // Only what the pod shares: a container's own is runc's. A process holder has one, as a pause container has.
         let shared = options.pid() == Mode::Pod || user != pause::UserNamespace::Node;
-        let process = holder == pause::Holder::Process;
+        let process = holder == pause::HolderChoice::Process;
         Ok(pause::SandboxConfig {
             namespaces: pause::Namespaces {
                 net,
@@ -388,21 +392,22 @@ impl PodConfig {
         &self,
         id: &str,
         more_annotations: &BTreeMap<String, String>,
-        paths: &BTreeMap<pause::Kind, PathBuf>,
+        paths: &BTreeMap<pause::NamespaceKind, PathBuf>,
         files: &[Bind],
     ) -> Value {
         let options = self.namespaces();
         let mut namespaces = vec![json!({ "type": "mount" })];
-        for kind in pause::Kind::ALL {
+        for kind in pause::NamespaceKind::ALL {
             let name = match kind {
-                pause::Kind::Net => "network",
-                pause::Kind::Ipc | pause::Kind::Uts | pause::Kind::Pid | pause::Kind::User => {
-                    kind.file()
-                }
+                pause::NamespaceKind::Net => "network",
+                pause::NamespaceKind::Ipc
+                | pause::NamespaceKind::Uts
+                | pause::NamespaceKind::Pid
+                | pause::NamespaceKind::User => kind.file(),
             };
             match paths.get(&kind) {
                 Some(path) => namespaces.push(json!({ "type": name, "path": path })),
-                None if kind == pause::Kind::Pid && !self.node_processes() => {
+                None if kind == pause::NamespaceKind::Pid && !self.node_processes() => {
                     namespaces.push(json!({ "type": name }));
                 }
                 None => {}
@@ -421,7 +426,7 @@ impl PodConfig {
             linux["cgroupsPath"] = path.into();
         }
         if let Some(user) = &options.userns_options
-            && paths.contains_key(&pause::Kind::User)
+            && paths.contains_key(&pause::NamespaceKind::User)
         {
             for (name, mappings) in [("uidMappings", &user.uids), ("gidMappings", &user.gids)] {
                 let mappings = mappings.iter().map(|mapping| {

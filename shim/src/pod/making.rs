@@ -31,7 +31,7 @@ pub struct Described {
     /// What holds the namespaces.
     pub holder: pause::HolderKind,
     /// Where the namespaces are.
-    pub paths: BTreeMap<pause::Kind, PathBuf>,
+    pub paths: BTreeMap<pause::NamespaceKind, PathBuf>,
     /// The network namespace that containerd made for the pod.
     pub network: PathBuf,
     /// When the sandbox was made.
@@ -107,7 +107,7 @@ impl Pod {
         }
         let files = PodFiles::plan(&bundle, &config);
         let plan = Plan {
-            config: config.sandbox(&network, options.pause_holder())?,
+            config: config.sandbox(&network, options.holder_choice())?,
             driver: Driver::of(config.has_slice()),
             cgroups_path: config.cgroups_path(&id),
             node_processes: config.node_processes(),

@@ -182,11 +182,11 @@ impl Options {
     }
 
     /// What the crate `pause` is asked for.
-    pub fn pause_holder(&self) -> pause::Holder {
+    pub fn holder_choice(&self) -> pause::HolderChoice {
         match self.holder {
-            Holder::Auto | Holder::Image => pause::Holder::Auto,
-            Holder::Thread => pause::Holder::Thread,
-            Holder::Process => pause::Holder::Process,
+            Holder::Auto | Holder::Image => pause::HolderChoice::Auto,
+            Holder::Thread => pause::HolderChoice::Thread,
+            Holder::Process => pause::HolderChoice::Process,
         }
     }
 

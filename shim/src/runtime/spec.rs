@@ -150,7 +150,7 @@ impl Spec {
     /// The process namespace of the spec is the pause container's own. It says nothing of what the pod's containers
     /// will ask for, so a thread makes none: the first container that joins it does ([`pause::Sandbox::share_processes`]).
     /// A process has its own, as a pause container has.
-    pub fn sandbox(&self, holder: pause::Holder) -> pause::SandboxConfig {
+    pub fn sandbox(&self, holder: pause::HolderChoice) -> pause::SandboxConfig {
         let namespace = |kind| match self.namespace(kind) {
             None => pause::Namespace::Node,
             Some(namespace) => namespace.path().map_or(pause::Namespace::New, |path| {
@@ -175,7 +175,7 @@ impl Spec {
                 gid_map: maps(&self.linux.gid_mappings),
             },
         };
-        let process = holder == pause::Holder::Process || user != pause::UserNamespace::Node;
+        let process = holder == pause::HolderChoice::Process || user != pause::UserNamespace::Node;
         pause::SandboxConfig {
             namespaces: pause::Namespaces {
                 net: namespace("network"),
@@ -338,7 +338,7 @@ mod tests {
             r#"{"hostname": "web", "linux": {"namespaces": [{"type": "network", "path": "/run/netns/a"},
                {"type": "ipc"}, {"type": "pid"}, {"type": "mount"}], "sysctl": {"net.core.somaxconn": "1"}}}"#,
         );
-        let config = spec.sandbox(pause::Holder::Auto);
+        let config = spec.sandbox(pause::HolderChoice::Auto);
         assert!(
             matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a"))
         );

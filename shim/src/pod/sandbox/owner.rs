@@ -217,7 +217,7 @@ impl Owner {
         }
         if self.thread_only {
             return Err(pause::Error::ThreadCannotHold {
-                kind: pause::Kind::Pid,
+                kind: pause::NamespaceKind::Pid,
             }
             .into());
         }

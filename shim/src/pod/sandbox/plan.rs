@@ -62,7 +62,7 @@ pub struct Made {
     /// What holds the namespaces.
     pub kind: pause::HolderKind,
     /// Where the namespaces are that are not the node's.
-    pub paths: BTreeMap<pause::Kind, PathBuf>,
+    pub paths: BTreeMap<pause::NamespaceKind, PathBuf>,
 }
 
 impl Plan {
@@ -71,7 +71,7 @@ impl Plan {
         Self {
             id: create.id.clone(),
             bundle: create.bundle.clone(),
-            config: create.spec.sandbox(create.options.pause_holder()),
+            config: create.spec.sandbox(create.options.holder_choice()),
             cgroups_path: create.spec.cgroups_path().map(str::to_owned),
             driver: Driver::of(create.options.systemd_cgroup),
             node_processes: !create.spec.has_pid_namespace(),
@@ -156,7 +156,7 @@ fn hand_over(
     cgroup: Option<Cgroup>,
     process: Option<Exited>,
 ) -> Made {
-    let (pid, kind, paths) = (sandbox.pid(), sandbox.kind(), sandbox.paths());
+    let (pid, kind, paths) = (sandbox.pid(), sandbox.holder_kind(), sandbox.paths());
     let (mailbox, requests) = Mailbox::new();
     let (view, seen) = watch::channel(View {
         pid: Some(pid),
@@ -221,7 +221,7 @@ async fn make(
         }
     });
     let (sandbox, cgroup) = made.await?;
-    let process = match sandbox.kind() {
+    let process = match sandbox.holder_kind() {
         pause::HolderKind::Thread => None,
         pause::HolderKind::Process => Some(shared.exits.claim(sandbox.pid()).exit),
     };
@@ -234,7 +234,7 @@ fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>) -> Result<()> {
         return Ok(());
     };
     cgroup.create()?;
-    match sandbox.kind() {
+    match sandbox.holder_kind() {
         pause::HolderKind::Thread => Ok(()),
         pause::HolderKind::Process => Ok(cgroup.add(sandbox.pid())?),
     }
