@@ -89,11 +89,57 @@ fn show(daemon: &Daemon, columns: &[Column]) {
     head.extend(columns.iter().map(|column| column.name.to_owned()));
     head.extend(ours.iter().map(|column| format!("{} / stock", column.name)));
     let mut rows = vec![head];
-    let mut row = |what: &str, unit: &str, of: &dyn Fn(&Round) -> f64| {
-        let values = |column: &Column| -> Spread { column.rounds.iter().map(of).collect() };
+    rows.extend(
+        FIGURES
+            .iter()
+            .map(|figure| figure.row(columns, stock, ours)),
+    );
+    screen::table(&rows);
+    explain(daemon, columns);
+}
+
+/// A row of the table.
+struct Figure {
+    what: &'static str,
+    unit: &'static str,
+    of: fn(&Round) -> f64,
+}
+
+const fn figure(what: &'static str, unit: &'static str, of: fn(&Round) -> f64) -> Figure {
+    Figure { what, unit, of }
+}
+
+const FIGURES: &[Figure] = &[
+    figure("sandbox ready (RunPodSandbox)", "ms", |round| round.sandbox),
+    figure("pod ready (and two containers)", "ms", |round| round.ready),
+    figure("pod stopped (StopPodSandbox)", "ms", |round| round.stopped),
+    figure("pod stopped and removed", "ms", |round| round.gone),
+    figure("processes beside the apps", "", |round| {
+        count(round.processes)
+    }),
+    figure("threads of the shim", "", |round| count(round.threads)),
+    figure("private memory, shim", "kB", |round| kb(round.shim.private)),
+    figure("private memory, pause", "kB", |round| {
+        kb(round.pause.private)
+    }),
+    figure("private memory, both", "kB", |round| {
+        kb(round.shim.private + round.pause.private)
+    }),
+    figure("PSS, both", "kB", |round| {
+        kb(round.shim.pss + round.pause.pss)
+    }),
+];
+
+impl Figure {
+    /// The medians of all columns, and the ratio of each of `ours` to `stock`.
+    fn row(&self, columns: &[Column], stock: &Column, ours: &[Column]) -> Vec<String> {
+        let values = |column: &Column| -> Spread { column.rounds.iter().map(self.of).collect() };
         let other = values(stock);
-        let mut cells = vec![what.to_owned()];
-        cells.extend(columns.iter().map(|column| shown(&values(column), unit)));
+        let mut cells = vec![self.what.to_owned()];
+        let medians = columns
+            .iter()
+            .map(|column| shown(&values(column), self.unit));
+        cells.extend(medians);
         cells.extend(ours.iter().map(|column| {
             let this = values(column);
             if this.median() > 0.0 && other.median() > 0.0 {
@@ -102,31 +148,12 @@ fn show(daemon: &Daemon, columns: &[Column]) {
                 String::new()
             }
         }));
-        rows.push(cells);
-    };
-    row("sandbox ready (RunPodSandbox)", "ms", &|round| {
-        round.sandbox
-    });
-    row("pod ready (and two containers)", "ms", &|round| round.ready);
-    row("pod stopped (StopPodSandbox)", "ms", &|round| round.stopped);
-    row("pod stopped and removed", "ms", &|round| round.gone);
-    row("processes beside the apps", "", &|round| {
-        count(round.processes)
-    });
-    row("threads of the shim", "", &|round| count(round.threads));
-    row("private memory, shim", "kB", &|round| {
-        kb(round.shim.private)
-    });
-    row("private memory, pause", "kB", &|round| {
-        kb(round.pause.private)
-    });
-    row("private memory, both", "kB", &|round| {
-        kb(round.shim.private + round.pause.private)
-    });
-    row("PSS, both", "kB", &|round| {
-        kb(round.shim.pss + round.pause.pss)
-    });
-    screen::table(&rows);
+        cells
+    }
+}
+
+/// How the figures were measured, and how far they can be trusted.
+fn explain(daemon: &Daemon, columns: &[Column]) {
     screen::line("");
     screen::text(&format!(
         "Medians of {ROUNDS} pods each, made in turn; in brackets the least and the most. Memory is that of all \

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use shim_tests::takedown::take_down;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{
     Container, Daemon, Pod, PodSpec, Version, eventually, image, leaks, proc, rescue, screen,
 };
@@ -36,6 +36,16 @@ const CLIENT: &str = "while true; do sleep 5; echo GET / | nc localhost 80; done
 fn main() {
     let begin = Instant::now();
     let version = wanted();
+    refuse_where_it_cannot_run();
+    rescue::arm("demo");
+    let daemon = start_containerd(version);
+    show_a_pod(&daemon);
+    compare_with_the_stock_shim(&daemon);
+    take_everything_down(daemon);
+    screen::line(&format!("It took {:.0} s.", begin.elapsed().as_secs_f64()));
+}
+
+fn refuse_where_it_cannot_run() {
     if !rustix::process::geteuid().is_root() {
         rescue::refuse(
             "namespaces and mounts need root.",
@@ -48,22 +58,26 @@ fn main() {
             "env -u SHIM_UNDER_TEST make demo",
         );
     }
-    rescue::arm("demo");
+}
 
+fn start_containerd(version: Option<Version>) -> Daemon {
     screen::title("A pod without a pause container");
     rescue::step(
         "starting containerd",
         "`tests/lab/prepare` says whether something is missing; the log says why containerd did not start.",
     );
-    let daemon = node::start(version.unwrap_or_else(node::newest));
+    node::start(version.unwrap_or_else(node::newest))
+}
 
+/// A pod of this shim, from its start to its removal.
+fn show_a_pod(daemon: &Daemon) {
     screen::title("1. The pod of config/pod.yaml: nginx, and a client beside it");
     rescue::step(
         "starting the pod",
         "The log has the shim's own words. To see whether the machine or the shim is at fault, run such pods on the \
          stock shim: `.ci/setup test && SHIM_UNDER_TEST=runc cargo nextest run -p shim-tests s1_`",
     );
-    let pod = PodSpec::new("myweb2").handler(node::OURS).run(&daemon);
+    let pod = PodSpec::new("myweb2").handler(node::OURS).run(daemon);
     let web = pod.container("myweb2-nginx").image(image::NGINX).start();
     let client = pod.container("myweb2-netshoot").shell(CLIENT).start();
 
@@ -72,40 +86,43 @@ fn main() {
         "This is a fault of the shim. Its tests say more: \
          `.ci/setup test && cargo nextest run -p shim-tests s1_ s2_ s7_`",
     );
-    view::processes(&daemon, &pod, &[&web, &client]);
+    view::processes(daemon, &pod, &[&web, &client]);
 
     screen::title("2. What the pod shares");
-    view::namespaces_and_addresses(&daemon, &pod, &web, &client);
+    view::namespaces_and_addresses(daemon, &pod, &web, &client);
 
     screen::title("3. nginx is killed and started again");
     rescue::step(
         "killing nginx and starting it again",
         "This is a fault of the shim. Its tests say more: `.ci/setup test && cargo nextest run -p shim-tests s4_`",
     );
-    restart(&daemon, &pod, &web, &client);
+    restart(daemon, &pod, &web, &client);
 
     rescue::step(
         "removing the pod",
         "The lines above name what is left. If they are mounts or cgroups, something else may be using them.",
     );
     daemon.cri().remove_all_pods();
-    daemon.nothing_left(Duration::from_secs(5));
+    daemon.assert_nothing_left(Duration::from_secs(5));
     screen::ok("the pod is removed, and nothing of it is left");
+}
 
+fn compare_with_the_stock_shim(daemon: &Daemon) {
     screen::title("4. The same pod on the stock shim, in the same run");
     rescue::step(
         "comparing with the stock shim",
         "The message names the call. If it is about the handler \"runc\", the stock shim does not work on this machine.",
     );
-    compare::run(&daemon);
+    compare::run(daemon);
+}
 
+fn take_everything_down(daemon: Daemon) {
     screen::title("5. Everything is taken down");
     rescue::step(
         "taking everything down",
         "The lines above name what is left. If they are mounts or cgroups, something else may be using them.",
     );
     end(daemon);
-    screen::line(&format!("It took {:.0} s.", begin.elapsed().as_secs_f64()));
 }
 
 /// The containerd that was asked for on the command line.
@@ -195,7 +212,7 @@ fn end(daemon: Daemon) {
     };
     eventually(Duration::from_secs(5), || {
         let _ = take_down(&names);
-        so(left().is_empty(), || {
+        ok_if(left().is_empty(), || {
             format!("left behind: {}", left().join(", "))
         })
     });

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use shim_tests::proc::{self, Process};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Container, Daemon, Pod, eventually, screen};
 
 use crate::{FETCH, check};
@@ -18,7 +18,7 @@ pub(crate) fn processes(daemon: &Daemon, pod: &Pod<'_>, apps: &[&Container<'_>])
     let all = eventually(Duration::from_secs(2), || {
         let all = daemon.processes();
         let known = proc::with_descendants(&inits, &all).len() + 1;
-        so(all.len() == known, || {
+        ok_if(all.len() == known, || {
             let lines: Vec<_> = all.iter().map(Process::describe).collect();
             format!(
                 "{} processes where the shim and the apps are {known}:\n{}",
@@ -104,53 +104,20 @@ pub(crate) fn namespaces_and_addresses(
     client: &Container<'_>,
 ) {
     let node = proc::namespaces(daemon.pid());
-    let of = [pod.pid(), web.pid(), client.pid()].map(proc::namespaces);
-    let row = |cells: [&str; 6]| cells.map(str::to_owned).to_vec();
+    let of_pod = [pod.pid(), web.pid(), client.pid()].map(proc::namespaces);
     let mut rows = vec![row(["", "node", "sandbox", "nginx", "client", ""])];
     for kind in ["net", "ipc", "uts", "mnt", "pid", "cgroup", "user", "time"] {
-        let numbers = [of[0][kind], of[1][kind], of[2][kind]];
-        let of_node = node[kind];
-        let shared = numbers.iter().all(|&number| number == numbers[0]);
-        let what = match numbers {
-            _ if shared && numbers[0] == of_node => "the node's",
-            _ if shared => "* shared by the pod",
-            [_, web, client] if web != client && web != of_node && client != of_node => {
-                "each its own"
-            }
-            _ => "",
-        };
-        // The three that a pod is about, and the two that must never be shared here.
-        match kind {
-            "net" | "ipc" | "uts" => {
-                assert!(what.starts_with('*'), "{kind}: {numbers:?}, node {of_node}");
-            }
-            "mnt" | "pid" => {
-                assert_eq!(what, "each its own", "{kind}: {numbers:?}, node {of_node}");
-            }
-            _ => {}
-        }
-        let cells = numbers.map(|number| match number {
-            number if number == of_node => "= node".to_owned(),
-            number if shared => format!("{number} *"),
-            number => number.to_string(),
-        });
-        rows.push(row([
-            kind,
-            &of_node.to_string(),
-            &cells[0],
-            &cells[1],
-            &cells[2],
-            what,
-        ]));
+        let numbers = [of_pod[0][kind], of_pod[1][kind], of_pod[2][kind]];
+        rows.push(namespace_row(kind, node[kind], numbers));
     }
-    let shown = |what: &str, look: &dyn Fn(&Container<'_>) -> String| {
+    let same = |what: &str, look: &dyn Fn(&Container<'_>) -> String| {
         let (in_web, in_client) = (look(web), look(client));
         assert_eq!(in_web, in_client, "{what} differs between nginx and client");
         row([what, "", "", &in_web, &in_client, "the same"])
     };
-    rows.push(shown("IP", &ip));
-    rows.push(shown("MAC", &mac));
-    rows.push(shown("hostname", &|container| {
+    rows.push(same("IP", &ip));
+    rows.push(same("MAC", &mac));
+    rows.push(same("hostname", &|container| {
         container.output(&["hostname"])
     }));
     screen::table(&rows);
@@ -166,6 +133,44 @@ pub(crate) fn namespaces_and_addresses(
         page == "Welcome to nginx!",
         &format!("http://localhost/ from the client is nginx' page: \"{page}\""),
     );
+}
+
+fn row(cells: [&str; 6]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// One kind of namespace: the node's number, and the numbers of sandbox, nginx and client.
+fn namespace_row(kind: &str, of_node: u64, numbers: [u64; 3]) -> Vec<String> {
+    let shared = numbers.iter().all(|&number| number == numbers[0]);
+    let what = match numbers {
+        _ if shared && numbers[0] == of_node => "the node's",
+        _ if shared => "* shared by the pod",
+        [_, web, client] if web != client && web != of_node && client != of_node => "each its own",
+        _ => "",
+    };
+    // The three that a pod is about, and the two that must never be shared here.
+    match kind {
+        "net" | "ipc" | "uts" => {
+            assert!(what.starts_with('*'), "{kind}: {numbers:?}, node {of_node}");
+        }
+        "mnt" | "pid" => {
+            assert_eq!(what, "each its own", "{kind}: {numbers:?}, node {of_node}");
+        }
+        _ => {}
+    }
+    let cells = numbers.map(|number| match number {
+        number if number == of_node => "= node".to_owned(),
+        number if shared => format!("{number} *"),
+        number => number.to_string(),
+    });
+    row([
+        kind,
+        &of_node.to_string(),
+        &cells[0],
+        &cells[1],
+        &cells[2],
+        what,
+    ])
 }
 
 /// The address as a container sees it.

@@ -70,7 +70,7 @@ pub fn code<T>(answer: &Answer<T>) -> Code {
 
 /// The code of an answer that must be a refusal, and the words.
 #[track_caller]
-pub fn refused<T>(answer: Answer<T>) -> (Code, String) {
+pub fn refusal<T>(answer: Answer<T>) -> (Code, String) {
     let code = code(&answer);
     match answer {
         Ok(_) => panic!("not refused"),
@@ -164,8 +164,8 @@ impl Shim {
 
     /// Calls a method that must fail; the code, and the words.
     #[track_caller]
-    pub fn refuses(&self, method: &str, request: &impl Message) -> (Code, String) {
-        refused(self.call::<Empty>(method, request))
+    pub fn must_refuse(&self, method: &str, request: &impl Message) -> (Code, String) {
+        refusal(self.call::<Empty>(method, request))
     }
 
     /// Connect: the shim's own pid, and that of the task.

@@ -52,7 +52,7 @@ impl<'a> Group<'a> {
     #[track_caller]
     pub fn start(daemon: &'a Daemon, id: &str) -> Self {
         let first = Bundle::new(daemon, id);
-        let mut spec = first.plain(&[]);
+        let mut spec = first.plain_spec(&[]);
         spec["root"]["path"] = json!(text(&first.path.join("rootfs")));
         // A network namespace costs the kernel most of the time that a container takes.
         let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
@@ -60,7 +60,7 @@ impl<'a> Group<'a> {
         // The root is shared, and runc makes a link in /dev.
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.push(json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}));
-        let first = first.spec(&spec);
+        let first = first.write_spec(&spec);
         let started = first.start(b"");
         assert!(started.status.success(), "{}", started.text());
         daemon.look();
@@ -168,7 +168,7 @@ impl Tasks {
     }
 
     /// Removes the bundle of a deleted container.
-    pub fn forget(&self, id: &str) {
+    pub fn remove_bundle(&self, id: &str) {
         if id != self.id {
             fs::remove_dir_all(self.bundle.join("members").join(id)).unwrap();
         }
@@ -197,6 +197,6 @@ impl Tasks {
         self.shim
             .delete(id, "")
             .unwrap_or_else(|refusal| panic!("delete {id}: {refusal:?}"));
-        self.forget(id);
+        self.remove_bundle(id);
     }
 }

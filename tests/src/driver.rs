@@ -168,7 +168,7 @@ impl<'a> Driver<'a> {
             .call::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
             .unwrap();
         assert!(!self.socket.exists(), "the socket is still there");
-        gone(pid);
+        wait_until_gone(pid);
         let deleted = self.bundle.delete();
         assert!(deleted.status.success(), "delete: {}", deleted.text());
     }
@@ -183,7 +183,7 @@ impl<'a> Driver<'a> {
 
 /// Waits until there is no such process.
 #[track_caller]
-pub fn gone(pid: i32) {
+pub fn wait_until_gone(pid: i32) {
     within(Duration::from_secs(10), || {
         match crate::proc::Process::of(pid) {
             Some(process) if process.alive() => Err(format!("still there: {}", process.describe())),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::Daemon;
 use crate::proc::{self, Process};
-use crate::until::{so, within};
+use crate::until::{ok_if, within};
 
 /// Memory of one or more processes, in kB.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +66,7 @@ pub fn beside_the_apps(
             .filter(|one| !of_apps.contains(&one.pid) && !before.contains(&one.pid))
             .collect();
         // A runc that just ended may still be there for a moment.
-        so(!others.iter().any(is_runc), || {
+        ok_if(!others.iter().any(is_runc), || {
             "runc does not end".to_owned()
         })
         .map(|()| others)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::daemon::Daemon;
 use crate::lab;
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 /// A runc that can be held up: by the name of a command before it begins (`create`), and when it has ended and the shim
 /// does not know (`create-done`).
@@ -51,10 +51,10 @@ impl Hold {
 
     /// Waits until a runc waits.
     #[track_caller]
-    pub fn held(&self, point: &str) {
+    pub fn wait_until_held(&self, point: &str) {
         let sign = self.folder.join(format!("{point}-held"));
         eventually(Duration::from_secs(20), || {
-            so(sign.exists(), || format!("no runc has come to {point}"))
+            ok_if(sign.exists(), || format!("no runc has come to {point}"))
         });
         fs::remove_file(sign).unwrap();
     }

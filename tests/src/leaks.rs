@@ -256,77 +256,54 @@ impl Seen {
 
     /// What is left of pods and containers now: one line each. `except` are processes that may stay (containerd).
     pub fn left(&self, names: &Names, except: &[i32]) -> Vec<String> {
-        let mut left = Vec::new();
-        let now: BTreeSet<Process> = processes(names)
-            .into_iter()
-            .chain(
-                self.processes
-                    .iter()
-                    .filter(|process| process.alive())
-                    .filter_map(|p| Process::of(p.pid)),
-            )
-            .collect();
-        // A zombie whose parent is the node's init has ended; when that reaps it is not ours to say.
-        let ours: BTreeSet<i32> = now.iter().map(|process| process.pid).collect();
-        let reaped_here = |parent| ours.contains(&parent) || except.contains(&parent);
+        let mut left = self.left_processes(names, except);
+        let points = mounts(names);
         left.extend(
-            now.iter()
-                .filter(|process| process.state != 'Z' || reaped_here(process.parent))
-                .filter(|process| !is_our_own(process))
-                .filter(|process| !except.contains(&process.pid))
-                .map(|process| format!("process {}", process.describe())),
-        );
-        left.extend(
-            mounts(names)
+            points
                 .iter()
                 .map(|point| format!("mount {}", point.display())),
         );
+        let groups = cgroups(names);
         left.extend(
-            cgroups(names)
+            groups
                 .iter()
                 .map(|group| format!("cgroup {}", group.display())),
         );
+        let mut links = links(names);
+        links.retain(|link| *link != names.bridge());
+        left.extend(links.iter().map(|link| format!("link {link}")));
+        let bundles = bundles(names);
         left.extend(
-            links(names)
-                .iter()
-                .filter(|link| **link != names.bridge())
-                .map(|link| format!("link {link}")),
-        );
-        left.extend(
-            bundles(names)
+            bundles
                 .iter()
                 .map(|task| format!("bundle {}/{}", task.namespace, task.id)),
         );
+        left.extend(left_special_files(names));
+        left.extend(self.tasks.iter().flat_map(|task| left_of_task(names, task)));
+        left.extend(self.left_node_files());
+        left
+    }
 
-        let directory = names.directory();
-        let daemons_own = [
-            grpc_address(names),
-            format!("{}.ttrpc", grpc_address(names)),
-        ];
-        left.extend(
-            special_files(&directory)
-                .iter()
-                .filter(|path| !daemons_own.contains(&text(path)) && !path.ends_with("debug.sock"))
-                .map(|path| format!("socket or FIFO {}", path.display())),
-        );
-        for task in &self.tasks {
-            left.extend(
-                units(task)
-                    .iter()
-                    .map(|unit| format!("unit {}", unit.display())),
-            );
-            let socket = shim_socket(&grpc_address(names), task);
-            for path in [
-                socket,
-                Path::new("/run/containerd/runc")
-                    .join(&task.namespace)
-                    .join(&task.id),
-            ] {
-                if path.exists() {
-                    left.push(format!("{} (of {})", path.display(), task.id));
-                }
-            }
-        }
+    fn left_processes(&self, names: &Names, except: &[i32]) -> Vec<String> {
+        let seen = self.processes.iter().filter(|process| process.alive());
+        let now: BTreeSet<Process> = processes(names)
+            .into_iter()
+            .chain(seen.filter_map(|process| Process::of(process.pid)))
+            .collect();
+        // A zombie whose parent is the node's init has ended; the test has no say in when init reaps.
+        let ours: BTreeSet<i32> = now.iter().map(|process| process.pid).collect();
+        let reaped_here = |parent| ours.contains(&parent) || except.contains(&parent);
+        now.iter()
+            .filter(|process| process.state != 'Z' || reaped_here(process.parent))
+            .filter(|process| !is_our_own(process))
+            .filter(|process| !except.contains(&process.pid))
+            .map(|process| format!("process {}", process.describe()))
+            .collect()
+    }
+
+    /// Files of the tasks in the folders that all containerds of a machine share.
+    fn left_node_files(&self) -> Vec<String> {
+        let mut left = Vec::new();
         for folder in ["/run/netns", "/run/containerd/fifo"] {
             below(Path::new(folder), &mut |path, _| {
                 let name = path.to_string_lossy();
@@ -341,4 +318,35 @@ impl Seen {
         }
         left
     }
+}
+
+/// Sockets and FIFOs below the slot's directory, those of containerd itself left out.
+fn left_special_files(names: &Names) -> Vec<String> {
+    let daemons_own = [
+        grpc_address(names),
+        format!("{}.ttrpc", grpc_address(names)),
+    ];
+    special_files(&names.directory())
+        .iter()
+        .filter(|path| !daemons_own.contains(&text(path)) && !path.ends_with("debug.sock"))
+        .map(|path| format!("socket or FIFO {}", path.display()))
+        .collect()
+}
+
+/// The units, the socket of the shim and the state of runc of one task.
+fn left_of_task(names: &Names, task: &TaskId) -> Vec<String> {
+    let units = units(task);
+    let mut left: Vec<String> = units
+        .iter()
+        .map(|unit| format!("unit {}", unit.display()))
+        .collect();
+    let state = Path::new("/run/containerd/runc")
+        .join(&task.namespace)
+        .join(&task.id);
+    for path in [shim_socket(&grpc_address(names), task), state] {
+        if path.exists() {
+            left.push(format!("{} (of {})", path.display(), task.id));
+        }
+    }
+    left
 }

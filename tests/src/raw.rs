@@ -103,26 +103,26 @@ impl<'a> Bundle<'a> {
 
     /// Driven by this shim and not by the one under test: to compare the two.
     #[must_use]
-    pub fn by(mut self, shim: ShimUnderTest) -> Self {
+    pub fn driven_by(mut self, shim: ShimUnderTest) -> Self {
         self.shim = shim;
         self
     }
 
     /// Writes `config.json`.
     #[must_use]
-    pub fn spec(self, spec: &Value) -> Self {
-        self.config(&serde_json::to_vec(spec).unwrap())
+    pub fn write_spec(self, spec: &Value) -> Self {
+        self.write_config(&serde_json::to_vec(spec).unwrap())
     }
 
     /// Writes any bytes as `config.json`.
     #[must_use]
-    pub fn config(self, bytes: &[u8]) -> Self {
+    pub fn write_config(self, bytes: &[u8]) -> Self {
         fs::write(self.path.join("config.json"), bytes).unwrap();
         self
     }
 
     /// The spec of a plain container that runs `command`.
-    pub fn plain(&self, command: &[&str]) -> Value {
+    pub fn plain_spec(&self, command: &[&str]) -> Value {
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -140,9 +140,9 @@ impl<'a> Bundle<'a> {
         })
     }
 
-    /// As [`Self::plain`], with what a terminal needs, and with one if `terminal` says so.
-    pub fn with_dev(&self, command: &[&str], terminal: bool) -> Value {
-        let mut spec = self.plain(command);
+    /// As [`Self::plain_spec`], with what a terminal needs, and with one if `terminal` says so.
+    pub fn spec_with_dev(&self, command: &[&str], terminal: bool) -> Value {
+        let mut spec = self.plain_spec(command);
         spec["process"]["terminal"] = json!(terminal);
         spec["mounts"].as_array_mut().unwrap().extend([
             json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
@@ -155,8 +155,8 @@ impl<'a> Bundle<'a> {
     }
 
     /// The spec of a pod's sandbox with this network namespace.
-    pub fn sandbox(&self, netns: &str) -> Value {
-        let mut spec = self.plain(&["/pause"]);
+    pub fn sandbox_spec(&self, netns: &str) -> Value {
+        let mut spec = self.plain_spec(&["/pause"]);
         spec["annotations"] = json!({
             "io.kubernetes.cri.container-type": "sandbox",
             "io.kubernetes.cri.sandbox-id": self.id,
@@ -246,7 +246,7 @@ impl<'a> Bundle<'a> {
     /// Starts the shim and creates the task, one of which must fail: what it said. Then asks the shim to shut down and
     /// runs `delete`, as containerd does after a failure.
     #[track_caller]
-    pub fn refused(&self, stdin: &[u8]) -> String {
+    pub fn start_or_create_must_fail(&self, stdin: &[u8]) -> String {
         let started = self.start(stdin);
         if !started.status.success() {
             return started.text();

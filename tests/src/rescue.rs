@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::slot::Names;
-use crate::until::{so, within};
+use crate::until::{ok_if, within};
 use crate::{lab, leaks, proc, screen, takedown};
 
 /// What the program does now, and what to do when it fails.
@@ -142,7 +142,7 @@ fn take_down() {
     let left = within(Duration::from_secs(5), || {
         let mut left = takedown::take_down(&names);
         left.extend(leaks::links(&names));
-        so(left.is_empty(), || left.join("\n"))
+        ok_if(left.is_empty(), || left.join("\n"))
     });
     match left {
         Ok(()) => screen::note("taken down", "everything; nothing is left"),

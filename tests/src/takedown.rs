@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -16,15 +16,38 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::leaks::{
     self, bundles, cgroup_parents, cgroups, grpc_address, mounts, processes, shim_socket,
 };
+use crate::proc::Process;
 use crate::slot::{Names, Slot};
-use crate::until::within;
+use crate::until::{ok_if, within};
 
-/// Ends and removes all that has the slot's names. Gives back what could not be removed.
+/// Ends and removes everything with the slot's names. Gives back what could not be removed, one line each.
 pub fn take_down(names: &Names) -> Vec<String> {
     let tasks = bundles(names);
     let mut left = Vec::new();
+    thaw(names);
+    left.extend(end_processes(names).err());
+    // The next test in the slot may use the same ids again.
+    forget_runc_state(names);
+    left.extend(unmount_all(names));
+    delete_links(names);
+    stop_slice(names);
+    left.extend(remove_cgroups(names).err());
+    for task in &tasks {
+        let _ = fs::remove_file(shim_socket(&grpc_address(names), task));
+        let _ = fs::remove_dir_all(runc_state(&task.namespace).join(&task.id));
+    }
+    // And of tasks whose bundle is gone: only this slot has a containerd namespace of this name.
+    forget_runc_state(names);
+    if let Err(error) = fs::remove_dir_all(names.directory())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        left.push(format!("{}: {error}", names.directory().display()));
+    }
+    left
+}
 
-    // A frozen process (cgroup v1 and v2) does not die: thaw first.
+/// A frozen process (cgroup v1 and v2) does not die before it is thawed.
+fn thaw(names: &Names) {
     for group in cgroups(names) {
         for (file, value) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
             if group.join(file).exists() {
@@ -32,7 +55,11 @@ pub fn take_down(names: &Names) -> Vec<String> {
             }
         }
     }
-    let gone = within(Duration::from_secs(10), || {
+}
+
+/// Sends SIGKILL to the slot's processes until all have ended.
+fn end_processes(names: &Names) -> Result<(), String> {
+    within(Duration::from_secs(10), || {
         let alive: Vec<_> = processes(names)
             .into_iter()
             .filter(|process| process.state != 'Z')
@@ -42,30 +69,35 @@ pub fn take_down(names: &Names) -> Vec<String> {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        if alive.is_empty() {
-            Ok(())
-        } else {
-            Err(alive
-                .iter()
-                .map(|p| p.describe())
-                .collect::<Vec<_>>()
-                .join("; "))
-        }
-    });
-    left.extend(gone.err());
+        ok_if(alive.is_empty(), || {
+            let lines: Vec<_> = alive.iter().map(Process::describe).collect();
+            lines.join("; ")
+        })
+    })
+}
 
-    // What runc knows of the containers of a test that failed: the next test in the slot may use their ids again.
-    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
+/// Where runc keeps its state of the containers of a containerd namespace.
+fn runc_state(namespace: &str) -> PathBuf {
+    Path::new("/run/containerd/runc").join(namespace)
+}
 
+/// Removes runc's state of the slot's own containerd namespace.
+fn forget_runc_state(names: &Names) {
+    let _ = fs::remove_dir_all(runc_state(&names.name()));
+}
+
+/// Unmounts everything below the slot's directory, the last mount first. Gives back what is still mounted.
+fn unmount_all(names: &Names) -> Vec<String> {
     for point in mounts(names).iter().rev() {
         let _ = unmount(point, UnmountFlags::DETACH);
     }
-    left.extend(
-        mounts(names)
-            .iter()
-            .map(|point| format!("mount {}", point.display())),
-    );
+    mounts(names)
+        .iter()
+        .map(|point| format!("mount {}", point.display()))
+        .collect()
+}
 
+fn delete_links(names: &Names) {
     for link in leaks::links(names) {
         // The far end's namespace may have taken the link along in the meantime.
         let _ = Command::new("ip")
@@ -73,8 +105,10 @@ pub fn take_down(names: &Names) -> Vec<String> {
             .stderr(Stdio::null())
             .status();
     }
+}
 
-    // A slice that systemd has made for the test's pods stays until it is told: only it may remove its cgroup.
+/// A slice that systemd has made for the test's pods stays until it is stopped: only systemd may remove its cgroup.
+fn stop_slice(names: &Names) {
     if cgroup_parents(names)
         .iter()
         .any(|group| group.ends_with(names.slice()))
@@ -84,8 +118,11 @@ pub fn take_down(names: &Names) -> Vec<String> {
             .stderr(Stdio::null())
             .status();
     }
+}
 
-    let removed = within(Duration::from_secs(3), || {
+/// Removes the slot's cgroups, from the leaves to the parents.
+fn remove_cgroups(names: &Names) -> Result<(), String> {
+    within(Duration::from_secs(3), || {
         for group in cgroups(names).iter().rev().chain(&cgroup_parents(names)) {
             let _ = fs::remove_dir(group);
         }
@@ -93,30 +130,8 @@ pub fn take_down(names: &Names) -> Vec<String> {
             .iter()
             .map(|group| group.display().to_string())
             .collect();
-        if stay.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("cgroups {}", stay.join(" ")))
-        }
-    });
-    left.extend(removed.err());
-
-    for task in &tasks {
-        let _ = fs::remove_file(shim_socket(&grpc_address(names), task));
-        let _ = fs::remove_dir_all(
-            Path::new("/run/containerd/runc")
-                .join(&task.namespace)
-                .join(&task.id),
-        );
-    }
-    // And of tasks whose bundle is gone: only this slot has a containerd namespace of this name.
-    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(names.name()));
-    if let Err(error) = fs::remove_dir_all(names.directory())
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        left.push(format!("{}: {error}", names.directory().display()));
-    }
-    left
+        ok_if(stay.is_empty(), || format!("cgroups {}", stay.join(" ")))
+    })
 }
 
 /// The process that takes a slot down when its test cannot.

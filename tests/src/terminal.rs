@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 /// The program and our end of its terminal.
 pub struct Terminal {
@@ -70,7 +70,7 @@ impl Terminal {
     pub fn expect(&self, text: &str) {
         eventually(Duration::from_secs(10), || {
             let printed = self.printed();
-            so(printed.contains(text), || {
+            ok_if(printed.contains(text), || {
                 format!("{text:?} is not in {printed:?}")
             })
         });

@@ -31,7 +31,13 @@ pub fn within<T>(
     }
 }
 
-/// For [`eventually`]: `Ok` when `condition` holds, else the text.
-pub fn so(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+/// `Ok` when `condition` holds, else the text as `Err`: what [`eventually`] wants to hear.
+///
+/// # Errors
+/// `otherwise`, when `condition` does not hold.
+pub fn ok_if(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise()) }
 }
+
+// The old name, as tests/bench uses it.
+pub use self::ok_if as so;

@@ -33,15 +33,15 @@ on_every_containerd! {
     fn a_bundle_without_config_json(version) {
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "no-config");
-        assert_names(&bundle.refused(b""), "config.json");
+        assert_names(&bundle.start_or_create_must_fail(b""), "config.json");
         drop(bundle);
         daemon.end();
     }
 
     fn broken_json(version) {
         let daemon = Daemon::start(version);
-        let bundle = Bundle::new(&daemon, "broken").config(b"{\"ociVersion\": \"1.0.2\", ");
-        let message = bundle.refused(b"");
+        let bundle = Bundle::new(&daemon, "broken").write_config(b"{\"ociVersion\": \"1.0.2\", ");
+        let message = bundle.start_or_create_must_fail(b"");
         assert!(!message.is_empty());
         if shim_tests::ShimUnderTest::get() == shim_tests::ShimUnderTest::Pause {
             assert_names(&message, "config.json");
@@ -52,8 +52,8 @@ on_every_containerd! {
 
     fn a_config_json_that_is_not_a_spec(version) {
         let daemon = Daemon::start(version);
-        let bundle = Bundle::new(&daemon, "list").config(b"[1, 2, 3]");
-        assert!(!bundle.refused(b"").is_empty());
+        let bundle = Bundle::new(&daemon, "list").write_config(b"[1, 2, 3]");
+        assert!(!bundle.start_or_create_must_fail(b"").is_empty());
         drop(bundle);
         daemon.end();
     }
@@ -62,14 +62,14 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         for (id, garbage) in [("ff", &[0xff_u8; 64][..]), ("text", b"what is this?\n"), ("cut", b"\x0a\x7fshort")] {
             let bundle = Bundle::new(&daemon, id);
-            let spec = bundle.plain(&["true"]);
-            let bundle = bundle.spec(&spec);
+            let spec = bundle.plain_spec(&["true"]);
+            let bundle = bundle.write_spec(&spec);
             let ran = bundle.start(garbage);
             assert!(!ran.status.success(), "{id}: accepted, answered {}", ran.text());
             assert!(!ran.output.is_empty(), "{id}: no message");
             bundle.delete();
             drop(bundle);
-            daemon.nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left(Duration::from_secs(5));
         }
         daemon.end();
     }
@@ -78,9 +78,9 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let path = daemon.directory().join("no-such-netns");
         let bundle = Bundle::new(&daemon, "absent");
-        let spec = bundle.sandbox(path.to_str().unwrap());
-        let bundle = bundle.spec(&spec);
-        assert_names(&bundle.refused(b""), "no-such-netns");
+        let spec = bundle.sandbox_spec(path.to_str().unwrap());
+        let bundle = bundle.write_spec(&spec);
+        assert_names(&bundle.start_or_create_must_fail(b""), "no-such-netns");
         drop(bundle);
         daemon.end();
     }
@@ -90,9 +90,9 @@ on_every_containerd! {
         let path = daemon.directory().join("plain-file");
         std::fs::write(&path, "not a namespace").unwrap();
         let bundle = Bundle::new(&daemon, "plain");
-        let spec = bundle.sandbox(path.to_str().unwrap());
-        let bundle = bundle.spec(&spec);
-        let message = bundle.refused(b"");
+        let spec = bundle.sandbox_spec(path.to_str().unwrap());
+        let bundle = bundle.write_spec(&spec);
+        let message = bundle.start_or_create_must_fail(b"");
         if shim_tests::ShimUnderTest::get() == shim_tests::ShimUnderTest::Pause {
             assert_names(&message, "plain-file");
         }
@@ -107,7 +107,7 @@ on_every_containerd! {
             let message = pod_refused(&daemon, PodSpec::new("sysctl").sysctl(key, "7"));
             assert_names(&message, key.rsplit(['.', '/']).next().unwrap());
             daemon.cri().remove_all_pods();
-            daemon.nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left(Duration::from_secs(5));
         }
         assert_eq!(std::fs::read_to_string("/proc/sys/vm/swappiness").unwrap(), before);
         daemon.end();
@@ -133,7 +133,7 @@ on_every_containerd! {
         ] {
             pod_refused(&daemon, PodSpec::new("sysctl").sysctl(key, value));
             daemon.cri().remove_all_pods();
-            daemon.nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left(Duration::from_secs(5));
         }
         daemon.end();
     }

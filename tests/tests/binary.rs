@@ -17,13 +17,13 @@ fn binary() -> PathBuf {
     ShimUnderTest::Pause.binary(Version::V1_6)
 }
 
-fn shim(arguments: &[&str]) -> Output {
+fn run_shim(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).output().unwrap()
 }
 
 #[test]
 fn it_prints_its_version() {
-    let output = shim(&["-v"]);
+    let output = run_shim(&["-v"]);
     assert!(output.status.success());
     let expected = format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
@@ -32,9 +32,9 @@ fn it_prints_its_version() {
 /// As Go's flag package: one dash or two, and the long name.
 #[test]
 fn it_prints_its_version_by_any_name() {
-    let expected = shim(&["-v"]).stdout;
+    let expected = run_shim(&["-v"]).stdout;
     for flag in ["--v", "-version", "--version"] {
-        let output = shim(&[flag]);
+        let output = run_shim(&[flag]);
         assert_eq!(
             (output.status.success(), &output.stdout),
             (true, &expected),
@@ -55,7 +55,7 @@ fn what_it_does_not_understand_it_names() {
         (&["-namespace", "n", "-address", "x", "start"], "-id"),
         (&["delete"], "-id"),
     ] {
-        let output = shim(arguments);
+        let output = run_shim(arguments);
         assert!(
             !output.status.success() && output.stdout.is_empty(),
             "{arguments:?}"
@@ -71,7 +71,7 @@ fn what_it_does_not_understand_it_names() {
 /// containerd reads a bare `RuntimeInfo`. One in an `Any` would decode, too, with another name.
 #[test]
 fn its_info_is_a_runtime_info() {
-    let output = shim(&["-info"]);
+    let output = run_shim(&["-info"]);
     assert!(output.status.success(), "{output:?}");
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.pause.v2");
@@ -97,7 +97,7 @@ fn it_is_static_and_small() {
 
 #[test]
 fn a_person_who_runs_it_learns_what_it_is_for() {
-    let output = shim(&[]);
+    let output = run_shim(&[]);
     assert!(!output.status.success());
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("run by containerd"), "{message}");

@@ -24,9 +24,9 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use serde_json::{Value, json};
-use shim_tests::calls::{Answer, Shim, refused};
+use shim_tests::calls::{Answer, Shim, refusal};
 use shim_tests::raw::Bundle;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{
     Daemon, ShimUnderTest, eventually, lab, left_out, on_every_containerd, ours_only,
 };
@@ -35,21 +35,21 @@ use shim_tests::{
 const SAY: &str =
     "word=$(cat /proc/sys/kernel/random/uuid); while :; do echo $word; sleep 0.1; done";
 
-fn ours() -> bool {
+fn is_our_shim() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
 /// A criu that works here: what `CRIU` names, the installed one, or the one that `lab/prepare criu` gets. An error says
 /// why there is none.
-fn criu() -> Result<PathBuf, String> {
+fn find_criu() -> Result<PathBuf, String> {
     if let Some(given) = std::env::var_os("CRIU") {
-        return works(PathBuf::from(given));
+        return check_criu(PathBuf::from(given));
     }
     let path = lab::path(&lab::lab().join("criu"));
     let mut found = std::env::split_paths(&path)
         .map(|folder| folder.join("criu"))
         .filter(|criu| criu.is_file())
-        .map(works);
+        .map(check_criu);
     let advice = "`tests/lab/prepare criu` gets the newest, for most kernels";
     match (found.next(), found.next()) {
         (Some(Ok(criu)), _) | (_, Some(Ok(criu))) => Ok(criu),
@@ -58,7 +58,7 @@ fn criu() -> Result<PathBuf, String> {
     }
 }
 
-fn works(criu: PathBuf) -> Result<PathBuf, String> {
+fn check_criu(criu: PathBuf) -> Result<PathBuf, String> {
     let output = Command::new(&criu)
         .arg("check")
         .output()
@@ -72,15 +72,15 @@ fn works(criu: PathBuf) -> Result<PathBuf, String> {
 }
 
 /// A containerd whose PATH has a criu that works; or the reason why there is none.
-fn daemon(version: shim_tests::Version) -> Result<Daemon, String> {
-    let criu = criu()?;
+fn daemon_with_criu(version: shim_tests::Version) -> Result<Daemon, String> {
+    let criu = find_criu()?;
     let daemon = Daemon::start(version);
     symlink(criu, daemon.directory().join("bin/criu")).unwrap();
     Ok(daemon)
 }
 
 /// A containerd whose criu is this script.
-fn daemon_with(version: shim_tests::Version, script: &str) -> Daemon {
+fn daemon_with_criu_script(version: shim_tests::Version, script: &str) -> Daemon {
     let daemon = Daemon::start(version);
     let criu = daemon.directory().join("bin/criu");
     fs::write(&criu, script).unwrap();
@@ -97,7 +97,7 @@ struct Task<'a> {
     pid: u32,
 }
 
-fn reader(fifo: &str) -> File {
+fn open_reader(fifo: &str) -> File {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let mut options = File::options();
     options.read(true).write(true).custom_flags(nonblocking);
@@ -105,8 +105,8 @@ fn reader(fifo: &str) -> File {
 }
 
 /// A container with devices of its own, which a restored one gets with its memory.
-fn spec(bundle: &Bundle<'_>) -> Value {
-    let mut spec = bundle.plain(&["sh", "-c", SAY]);
+fn spec_with_devices(bundle: &Bundle<'_>) -> Value {
+    let mut spec = bundle.plain_spec(&["sh", "-c", SAY]);
     let mounts = spec["mounts"].as_array_mut().unwrap();
     mounts.push(json!({
         "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"],
@@ -123,13 +123,13 @@ impl<'a> Task<'a> {
     #[track_caller]
     fn create(daemon: &'a Daemon, id: &str, from: Option<&Path>) -> Self {
         let bundle = Bundle::new(daemon, id);
-        let spec = spec(&bundle);
-        Self::of(bundle.spec(&spec), false, from)
+        let spec = spec_with_devices(&bundle);
+        Self::from_bundle(bundle.write_spec(&spec), false, from)
     }
 
     /// The same, of this bundle, maybe on a terminal.
     #[track_caller]
-    fn of(bundle: Bundle<'a>, terminal: bool, from: Option<&Path>) -> Self {
+    fn from_bundle(bundle: Bundle<'a>, terminal: bool, from: Option<&Path>) -> Self {
         let fifo = |name: &str| {
             let fifo = bundle.path.join(name);
             mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o700), 0).unwrap();
@@ -137,7 +137,7 @@ impl<'a> Task<'a> {
         };
         let (stdout, stderr) = (fifo("stdout"), fifo("stderr"));
         // The stock shim waits for a reader of each.
-        let (output, errors) = (reader(&stdout), reader(&stderr));
+        let (output, errors) = (open_reader(&stdout), open_reader(&stderr));
         let shim = Shim::connect(&bundle.start(b""));
         let request = CreateTaskRequest {
             id: bundle.id.clone(),
@@ -175,7 +175,7 @@ impl<'a> Task<'a> {
 
     /// The next word that it says.
     #[track_caller]
-    fn word(&mut self) -> String {
+    fn next_word(&mut self) -> String {
         let mut said = String::new();
         eventually(Duration::from_secs(20), || {
             let mut bytes = [0; 4096];
@@ -191,7 +191,7 @@ impl<'a> Task<'a> {
         })
     }
 
-    fn checkpoint(&self, image: &Path, exit: bool) -> CheckpointTaskRequest {
+    fn checkpoint_request(&self, image: &Path, exit: bool) -> CheckpointTaskRequest {
         let options = CheckpointOptions {
             exit,
             ..CheckpointOptions::default()
@@ -210,8 +210,8 @@ impl<'a> Task<'a> {
     }
 
     #[track_caller]
-    fn saved(&self, image: &Path, exit: bool) {
-        let request = self.checkpoint(image, exit);
+    fn save(&self, image: &Path, exit: bool) {
+        let request = self.checkpoint_request(image, exit);
         let _: Empty = self.shim.call("Checkpoint", &request).unwrap();
     }
 
@@ -241,7 +241,7 @@ impl<'a> Task<'a> {
 
 on_every_containerd! {
     fn a_container_is_saved_and_goes_on(version) {
-        let daemon = match daemon(version) {
+        let daemon = match daemon_with_criu(version) {
             Ok(daemon) => daemon,
             Err(why) => left_out!(&why),
         };
@@ -249,23 +249,23 @@ on_every_containerd! {
         let image = daemon.directory().join("image");
         let mut task = Task::create(&daemon, "goes-on", None);
         assert_eq!(task.start().unwrap(), task.pid);
-        let word = task.word();
-        task.saved(&image, false);
+        let word = task.next_word();
+        task.save(&image, false);
         let state = task.state();
         assert_eq!((state.pid, state.status.unwrap()), (task.pid, Status::RUNNING));
-        assert_eq!(task.word(), word);
+        assert_eq!(task.next_word(), word);
         assert!(image.join("inventory.img").exists());
         assert!(!task.bundle.path.join("criu-work").exists());
         // Once more, into the same folder, and with its end.
-        task.saved(&image, true);
+        task.save(&image, true);
         assert_eq!(task.wait(), 137);
         assert_eq!(task.state().status.unwrap(), Status::STOPPED);
         task.end();
-        if ours() {
+        if is_our_shim() {
             // The stock shim does not send this event.
             let order = ["create", "start", "checkpointed", "checkpointed", "exit", "delete"];
             eventually(Duration::from_secs(20), || {
-                so(events.of("goes-on") == order, || format!("{:?}", events.of("goes-on")))
+                ok_if(events.of("goes-on") == order, || format!("{:?}", events.of("goes-on")))
             });
             assert_eq!(events.bodies("goes-on")[2].body["checkpoint"], json!(image.display().to_string()));
         }
@@ -273,7 +273,7 @@ on_every_containerd! {
     }
 
     fn a_saved_container_runs_again(version) {
-        let daemon = match daemon(version) {
+        let daemon = match daemon_with_criu(version) {
             Ok(daemon) => daemon,
             Err(why) => left_out!(&why),
         };
@@ -281,47 +281,47 @@ on_every_containerd! {
         let image = daemon.directory().join("image");
         let mut first = Task::create(&daemon, "first", None);
         first.start().unwrap();
-        let word = first.word();
-        first.saved(&image, true);
+        let word = first.next_word();
+        first.save(&image, true);
         assert_eq!(first.wait(), 137);
         first.end();
 
         let mut second = Task::create(&daemon, "second", Some(&image));
         let state = second.state();
         assert_eq!((second.pid, state.pid, state.status.unwrap()), (0, 0, Status::CREATED));
-        let (code, why) = refused(second.kill());
+        let (code, why) = refusal(second.kill());
         assert_eq!(code, Code::NOT_FOUND, "{why}");
         let exec = ExecProcessRequest { id: second.id(), exec_id: "e".to_owned(), ..ExecProcessRequest::default() };
-        let (code, why) = second.shim.refuses("Exec", &exec);
-        assert!(code == Code::FAILED_PRECONDITION || !ours(), "{code:?} {why}");
+        let (code, why) = second.shim.must_refuse("Exec", &exec);
+        assert!(code == Code::FAILED_PRECONDITION || !is_our_shim(), "{code:?} {why}");
         let pid = second.start().unwrap();
         let state = second.state();
         assert_eq!((state.pid, state.status.unwrap()), (pid, Status::RUNNING));
-        assert_eq!(second.word(), word, "it remembers");
-        if ours() {
+        assert_eq!(second.next_word(), word, "it remembers");
+        if is_our_shim() {
             // The stock shim does not know the cgroup of a restored container.
             let request = StatsRequest { id: second.id(), ..StatsRequest::default() };
             let stats: StatsResponse = second.shim.call("Stats", &request).unwrap();
             assert!(stats.stats.type_url.starts_with("io.containerd.cgroups."));
         }
         // And can be saved again.
-        second.saved(&image, false);
-        assert_eq!(second.word(), word);
+        second.save(&image, false);
+        assert_eq!(second.next_word(), word);
         second.end();
-        let order: &[&str] = if ours() {
+        let order: &[&str] = if is_our_shim() {
             &["create", "start", "checkpointed", "exit", "delete"]
         } else {
             &["create", "start", "exit", "delete"]
         };
         eventually(Duration::from_secs(20), || {
-            so(events.of("second") == order, || format!("{:?}", events.of("second")))
+            ok_if(events.of("second") == order, || format!("{:?}", events.of("second")))
         });
         assert_eq!(events.bodies("second")[0].body["checkpoint"], json!(image.display().to_string()));
         daemon.end();
     }
 
     fn ctr_checkpoints_and_restores(version) {
-        let daemon = match daemon(version) {
+        let daemon = match daemon_with_criu(version) {
             Ok(daemon) => daemon,
             Err(why) => left_out!(&why),
         };
@@ -343,7 +343,7 @@ on_every_containerd! {
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "c"]);
         eventually(Duration::from_secs(20), || {
             let list = daemon.ctr(&["tasks", "list"]);
-            so(list.contains("STOPPED"), || list)
+            ok_if(list.contains("STOPPED"), || list)
         });
         daemon.try_ctr(&["tasks", "delete", "c"]);
         daemon.ctr(&["containers", "delete", "c"]);
@@ -354,60 +354,60 @@ on_every_containerd! {
         daemon.ctr(&["tasks", "exec", "--exec-id", "d", "c", "rm", "/now"]);
         eventually(Duration::from_secs(20), || {
             let now = cat("e", "/now");
-            so(now == word, || now)
+            ok_if(now == word, || now)
         });
         daemon.end();
     }
 
     fn a_container_on_a_terminal_runs_again(version) {
-        let daemon = match daemon(version) {
+        let daemon = match daemon_with_criu(version) {
             Ok(daemon) => daemon,
             Err(why) => left_out!(&why),
         };
         let image = daemon.directory().join("image");
         let terminal = |id: &str, from: Option<&Path>| {
             let bundle = Bundle::new(&daemon, id);
-            let mut spec = spec(&bundle);
+            let mut spec = spec_with_devices(&bundle);
             spec["process"]["terminal"] = json!(true);
-            Task::of(bundle.spec(&spec), true, from)
+            Task::from_bundle(bundle.write_spec(&spec), true, from)
         };
         let mut first = terminal("first", None);
         first.start().unwrap();
-        let word = first.word();
-        first.saved(&image, true);
+        let word = first.next_word();
+        first.save(&image, true);
         assert_eq!(first.wait(), 137);
         first.end();
         let mut second = terminal("second", Some(&image));
         second.start().unwrap();
-        assert_eq!(second.word(), word);
+        assert_eq!(second.next_word(), word);
         second.end();
         daemon.end();
     }
 
     fn a_criu_that_does_not_work_is_told(version) {
         let script = "#!/bin/sh\necho 'Error (criu/kerndat.c:7): the kernel is too new for me' >&2\nexit 1\n";
-        let daemon = daemon_with(version, script);
+        let daemon = daemon_with_criu_script(version, script);
         let mut task = Task::create(&daemon, "broken", None);
         task.start().unwrap();
-        let word = task.word();
+        let word = task.next_word();
         for exit in [false, true] {
-            let request = task.checkpoint(&daemon.directory().join("image"), exit);
-            let (code, why) = task.shim.refuses("Checkpoint", &request);
-            if ours() {
+            let request = task.checkpoint_request(&daemon.directory().join("image"), exit);
+            let (code, why) = task.shim.must_refuse("Checkpoint", &request);
+            if is_our_shim() {
                 assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
                 assert!(why.contains("the kernel is too new for me") && why.contains("newer criu"), "{why}");
             }
             assert_eq!(task.state().status.unwrap(), Status::RUNNING);
         }
-        assert_eq!(task.word(), word, "it has not suffered");
+        assert_eq!(task.next_word(), word, "it has not suffered");
         task.end();
 
         // A restore finds out when the container starts; it can still be deleted.
         let image = daemon.directory().join("image");
         fs::create_dir_all(&image).unwrap();
         let task = Task::create(&daemon, "restored", Some(&image));
-        let (code, why) = refused(task.start());
-        if ours() {
+        let (code, why) = refusal(task.start());
+        if is_our_shim() {
             assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
             assert!(why.contains("the kernel is too new for me"), "{why}");
         }
@@ -422,11 +422,11 @@ on_every_containerd! {
         let mut bundle = Bundle::new(&daemon, "absent");
         let path = format!("{}:/usr/bin:/bin", lab::lab().join("host").display());
         bundle.environment.push(("PATH", path));
-        let spec = spec(&bundle);
-        let task = Task::of(bundle.spec(&spec), false, None);
+        let spec = spec_with_devices(&bundle);
+        let task = Task::from_bundle(bundle.write_spec(&spec), false, None);
         task.start().unwrap();
-        let request = task.checkpoint(&daemon.directory().join("image"), false);
-        let (code, why) = task.shim.refuses("Checkpoint", &request);
+        let request = task.checkpoint_request(&daemon.directory().join("image"), false);
+        let (code, why) = task.shim.must_refuse("Checkpoint", &request);
         assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
         assert!(why.contains("install the package criu"), "{why}");
         task.end();
@@ -438,13 +438,13 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let task = Task::create(&daemon, "bad", None);
         let image = daemon.directory().join("image");
-        let (code, why) = task.shim.refuses("Checkpoint", &task.checkpoint(&image, false));
+        let (code, why) = task.shim.must_refuse("Checkpoint", &task.checkpoint_request(&image, false));
         assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
-        let (code, why) = task.shim.refuses("Checkpoint", &task.checkpoint(Path::new(""), false));
+        let (code, why) = task.shim.must_refuse("Checkpoint", &task.checkpoint_request(Path::new(""), false));
         assert_eq!(code, Code::INVALID_ARGUMENT, "{why}");
-        let mut wrong = task.checkpoint(&image, false);
+        let mut wrong = task.checkpoint_request(&image, false);
         wrong.options.as_mut().unwrap().type_url = "containerd.runc.v1.Options".to_owned();
-        let (code, why) = task.shim.refuses("Checkpoint", &wrong);
+        let (code, why) = task.shim.must_refuse("Checkpoint", &wrong);
         assert_eq!(code, Code::INVALID_ARGUMENT, "{why}");
         // Never UNIMPLEMENTED, which containerd 2.x takes for an old protocol.
         let restore = CreateTaskRequest {
@@ -453,7 +453,7 @@ on_every_containerd! {
             checkpoint: "/no/such/folder".to_owned(),
             ..CreateTaskRequest::default()
         };
-        let (code, why) = task.shim.refuses("Create", &restore);
+        let (code, why) = task.shim.must_refuse("Create", &restore);
         assert_eq!(code, Code::FAILED_PRECONDITION, "{why}");
         assert!(why.contains("/no/such/folder"), "{why}");
         task.end();

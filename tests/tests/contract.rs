@@ -21,11 +21,11 @@ use shim_tests::direct::{Group, Tasks};
 use shim_tests::hold::Hold;
 use shim_tests::lab::ShimUnderTest;
 use shim_tests::slot::text;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, eventually, on_every_containerd, ours_only};
 
 /// Our code, and the one that the stock shim gives.
-fn either(ours: Code, stock: Code) -> Code {
+fn ours_or_stock(ours: Code, stock: Code) -> Code {
     match ShimUnderTest::get() {
         ShimUnderTest::Pause => ours,
         ShimUnderTest::Runc => stock,
@@ -33,8 +33,8 @@ fn either(ours: Code, stock: Code) -> Code {
 }
 
 /// A call that does not fit the state: the stock shim has no code for it.
-fn misfit() -> Code {
-    either(Code::FAILED_PRECONDITION, Code::UNKNOWN)
+fn misfit_code() -> Code {
+    ours_or_stock(Code::FAILED_PRECONDITION, Code::UNKNOWN)
 }
 
 #[track_caller]
@@ -46,7 +46,7 @@ fn assert_code<T: std::fmt::Debug>(answer: &Answer<T>, expected: Code) {
 fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     eventually(Duration::from_secs(20), || {
         let seen = events.of(container);
-        so(seen == expected, || {
+        ok_if(seen == expected, || {
             format!("events {seen:?}, expected {expected:?}")
         })
     });
@@ -99,30 +99,30 @@ on_every_containerd! {
         let pid = group.create("c", "sleep 3600").unwrap();
         assert_eq!(shim.pids_of("c").unwrap().task_pid, pid);
         // The stock shim leaves this one to runc.
-        assert_code(&group.create("c", "true"), either(Code::ALREADY_EXISTS, Code::UNKNOWN));
-        assert_code(&group.shim.pause("c"), misfit());
-        assert_code(&group.shim.resume("c"), misfit());
+        assert_code(&group.create("c", "true"), ours_or_stock(Code::ALREADY_EXISTS, Code::UNKNOWN));
+        assert_code(&group.shim.pause("c"), misfit_code());
+        assert_code(&group.shim.resume("c"), misfit_code());
         shim.start("c", "").unwrap();
-        assert_code(&shim.start("c", ""), misfit());
-        assert_code(&shim.delete("c", ""), misfit());
-        assert_code(&group.shim.resume("c"), misfit());
+        assert_code(&shim.start("c", ""), misfit_code());
+        assert_code(&shim.delete("c", ""), misfit_code());
+        assert_code(&group.shim.resume("c"), misfit_code());
         group.shim.pause("c").unwrap();
-        assert_code(&group.shim.pause("c"), misfit());
-        assert_code(&shim.delete("c", ""), misfit());
-        assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), misfit());
+        assert_code(&group.shim.pause("c"), misfit_code());
+        assert_code(&shim.delete("c", ""), misfit_code());
+        assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), misfit_code());
         group.shim.resume("c").unwrap();
         // An exec: known, running, ended.
         shim.exec("c", "e", &["sh", "-c", "sleep 3600"], &none).unwrap();
         assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), Code::ALREADY_EXISTS);
         assert_code(&shim.kill("c", "e", 9), Code::FAILED_PRECONDITION);
         shim.start("c", "e").unwrap();
-        assert_code(&shim.start("c", "e"), misfit());
-        assert_code(&shim.delete("c", "e"), misfit());
+        assert_code(&shim.start("c", "e"), misfit_code());
+        assert_code(&shim.delete("c", "e"), misfit_code());
         assert_code(&shim.exec("c", "e", &["sh", "-c", "true"], &none), Code::ALREADY_EXISTS);
         shim.kill("c", "e", 9).unwrap();
         assert_eq!(shim.wait("c", "e").unwrap(), 137);
         assert_code(&shim.kill("c", "e", 9), Code::NOT_FOUND);
-        assert_code(&shim.start("c", "e"), misfit());
+        assert_code(&shim.start("c", "e"), misfit_code());
         assert_eq!(shim.delete("c", "e").unwrap(), 137);
         assert_code(&shim.delete("c", "e"), Code::NOT_FOUND);
         // The same for the init.
@@ -130,14 +130,14 @@ on_every_containerd! {
         shim.kill("c", "", 9).unwrap();
         assert_eq!(shim.wait("c", "").unwrap(), 137);
         assert_code(&shim.kill("c", "", 9), Code::NOT_FOUND);
-        assert_code(&shim.start("c", ""), misfit());
-        assert_code(&group.shim.pause("c"), misfit());
-        assert_code(&shim.exec("c", "f", &["sh", "-c", "true"], &none), misfit());
+        assert_code(&shim.start("c", ""), misfit_code());
+        assert_code(&group.shim.pause("c"), misfit_code());
+        assert_code(&shim.exec("c", "f", &["sh", "-c", "true"], &none), misfit_code());
         assert_code(&shim.start("c", "late"), Code::FAILED_PRECONDITION);
         assert_eq!(shim.delete("c", "").unwrap(), 137);
         assert_code(&shim.delete("c", ""), Code::NOT_FOUND);
         assert_code(&shim.wait("c", ""), Code::NOT_FOUND);
-        group.forget("c");
+        group.remove_bundle("c");
         group.end();
         daemon.end();
     }
@@ -150,15 +150,15 @@ on_every_containerd! {
         group.create("c", "true").unwrap();
         shim.kill("c", "", 9).unwrap();
         assert_eq!(shim.wait("c", "").unwrap(), 137);
-        assert_code(&shim.start("c", ""), misfit());
+        assert_code(&shim.start("c", ""), misfit_code());
         assert_eq!(shim.delete("c", "").unwrap(), 137);
         assert_events(&events, "c", &["create", "exit", "delete"]);
-        group.forget("c");
+        group.remove_bundle("c");
         // Deleted as it is: ended by that.
         group.create("d", "true").unwrap();
         shim.delete("d", "").unwrap();
         assert_code(&shim.state("d", ""), Code::NOT_FOUND);
-        group.forget("d");
+        group.remove_bundle("d");
         group.end();
         daemon.end();
     }
@@ -233,7 +233,7 @@ on_every_containerd! {
                     assert_code(&other, Code::NOT_FOUND);
                 }
             });
-            group.forget(&id);
+            group.remove_bundle(&id);
         }
         group.end();
         daemon.end();
@@ -255,7 +255,7 @@ on_every_containerd! {
         }
         eventually(Duration::from_secs(20), || {
             let now = fds();
-            so(now <= before, || format!("{now} fds, {before} before"))
+            ok_if(now <= before, || format!("{now} fds, {before} before"))
         });
         group.shim.kill("c", "", 9).unwrap();
         assert_eq!(group.shim.wait("c", "").unwrap(), 137);
@@ -324,7 +324,7 @@ on_every_containerd! {
             hold.hold("exec-done");
             std::thread::scope(|scope| {
                 let start = scope.spawn(|| tasks.shim.start("c", exec));
-                hold.held("exec-done");
+                hold.wait_until_held("exec-done");
                 let called = scope.spawn(call);
                 // Long enough for an answer that does not wait.
                 std::thread::sleep(Duration::from_millis(200));
@@ -338,7 +338,7 @@ on_every_containerd! {
         };
         early("killed", &|| tasks.shim.kill("c", "killed", 9)).unwrap();
         assert_eq!(shim.wait("c", "killed").unwrap(), 137);
-        assert_code(&early("deleted", &|| tasks.shim.delete("c", "deleted").map(drop)), misfit());
+        assert_code(&early("deleted", &|| tasks.shim.delete("c", "deleted").map(drop)), misfit_code());
         shim.kill("c", "deleted", 9).unwrap();
         assert_eq!(shim.wait("c", "deleted").unwrap(), 137);
         if ShimUnderTest::get() == ShimUnderTest::Pause {
@@ -403,7 +403,7 @@ on_every_containerd! {
         });
         assert_eq!(shim.wait("steady", "e").unwrap(), 4);
         shim.delete("d", "").unwrap();
-        group.forget("d");
+        group.remove_bundle("d");
         group.remove("c");
         group.remove("steady");
         group.end();
@@ -446,7 +446,7 @@ on_every_containerd! {
         let seen = daemon.directory().join("gate.seen");
         std::thread::scope(|scope| {
             let create = scope.spawn(|| tasks.create_from("c", &bundle));
-            eventually(Duration::from_secs(20), || so(seen.exists(), || "no hook".to_owned()));
+            eventually(Duration::from_secs(20), || ok_if(seen.exists(), || "no hook".to_owned()));
             assert_code(&tasks.shim.delete("c", ""), Code::NOT_FOUND);
             assert_code(&create.join().unwrap(), Code::FAILED_PRECONDITION);
         });

@@ -12,7 +12,7 @@ use shim_tests::proc::{children, namespace};
 use shim_tests::{Daemon, Pod, PodSpec, on_every_containerd, ours_only};
 
 /// The pod has namespaces of its own, and its containers share those of the sandbox.
-fn shares_them(pod: &Pod<'_>) {
+fn assert_containers_share_net_ipc_and_uts(pod: &Pod<'_>) {
     let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
     let node = std::process::id().cast_signed();
     for kind in ["net", "ipc", "uts"] {
@@ -34,7 +34,7 @@ on_every_containerd! {
         ours_only!("options of our own");
         let daemon = Daemon::with(version, &Options::runtime("holder = 'process'"));
         let pod = PodSpec::new("held").run(&daemon);
-        shares_them(&pod);
+        assert_containers_share_net_ipc_and_uts(&pod);
         assert_eq!(command_name(pod.pid()), "pause");
         assert!(children(daemon.shim().pid).iter().any(|child| child.pid == pod.pid()));
         daemon.end();
@@ -57,7 +57,7 @@ on_every_containerd! {
         let one = pod.sleeper("one");
         assert!(pod.ready());
         shim_tests::proc::kill(pod.pid(), rustix::process::Signal::KILL);
-        pod.no_longer_ready();
+        pod.wait_until_not_ready();
         // The containers end when kubelet stops them, with their grace period, as with the stock shim.
         assert_eq!(one.output(&["echo", "still here"]), "still here");
         daemon.end();
@@ -67,7 +67,7 @@ on_every_containerd! {
         ours_only!("options of our own");
         let daemon = Daemon::with(version, &Options::runtime("holder = 'thread'"));
         let pod = PodSpec::new("held").run(&daemon);
-        shares_them(&pod);
+        assert_containers_share_net_ipc_and_uts(&pod);
         let shim = daemon.shim().pid;
         assert!(std::fs::exists(format!("/proc/{shim}/task/{}", pod.pid())).unwrap());
         let shared = PodSpec::new("shared").shared_processes().run(&daemon);
@@ -82,7 +82,7 @@ on_every_containerd! {
         let options = Options { pause_image: PauseImage::Works, ..Options::runtime("holder = 'image'") };
         let daemon = Daemon::with(version, &options);
         let pod = PodSpec::new("held").run(&daemon);
-        shares_them(&pod);
+        assert_containers_share_net_ipc_and_uts(&pod);
         let program = std::fs::read(format!("/proc/{}/cmdline", pod.pid())).unwrap();
         assert!(program.starts_with(b"/pause"), "{}", String::from_utf8_lossy(&program));
         daemon.end();

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use shim_tests::calls::{Shim, Streams};
 use shim_tests::proc::{Process, kill};
 use shim_tests::raw::Bundle;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, eventually, lab, on_every_containerd, ours_only};
 
 /// A folder for the probe's logger, and what is in it.
@@ -47,10 +47,10 @@ impl Logger {
 
     /// Waits until it has this as output.
     #[track_caller]
-    fn expect(&self, stdout: &str, stderr: &str) {
+    fn wait_for_output(&self, stdout: &str, stderr: &str) {
         eventually(Duration::from_secs(10), || {
             let found = (self.read("stdout"), self.read("stderr"));
-            so(found == (stdout.to_owned(), stderr.to_owned()), || {
+            ok_if(found == (stdout.to_owned(), stderr.to_owned()), || {
                 format!("{found:?}")
             })
         });
@@ -64,10 +64,10 @@ impl Logger {
     }
 
     #[track_caller]
-    fn gone_within(&self, deadline: Duration) {
+    fn wait_until_gone(&self, deadline: Duration) {
         eventually(deadline, || {
             let process = self.process();
-            so(process.is_none(), || {
+            ok_if(process.is_none(), || {
                 format!("the logger is still there: {}", process.unwrap().describe())
             })
         });
@@ -75,7 +75,7 @@ impl Logger {
 }
 
 /// `ctr run --log-uri`; `--fifo-dir` has no effect then.
-fn run(daemon: &Daemon, flags: &[&str], uri: &str, id: &str, script: &str) -> Output {
+fn run_with_log_uri(daemon: &Daemon, flags: &[&str], uri: &str, id: &str, script: &str) -> Output {
     let flags = [flags, &["--log-uri", uri]].concat();
     daemon
         .ctr_run(&flags, id, &["sh", "-c", script])
@@ -84,20 +84,20 @@ fn run(daemon: &Daemon, flags: &[&str], uri: &str, id: &str, script: &str) -> Ou
 }
 
 #[track_caller]
-fn succeeded(output: &Output) {
+fn assert_succeeded(output: &Output) {
     assert!(output.status.success(), "{output:?}");
 }
 
 /// What `ctr run` said when it failed.
 #[track_caller]
-fn refused(daemon: &Daemon, uri: &str, id: &str) -> String {
-    let output = run(daemon, &["--rm"], uri, id, "echo never");
+fn run_that_must_fail(daemon: &Daemon, uri: &str, id: &str) -> String {
+    let output = run_with_log_uri(daemon, &["--rm"], uri, id, "echo never");
     assert!(!output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// `ctr tasks exec --log-uri` to its end.
-fn exec(daemon: &Daemon, uri: &str, exec_id: &str, id: &str, script: &str) -> Output {
+fn exec_with_log_uri(daemon: &Daemon, uri: &str, exec_id: &str, id: &str, script: &str) -> Output {
     daemon.try_ctr(&[
         "tasks",
         "exec",
@@ -113,10 +113,10 @@ fn exec(daemon: &Daemon, uri: &str, exec_id: &str, id: &str, script: &str) -> Ou
 }
 
 /// A shim of its own with a container that sleeps.
-fn sleeper<'a>(daemon: &'a Daemon, id: &str) -> (Bundle<'a>, Shim) {
+fn start_sleeper<'a>(daemon: &'a Daemon, id: &str) -> (Bundle<'a>, Shim) {
     let bundle = Bundle::new(daemon, id);
-    let spec = bundle.plain(&["sleep", "3600"]);
-    let bundle = bundle.spec(&spec);
+    let spec = bundle.plain_spec(&["sleep", "3600"]);
+    let bundle = bundle.write_spec(&spec);
     let shim = Shim::connect(&bundle.start(b""));
     bundle.create(&shim).unwrap();
     shim.start(id, "").unwrap();
@@ -124,7 +124,7 @@ fn sleeper<'a>(daemon: &'a Daemon, id: &str) -> (Bundle<'a>, Shim) {
 }
 
 #[track_caller]
-fn end(bundle: Bundle<'_>, shim: &Shim) {
+fn kill_and_delete(bundle: Bundle<'_>, shim: &Shim) {
     shim.kill(&bundle.id, "", 9).unwrap();
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
@@ -136,10 +136,10 @@ on_every_containerd! {
     fn a_logger_gets_both_outputs_and_an_environment_of_two(version) {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "one", "");
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out; echo err >&2"));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out; echo err >&2"));
         // Nothing that was written is lost, and it had the time to come to its end.
-        logger.expect("out\n", "err\n");
-        eventually(Duration::from_secs(10), || so(logger.folder.join("end").exists(), || "cut off".to_owned()));
+        logger.wait_for_output("out\n", "err\n");
+        eventually(Duration::from_secs(10), || ok_if(logger.folder.join("end").exists(), || "cut off".to_owned()));
         let namespace = daemon.names.name();
         assert_eq!(logger.read("environment"), format!("CONTAINER_ID=c CONTAINER_NAMESPACE={namespace}"));
         let fds = logger.read("fds");
@@ -148,15 +148,15 @@ on_every_containerd! {
         let given = |(number, target): &(&str, &str)| number.len() == 1 || !ours.contains(&PathBuf::from(target));
         let numbers: Vec<&str> = fds.lines().filter_map(|fd| fd.split_once(' ')).filter(given).map(|(number, _)| number).collect();
         assert_eq!(numbers, ["0", "1", "2", "3", "4", "5"], "{fds}");
-        logger.gone_within(Duration::from_secs(5));
+        logger.wait_until_gone(Duration::from_secs(5));
         daemon.end();
     }
 
     fn a_logger_that_only_closes_its_descriptor_is_ready_too(version) {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "closes", "closes");
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
-        logger.expect("out\n", "");
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        logger.wait_for_output("out\n", "");
         daemon.end();
     }
 
@@ -164,21 +164,21 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "much", "");
         let script = "seq 1 150000 & seq 1 150000 >&2; wait";
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", script));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", script));
         let all: String = (1..=150_000).map(|number| format!("{number}\n")).collect();
-        logger.expect(&all, &all);
+        logger.wait_for_output(&all, &all);
         daemon.end();
     }
 
     fn an_exec_has_a_logger_of_its_own(version) {
         let daemon = Daemon::start(version);
         let (of_init, of_exec) = (Logger::new(&daemon, "init", ""), Logger::new(&daemon, "exec", ""));
-        succeeded(&run(&daemon, &["--detach"], &of_init.uri("binary"), "c", "echo init; exec sleep 3600"));
-        succeeded(&exec(&daemon, &of_exec.uri("binary"), "e1", "c", "echo exec; echo err >&2"));
-        of_exec.expect("exec\n", "err\n");
-        of_exec.gone_within(Duration::from_secs(10));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--detach"], &of_init.uri("binary"), "c", "echo init; exec sleep 3600"));
+        assert_succeeded(&exec_with_log_uri(&daemon, &of_exec.uri("binary"), "e1", "c", "echo exec; echo err >&2"));
+        of_exec.wait_for_output("exec\n", "err\n");
+        of_exec.wait_until_gone(Duration::from_secs(10));
         assert!(of_exec.read("environment").contains("CONTAINER_ID=e1 "), "{}", of_exec.read("environment"));
-        of_init.expect("init\n", "");
+        of_init.wait_for_output("init\n", "");
         assert!(of_init.process().is_some(), "the container's logger ended with the exec's");
         daemon.end();
         assert!(of_init.process().is_none());
@@ -191,12 +191,12 @@ on_every_containerd! {
         fs::create_dir(&gate).unwrap();
         let mount = format!("type=bind,src={},dst=/gate,options=rbind:ro", gate.display());
         let script = "echo before; until [ -e /gate/go ]; do sleep 0.05; done; seq 1 50000; exec sleep 3600";
-        succeeded(&run(&daemon, &["--detach", "--mount", &mount], &logger.uri("binary"), "c", script));
-        logger.expect("before\n", "");
+        assert_succeeded(&run_with_log_uri(&daemon, &["--detach", "--mount", &mount], &logger.uri("binary"), "c", script));
+        logger.wait_for_output("before\n", "");
         daemon.kill();
         fs::write(gate.join("go"), "").unwrap();
         let all: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
-        logger.expect(&format!("before\n{all}"), "");
+        logger.wait_for_output(&format!("before\n{all}"), "");
         daemon.start_again();
         daemon.end();
     }
@@ -205,20 +205,20 @@ on_every_containerd! {
         ours_only!("binary-v2 came with containerd 2.3");
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "byte", "");
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary-v2"), "c", "echo out"));
-        logger.expect("out\n", "");
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary-v2"), "c", "echo out"));
+        logger.wait_for_output("out\n", "");
         let silent = Logger::new(&daemon, "silent", "closes");
-        let said = refused(&daemon, &silent.uri("binary-v2"), "d");
+        let said = run_that_must_fail(&daemon, &silent.uri("binary-v2"), "d");
         assert!(said.contains("file descriptor 5"), "{said}");
-        silent.gone_within(Duration::from_secs(5));
+        silent.wait_until_gone(Duration::from_secs(5));
         daemon.end();
     }
 
     fn a_logger_that_is_not_there_is_named(version) {
         let daemon = Daemon::start(version);
-        let said = refused(&daemon, "binary:///nowhere/logger", "c");
+        let said = run_that_must_fail(&daemon, "binary:///nowhere/logger", "c");
         assert!(said.contains("/nowhere/logger"), "{said}");
-        daemon.nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 
@@ -226,9 +226,9 @@ on_every_containerd! {
         ours_only!("the stock shim takes the end of descriptor 5 for readiness, and looks no further");
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "dies", "dies");
-        let said = refused(&daemon, &logger.uri("binary"), "c");
+        let said = run_that_must_fail(&daemon, &logger.uri("binary"), "c");
         assert!(said.contains("has ended") && said.contains("probe"), "{said}");
-        daemon.nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 
@@ -237,10 +237,10 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "never", "never-ready");
         let begin = Instant::now();
-        let said = refused(&daemon, &logger.uri("binary"), "c");
+        let said = run_that_must_fail(&daemon, &logger.uri("binary"), "c");
         assert!(said.contains("not ready within"), "{said}");
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
-        logger.gone_within(Duration::from_secs(5));
+        logger.wait_until_gone(Duration::from_secs(5));
         daemon.end();
     }
 
@@ -248,7 +248,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "one-read", "one-read");
         let script = "while echo line 2> /dev/null; do usleep 10000; done; exit 7";
-        let output = run(&daemon, &["--rm"], &logger.uri("binary"), "c", script);
+        let output = run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", script);
         assert_eq!(output.status.code(), Some(7), "{output:?}");
         assert!(logger.read("stdout").starts_with("line\n"));
         daemon.end();
@@ -258,10 +258,10 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "waits", "waits-for-sigterm");
         let begin = Instant::now();
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
         assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
-        logger.expect("out\n", "");
-        logger.gone_within(Duration::from_secs(5));
+        logger.wait_for_output("out\n", "");
+        logger.wait_until_gone(Duration::from_secs(5));
         daemon.end();
     }
 
@@ -269,20 +269,20 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "stubborn", "stubborn");
         let begin = Instant::now();
-        succeeded(&run(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out"));
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
-        logger.gone_within(Duration::from_secs(5));
+        logger.wait_until_gone(Duration::from_secs(5));
         daemon.end();
     }
 
     fn a_killed_shim_takes_its_logger_along(version) {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "stubborn", "stubborn");
-        succeeded(&run(&daemon, &["--detach"], &logger.uri("binary"), "c", "echo out; exec sleep 3600"));
-        logger.expect("out\n", "");
+        assert_succeeded(&run_with_log_uri(&daemon, &["--detach"], &logger.uri("binary"), "c", "echo out; exec sleep 3600"));
+        logger.wait_for_output("out\n", "");
         daemon.look();
         kill(daemon.shim().pid, Signal::KILL);
-        daemon.nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 
@@ -290,13 +290,13 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "tty", "");
         let bundle = Bundle::new(&daemon, "t");
-        let spec = bundle.with_dev(&["sh", "-c", "tty; echo error >&2"], true);
-        let bundle = bundle.spec(&spec);
+        let spec = bundle.spec_with_dev(&["sh", "-c", "tty; echo error >&2"], true);
+        let bundle = bundle.write_spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         bundle.create_with(&shim, &Streams::terminal(&logger.uri("binary"))).unwrap();
         shim.start("t", "").unwrap();
         assert_eq!(shim.wait("t", ""), Ok(0));
-        logger.expect("/dev/pts/0\r\nerror\r\n", "");
+        logger.wait_for_output("/dev/pts/0\r\nerror\r\n", "");
         shim.delete("t", "").unwrap();
         bundle.shut_down(&shim);
         drop(bundle);
@@ -307,8 +307,8 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let file = daemon.directory().join("tty.log");
         let bundle = Bundle::new(&daemon, "t");
-        let spec = bundle.with_dev(&["true"], true);
-        let bundle = bundle.spec(&spec);
+        let spec = bundle.spec_with_dev(&["true"], true);
+        let bundle = bundle.write_spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let said = bundle.create_with(&shim, &Streams::terminal(&format!("file://{}", file.display()))).unwrap_err();
         assert!(said.message.contains("tty.log"), "{said}");
@@ -327,23 +327,23 @@ on_every_containerd! {
         fs::create_dir(&go).unwrap();
         let mount = format!("type=bind,src={},dst=/go,options=rbind:rw", go.display());
         let script = "echo one; while [ ! -e /go/now ]; do sleep 0.05; done; echo two >&2";
-        succeeded(&run(&daemon, &["--detach", "--mount", &mount], &uri, "c", script));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--detach", "--mount", &mount], &uri, "c", script));
         eventually(Duration::from_secs(5), || {
             let text = fs::read_to_string(&file).unwrap();
-            so(text == "one\n", || text)
+            ok_if(text == "one\n", || text)
         });
         fs::write(go.join("now"), "").unwrap();
         daemon.wait_for_task("c", "STOPPED");
         assert_eq!(daemon.delete_task("c"), 0);
-        succeeded(&run(&daemon, &["--detach"], &uri, "d", "echo three; exec sleep 3600"));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--detach"], &uri, "d", "echo three; exec sleep 3600"));
         eventually(Duration::from_secs(5), || {
             let text = fs::read_to_string(&file).unwrap();
-            so(text == "one\ntwo\nthree\n", || text)
+            ok_if(text == "one\ntwo\nthree\n", || text)
         });
-        succeeded(&exec(&daemon, &uri, "e", "d", "echo four >&2"));
+        assert_succeeded(&exec_with_log_uri(&daemon, &uri, "e", "d", "echo four >&2"));
         eventually(Duration::from_secs(5), || {
             let text = fs::read_to_string(&file).unwrap();
-            so(text == "one\ntwo\nthree\nfour\n", || text)
+            ok_if(text == "one\ntwo\nthree\nfour\n", || text)
         });
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
         daemon.end();
@@ -354,7 +354,7 @@ on_every_containerd! {
         let file = daemon.directory().join("much.log");
         for _ in 0..3 {
             fs::write(&file, "").unwrap();
-            succeeded(&run(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", "seq 1 100000"));
+            assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", "seq 1 100000"));
             let text = fs::read_to_string(&file).unwrap();
             assert!(text.lines().count() == 100_000 && text.ends_with("\n100000\n"), "{} lines", text.lines().count());
         }
@@ -366,22 +366,22 @@ on_every_containerd! {
         let file = daemon.directory().join("kept.log");
         fs::write(&file, "before\n").unwrap();
         let script = "(: > /proc/self/fd/1) 2> /dev/null; stat -L -c %F /proc/self/fd/1";
-        succeeded(&run(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", script));
+        assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &format!("file://{}", file.display()), "c", script));
         assert_eq!(fs::read_to_string(&file).unwrap(), "before\nfifo\n");
         daemon.end();
     }
 
     fn a_stream_of_an_unknown_kind_is_refused(version) {
         let daemon = Daemon::start(version);
-        let said = refused(&daemon, "gopher:///x", "c");
+        let said = run_that_must_fail(&daemon, "gopher:///x", "c");
         assert!(said.contains("gopher"), "{said}");
-        daemon.nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 
     fn a_background_child_delays_the_deletion_of_an_exec_with_a_logger_or_a_file_by_nothing(version) {
         let daemon = Daemon::start(version);
-        let (bundle, shim) = sleeper(&daemon, "s");
+        let (bundle, shim) = start_sleeper(&daemon, "s");
         let logger = Logger::new(&daemon, "bg", "waits-for-sigterm");
         let file = daemon.directory().join("bg.log");
         for (kind, uri) in [("l", logger.uri("binary")), ("f", format!("file://{}", file.display()))] {
@@ -397,10 +397,10 @@ on_every_containerd! {
             });
             assert!(times.iter().any(|time| *time < Duration::from_secs(2)), "{kind}: {times:?}");
         }
-        logger.gone_within(Duration::from_secs(15));
-        logger.expect("done\ndone\ndone\n", "");
+        logger.wait_until_gone(Duration::from_secs(15));
+        logger.wait_for_output("done\ndone\ndone\n", "");
         assert_eq!(fs::read_to_string(&file).unwrap(), "done\ndone\ndone\n");
-        end(bundle, &shim);
+        kill_and_delete(bundle, &shim);
         daemon.end();
     }
 }

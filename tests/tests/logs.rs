@@ -25,14 +25,14 @@ use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
 use shim_tests::proc::{Process, anonymous_kb, cpu_time, kill};
 use shim_tests::raw::Bundle;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{
-    Container, Daemon, Options, PodSpec, ShimUnderTest, eventually, lab, leaks,
+    Container, Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, lab, leaks,
     on_every_containerd, ours_only,
 };
 
 /// A FIFO that [`finish`] removes.
-fn fifo(daemon: &Daemon, name: &str) -> PathBuf {
+fn make_fifo(daemon: &Daemon, name: &str) -> PathBuf {
     let folder = daemon.directory().join("streams");
     fs::create_dir_all(&folder).unwrap();
     let path = folder.join(name);
@@ -41,7 +41,7 @@ fn fifo(daemon: &Daemon, name: &str) -> PathBuf {
 }
 
 /// Opens a FIFO for reading, as containerd does before it makes a process.
-fn reader(path: &Path) -> File {
+fn open_reader(path: &Path) -> File {
     // So that opening does not wait for the writer; the end still comes when the last one is gone.
     let nonblock = OFlags::NONBLOCK.bits().cast_signed();
     File::options()
@@ -52,7 +52,7 @@ fn reader(path: &Path) -> File {
 }
 
 /// Reads a FIFO to its end, once somebody has written.
-fn read_all(mut file: File) -> JoinHandle<Vec<u8>> {
+fn read_to_end_in_thread(mut file: File) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut all = Vec::new();
         let mut buffer = vec![0; 1 << 16];
@@ -70,9 +70,9 @@ fn read_all(mut file: File) -> JoinHandle<Vec<u8>> {
 
 /// What was read, once the end has come.
 #[track_caller]
-fn at_its_end(reader: JoinHandle<Vec<u8>>, deadline: Duration) -> Vec<u8> {
+fn bytes_at_end(reader: JoinHandle<Vec<u8>>, deadline: Duration) -> Vec<u8> {
     eventually(deadline, || {
-        so(reader.is_finished(), || "the reader sees no end".to_owned())
+        ok_if(reader.is_finished(), || "the reader sees no end".to_owned())
     });
     reader.join().unwrap()
 }
@@ -81,22 +81,22 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn numbers(to: u32) -> Vec<u8> {
+fn lines_of_numbers(to: u32) -> Vec<u8> {
     (1..=to)
         .flat_map(|number| format!("{number}\n").into_bytes())
         .collect()
 }
 
 /// A shim of its own with a container that runs `command` on these streams, started.
-fn start<'a>(
+fn start_container<'a>(
     daemon: &'a Daemon,
     id: &str,
     command: &[&str],
     streams: &Streams,
 ) -> (Bundle<'a>, Shim) {
     let bundle = Bundle::new(daemon, id);
-    let spec = bundle.with_dev(command, streams.terminal);
-    let bundle = bundle.spec(&spec);
+    let spec = bundle.spec_with_dev(command, streams.terminal);
+    let bundle = bundle.write_spec(&spec);
     let shim = Shim::connect(&bundle.start(b""));
     bundle.create_with(&shim, streams).unwrap();
     shim.start(id, "").unwrap();
@@ -104,7 +104,7 @@ fn start<'a>(
 }
 
 #[track_caller]
-fn end(bundle: Bundle<'_>, shim: &Shim) {
+fn kill_and_delete(bundle: Bundle<'_>, shim: &Shim) {
     // It may have ended by itself.
     let _ = shim.kill(&bundle.id, "", 9);
     shim.wait(&bundle.id, "").unwrap();
@@ -115,12 +115,12 @@ fn end(bundle: Bundle<'_>, shim: &Shim) {
 
 /// The end of a test with FIFOs: they are the client's to remove.
 #[track_caller]
-fn finish(daemon: Daemon) {
+fn remove_fifos_and_end(daemon: Daemon) {
     fs::remove_dir_all(daemon.directory().join("streams")).unwrap();
     daemon.end();
 }
 
-fn pid_of(shim: &Shim, id: &str) -> i32 {
+fn shim_pid(shim: &Shim, id: &str) -> i32 {
     shim.pids_of(id).unwrap().shim_pid.cast_signed()
 }
 
@@ -137,12 +137,12 @@ fn descriptors(pid: i32) -> Vec<String> {
 }
 
 /// The times of three rounds: a busy machine may take its time once.
-fn rounds(round: impl FnMut(u32) -> Duration) -> [Duration; 3] {
+fn times_of_three_rounds(round: impl FnMut(u32) -> Duration) -> [Duration; 3] {
     [1, 2, 3].map(round)
 }
 
 /// How long until a call has its answer.
-fn took<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
     let begin = Instant::now();
     let answer = call();
     (answer, begin.elapsed())
@@ -151,36 +151,36 @@ fn took<T>(call: impl FnOnce() -> T) -> (T, Duration) {
 on_every_containerd! {
     fn a_slow_reader_slows_the_container_and_costs_the_shim_nothing(version) {
         let daemon = Daemon::start(version);
-        let out = fifo(&daemon, "out");
-        let reader = reader(&out);
+        let out = make_fifo(&daemon, "out");
+        let reader = open_reader(&out);
         let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
-        let (bundle, shim) = start(&daemon, "slow", &["seq", "1", "1000000"], &streams);
-        let pid = pid_of(&shim, "slow");
+        let (bundle, shim) = start_container(&daemon, "slow", &["seq", "1", "1000000"], &streams);
+        let pid = shim_pid(&shim, "slow");
         // Nobody reads: the container stands still, with a full pipe.
         let seq = || shim_tests::proc::children(pid).into_iter().find(|child| child.name == "seq");
         let (before, child) = eventually(Duration::from_secs(10), || match seq() {
             Some(child) if child.state == 'S' => Ok((anonymous_kb(pid), child)),
             other => Err(format!("{other:?}")),
         });
-        let found = at_its_end(read_all(reader), Duration::from_secs(40));
-        assert!(found == numbers(1_000_000), "{} bytes", found.len());
+        let found = bytes_at_end(read_to_end_in_thread(reader), Duration::from_secs(40));
+        assert!(found == lines_of_numbers(1_000_000), "{} bytes", found.len());
         let after = anonymous_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
         eventually(Duration::from_secs(10), || {
             let now = Process::of(child.pid).filter(|process| process.start == child.start && process.state != 'Z');
-            so(now.is_none(), || format!("{now:?}"))
+            ok_if(now.is_none(), || format!("{now:?}"))
         });
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn a_slow_reader_slows_an_exec_and_costs_the_shim_nothing(version) {
         let daemon = Daemon::start(version);
-        let (bundle, shim) = start(&daemon, "slow", &["sleep", "3600"], &Streams::default());
-        let pid = pid_of(&shim, "slow");
+        let (bundle, shim) = start_container(&daemon, "slow", &["sleep", "3600"], &Streams::default());
+        let pid = shim_pid(&shim, "slow");
         let before = anonymous_kb(pid);
-        let (out, err) = (fifo(&daemon, "out"), fifo(&daemon, "err"));
-        let readers = [reader(&out), reader(&err)];
+        let (out, err) = (make_fifo(&daemon, "out"), make_fifo(&daemon, "err"));
+        let readers = [open_reader(&out), open_reader(&err)];
         let streams = Streams { stdout: text(&out), stderr: text(&err), ..Streams::default() };
         shim.exec("slow", "e", &["sh", "-c", "seq 1 300000 & seq 1 300000 >&2; wait"], &streams).unwrap();
         shim.start("slow", "e").unwrap();
@@ -188,17 +188,17 @@ on_every_containerd! {
             let named = |process: &&Process| process.name == "seq" && process.state == 'S';
             daemon.processes().iter().filter(named).count()
         };
-        eventually(Duration::from_secs(10), || so(writers() == 2, || format!("{} wait", writers())));
-        for reader in readers.map(read_all) {
-            let found = at_its_end(reader, Duration::from_secs(40));
-            assert!(found == numbers(300_000), "{} bytes", found.len());
+        eventually(Duration::from_secs(10), || ok_if(writers() == 2, || format!("{} wait", writers())));
+        for reader in readers.map(read_to_end_in_thread) {
+            let found = bytes_at_end(reader, Duration::from_secs(40));
+            assert!(found == lines_of_numbers(300_000), "{} bytes", found.len());
         }
         let after = anonymous_kb(pid);
         assert!(after < before + 2048, "the shim grew from {before} to {after} kB");
         assert_eq!(shim.wait("slow", "e"), Ok(0));
         shim.delete("slow", "e").unwrap();
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn an_exit_waits_for_who_reads_the_output_and_not_for_ever(version) {
@@ -206,77 +206,77 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         for terminal in [false, true] {
             let id = format!("c-{terminal}");
-            let out = fifo(&daemon, &id);
+            let out = make_fifo(&daemon, &id);
             // Somebody who has it open and does not read.
             let _reader = File::options().read(true).write(true).open(&out).unwrap();
             let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
             let begin = Instant::now();
-            let (bundle, shim) = start(&daemon, &id, &["echo", "unread"], &streams);
+            let (bundle, shim) = start_container(&daemon, &id, &["echo", "unread"], &streams);
             assert_eq!(shim.wait(&id, ""), Ok(0));
             let took = begin.elapsed();
             assert!(took >= Duration::from_secs(2), "terminal: {terminal}: told after {took:?}");
-            end(bundle, &shim);
+            kill_and_delete(bundle, &shim);
         }
-        finish(daemon);
+        remove_fifos_and_end(daemon);
     }
 
     fn the_state_does_not_wait_for_who_reads_the_output(version) {
         ours_only!("the exit is told at once");
         let daemon = Daemon::start(version);
-        let out = fifo(&daemon, "out");
+        let out = make_fifo(&daemon, "out");
         let _reader = File::options().read(true).write(true).open(&out).unwrap();
         let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal: false };
         // containerd that comes back asks for the state, and loses an exit that comes just after that.
         let known_before_told = |id: &str| {
-            let (bundle, shim) = start(&daemon, id, &["sh", "-c", "echo unread; exit 3"], &streams);
+            let (bundle, shim) = start_container(&daemon, id, &["sh", "-c", "echo unread; exit 3"], &streams);
             let (known, exit, told) = std::thread::scope(|scope| {
                 let waiter = scope.spawn(|| (shim.wait(id, ""), Instant::now()));
                 eventually(Duration::from_secs(10), || {
                     let state = shim.state(id, "").unwrap();
                     let stopped = state.status.enum_value() == Ok(Status::STOPPED) && state.exit_status == 3;
-                    so(stopped, || format!("{state:?}"))
+                    ok_if(stopped, || format!("{state:?}"))
                 });
                 let known = Instant::now();
                 let (exit, told) = waiter.join().unwrap();
                 (known, exit, told)
             });
             assert_eq!(exit, Ok(3));
-            end(bundle, &shim);
+            kill_and_delete(bundle, &shim);
             told.saturating_duration_since(known) > Duration::from_millis(500)
         };
         // On a busy machine whoever asks may be late.
         assert!(["a", "b", "c"].into_iter().any(known_before_told), "the state waits, too");
 
         // systemd removes a scope at once. containerd that comes back takes a task without processes for a leak.
-        let (bundle, shim) = start(&daemon, "p", &["echo", "unread"], &streams);
+        let (bundle, shim) = start_container(&daemon, "p", &["echo", "unread"], &streams);
         let pid = shim.state("p", "").unwrap().pid;
         eventually(Duration::from_secs(10), || {
             let state = shim.state("p", "").unwrap();
-            so(state.status.enum_value() == Ok(Status::STOPPED), || format!("{state:?}"))
+            ok_if(state.status.enum_value() == Ok(Status::STOPPED), || format!("{state:?}"))
         });
         for cgroup in leaks::cgroups(&daemon.names).iter().filter(|path| path.ends_with("p")) {
             fs::remove_dir(cgroup).unwrap();
         }
         let pids: Vec<u32> = shim.pids("p").unwrap().iter().map(|process| process.pid).collect();
         assert_eq!(pids, [pid]);
-        end(bundle, &shim);
+        kill_and_delete(bundle, &shim);
 
         // Who deletes it reads no more.
-        let (bundle, shim) = start(&daemon, "d", &["sh", "-c", "echo unread; exit 4"], &streams);
+        let (bundle, shim) = start_container(&daemon, "d", &["sh", "-c", "echo unread; exit 4"], &streams);
         eventually(Duration::from_secs(10), || match shim.delete("d", "") {
-            Ok(status) => so(status == 4, || format!("exited with {status}")),
+            Ok(status) => ok_if(status == 4, || format!("exited with {status}")),
             Err(error) => Err(error.to_string()),
         });
         bundle.shut_down(&shim);
         drop(bundle);
-        finish(daemon);
+        remove_fifos_and_end(daemon);
     }
 
     fn what_a_terminal_wrote_waits_for_its_reader(version) {
         ours_only!("it is lost");
         let daemon = Daemon::start(version);
-        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
-        let (pid, out) = (pid_of(&shim, "c"), fifo(&daemon, "out"));
+        let (bundle, shim) = start_container(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let (pid, out) = (shim_pid(&shim, "c"), make_fifo(&daemon, "out"));
         let streams = Streams { stdout: text(&out), terminal: true, ..Streams::default() };
         // The child keeps the terminal: it does not come to its end by itself.
         shim.exec("c", "e", &["sh", "-c", "trap '' HUP; sleep 3600 & echo kept"], &streams).unwrap();
@@ -284,27 +284,27 @@ on_every_containerd! {
         assert_eq!(shim.wait("c", "e"), Ok(0));
         eventually(Duration::from_secs(20), || {
             let open = descriptors(pid).into_iter().filter(|target| *target == text(&out)).count();
-            so(open <= 1, || format!("it is open {open} times"))
+            ok_if(open <= 1, || format!("it is open {open} times"))
         });
-        let found = at_its_end(read_all(reader(&out)), Duration::from_secs(10));
+        let found = bytes_at_end(read_to_end_in_thread(open_reader(&out)), Duration::from_secs(10));
         assert_eq!(String::from_utf8(found).unwrap().trim(), "kept");
         shim.delete("c", "e").unwrap();
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn an_exec_whose_reader_has_gone_leaves_nothing_open(version) {
         let daemon = Daemon::start(version);
-        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
-        let (pid, out) = (pid_of(&shim, "c"), fifo(&daemon, "out"));
+        let (bundle, shim) = start_container(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let (pid, out) = (shim_pid(&shim, "c"), make_fifo(&daemon, "out"));
         let before = descriptors(pid);
-        let gone = reader(&out);
+        let gone = open_reader(&out);
         let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
         shim.exec("c", "e", &["seq", "1", "1000000"], &streams).unwrap();
         shim.start("c", "e").unwrap();
         let waits = |process: &Process| process.name == "seq" && process.state == 'S';
         eventually(Duration::from_secs(20), || {
-            so(daemon.processes().iter().any(waits), || "it does not wait".to_owned())
+            ok_if(daemon.processes().iter().any(waits), || "it does not wait".to_owned())
         });
         drop(gone);
         shim.kill("c", "e", 9).unwrap();
@@ -312,18 +312,18 @@ on_every_containerd! {
         shim.delete("c", "e").unwrap();
         eventually(Duration::from_secs(20), || {
             let now = descriptors(pid);
-            so(now.len() <= before.len(), || format!("from {before:?} to {now:?}"))
+            ok_if(now.len() <= before.len(), || format!("from {before:?} to {now:?}"))
         });
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn input_arrives_whole_also_when_it_is_closed_before_it_is_read(version) {
         let daemon = Daemon::start(version);
-        let (stdin, out) = (fifo(&daemon, "in"), fifo(&daemon, "out"));
-        let (bundle, shim) = start(&daemon, "c", &["sleep", "3600"], &Streams::default());
+        let (stdin, out) = (make_fifo(&daemon, "in"), make_fifo(&daemon, "out"));
+        let (bundle, shim) = start_container(&daemon, "c", &["sleep", "3600"], &Streams::default());
         let streams = Streams { stdin: text(&stdin), stdout: text(&out), stderr: text(&out), terminal: false };
-        let reader = read_all(reader(&out));
+        let reader = read_to_end_in_thread(open_reader(&out));
         shim.exec("c", "e", &["sh", "-c", "sleep 1; wc -c"], &streams).unwrap();
         shim.start("c", "e").unwrap();
         let mut writer = File::options().write(true).open(&stdin).unwrap();
@@ -331,74 +331,74 @@ on_every_containerd! {
         // The pipes are full by now, and most is still to come.
         shim.close_stdin("c", "e").unwrap();
         writing.join().unwrap().unwrap();
-        assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(10))).unwrap().trim(), "1000000");
+        assert_eq!(String::from_utf8(bytes_at_end(reader, Duration::from_secs(10))).unwrap().trim(), "1000000");
         assert_eq!(shim.wait("c", "e"), Ok(0));
         shim.delete("c", "e").unwrap();
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn a_background_child_delays_the_deletion_of_an_exec_by_nothing(version) {
         let daemon = Daemon::start(version);
-        let (bundle, shim) = start(&daemon, "s", &["sleep", "3600"], &Streams::default());
+        let (bundle, shim) = start_container(&daemon, "s", &["sleep", "3600"], &Streams::default());
         for terminal in [false, true] {
-            let times = rounds(|round| {
+            let times = times_of_three_rounds(|round| {
                 let id = format!("e-{terminal}-{round}");
-                let out = fifo(&daemon, &id);
+                let out = make_fifo(&daemon, &id);
                 let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
-                let reader = read_all(reader(&out));
+                let reader = read_to_end_in_thread(open_reader(&out));
                 shim.exec("s", &id, &["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], &streams).unwrap();
                 shim.start("s", &id).unwrap();
                 assert_eq!(shim.wait("s", &id), Ok(0));
-                let (deleted, time) = took(|| shim.delete("s", &id));
+                let (deleted, time) = timed(|| shim.delete("s", &id));
                 deleted.unwrap();
-                let found = at_its_end(reader, Duration::from_secs(5));
+                let found = bytes_at_end(reader, Duration::from_secs(5));
                 assert_eq!(String::from_utf8(found).unwrap().trim(), "done");
                 time
             });
             assert!(times.iter().any(|time| *time < Duration::from_secs(2)), "terminal: {terminal}: {times:?}");
         }
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn a_background_child_delays_the_end_of_a_container_and_its_pod_by_nothing(version) {
         let daemon = Daemon::start(version);
         for terminal in [false, true] {
-            let times = rounds(|round| {
+            let times = times_of_three_rounds(|round| {
                 let id = format!("c-{terminal}-{round}");
-                let out = fifo(&daemon, &id);
+                let out = make_fifo(&daemon, &id);
                 let bundle = Bundle::new(&daemon, &id);
-                let mut spec = bundle.with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
+                let mut spec = bundle.spec_with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
                 // In the node's process namespace nobody takes the child along.
                 spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
-                let bundle = bundle.spec(&spec);
+                let bundle = bundle.write_spec(&spec);
                 let shim = Shim::connect(&bundle.start(b""));
-                let reader = read_all(reader(&out));
+                let reader = read_to_end_in_thread(open_reader(&out));
                 let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
                 bundle.create_with(&shim, &streams).unwrap();
                 shim.start(&id, "").unwrap();
                 daemon.look();
                 assert_eq!(shim.wait(&id, ""), Ok(0));
-                let (deleted, time) = took(|| shim.delete(&id, ""));
+                let (deleted, time) = timed(|| shim.delete(&id, ""));
                 deleted.unwrap();
-                assert_eq!(String::from_utf8(at_its_end(reader, Duration::from_secs(5))).unwrap().trim(), "done");
+                assert_eq!(String::from_utf8(bytes_at_end(reader, Duration::from_secs(5))).unwrap().trim(), "done");
                 bundle.shut_down(&shim);
                 drop(bundle);
                 fs::remove_file(&out).unwrap();
-                daemon.nothing_left(Duration::from_secs(5));
+                daemon.assert_nothing_left(Duration::from_secs(5));
                 time
             });
             assert!(times.iter().any(|time| *time < Duration::from_secs(3)), "terminal: {terminal}: {times:?}");
         }
-        finish(daemon);
+        remove_fifos_and_end(daemon);
     }
 
     fn nothing_stays_open_after_failed_creates_and_starts(version) {
         let daemon = Daemon::start(version);
-        let (bundle, shim) = start(&daemon, "steady", &["sleep", "3600"], &Streams::default());
-        let pid = pid_of(&shim, "steady");
-        let (stdin, out, err) = (fifo(&daemon, "in"), fifo(&daemon, "out"), fifo(&daemon, "err"));
+        let (bundle, shim) = start_container(&daemon, "steady", &["sleep", "3600"], &Streams::default());
+        let pid = shim_pid(&shim, "steady");
+        let (stdin, out, err) = (make_fifo(&daemon, "in"), make_fifo(&daemon, "out"), make_fifo(&daemon, "err"));
         let _client = [&stdin, &out, &err].map(|path| File::options().read(true).write(true).open(path).unwrap());
         let absent = text(&daemon.directory().join("no-such-fifo"));
         let folder = daemon.directory().join("logger");
@@ -427,8 +427,8 @@ on_every_containerd! {
                 shim.delete("steady", "e").unwrap();
 
                 let failing = Bundle::new(&daemon, "failing");
-                let spec = failing.with_dev(&["/no/such/program"], streams.terminal);
-                let failing = failing.spec(&spec);
+                let spec = failing.spec_with_dev(&["/no/such/program"], streams.terminal);
+                let failing = failing.write_spec(&spec);
                 failing.create_with(&shim, streams).expect_err(kind);
                 drop(failing);
                 if round == 0 {
@@ -437,13 +437,13 @@ on_every_containerd! {
             }
             let same = shim_tests::until::within(Duration::from_secs(6), || {
                 let now = descriptors(pid);
-                so(now.len() <= before.len(), || format!("{kind}: from {before:?} to {now:?}"))
+                ok_if(now.len() <= before.len(), || format!("{kind}: from {before:?} to {now:?}"))
             });
             leaks.extend(same.err());
         }
         assert!(leaks.is_empty(), "{}", leaks.join("\n"));
-        end(bundle, &shim);
-        finish(daemon);
+        kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
     }
 
     fn io_uid_and_io_gid_own_the_streams(version) {
@@ -455,7 +455,7 @@ on_every_containerd! {
         let container = spec.start();
         eventually(Duration::from_secs(5), || {
             let found = (container.log_lines("stdout"), container.log_lines("stderr"));
-            so(found.0 == ["1234:2345", "1234:2345", "again"] && found.1 == ["oops"], || format!("{found:?}"))
+            ok_if(found.0 == ["1234:2345", "1234:2345", "again"] && found.1 == ["oops"], || format!("{found:?}"))
         });
         let executed = container.exec(&["sh", "-c", "stat -L -c %u:%g /proc/self/fd/1; echo more > /dev/stdout"]);
         assert_eq!(executed.stdout, "1234:2345\nmore\n", "{executed:?}");
@@ -471,7 +471,7 @@ on_every_containerd! {
         fs::write(flood.folder.join("go"), "").unwrap();
         flood.wait_until_it_stands_still();
         daemon.start_again();
-        flood.finish(64);
+        flood.wait_and_check_log(64);
         let log = BufReader::new(File::open(&flood.container.log).unwrap());
         let (missing, broken) = flood::missing(log, flood::lines(64)).unwrap();
         let bytes: usize = missing.iter().map(|number| flood::line(*number).len() + 1).sum();
@@ -486,20 +486,7 @@ on_every_containerd! {
     fn a_flood_of_output_is_byte_exact_over_a_stopped_and_a_killed_containerd(version) {
         ours_only!("it runs both shims side by side, and compares them");
         let mib = std::env::var("FLOOD_MIB").map_or(64, |mib| mib.parse().expect("FLOOD_MIB: a number of MiB"));
-        let daemon = Daemon::with(version, &Options {
-            pause_image: PauseImage::Works,
-            handlers: vec![Handler {
-                name: "runc".to_owned(),
-                runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
-                runtime_path: None,
-                options: String::new(),
-                sandbox_api: false,
-            }],
-            debug: false,
-            ..Options::default()
-        });
-        let stock = ShimUnderTest::Runc.binary_name();
-        std::os::unix::fs::symlink(ShimUnderTest::Runc.binary(version), daemon.directory().join("bin").join(stock)).unwrap();
+        let daemon = daemon_with_both_shims(version);
         let mut floods: Vec<Flood<'_>> = ["", "runc"].iter().map(|handler| Flood::start(&daemon, handler, mib)).collect();
 
         // In the middle of it containerd stands still: so do the containers, and nobody gathers what they write.
@@ -527,15 +514,11 @@ on_every_containerd! {
         }
         daemon.start_again();
         for flood in &mut floods {
-            flood.finish(mib);
+            flood.wait_and_check_log(mib);
         }
         eprintln!("containerd {}, {mib} MiB through a FIFO each, side by side:", version.line());
         for flood in &floods {
-            eprintln!(
-                "  {:26} {:6.2} s of CPU time, own memory {} kB before, {} kB at most, log {}",
-                flood.shim.name(), flood.cpu.as_secs_f64(), flood.memory_before, flood.memory_most.get(),
-                flood.verdict.as_ref().map_or_else(Clone::clone, |()| "byte-exact".to_owned()),
-            );
+            flood.report();
         }
         let ours = &floods[0];
         ours.verdict.as_ref().unwrap();
@@ -544,6 +527,32 @@ on_every_containerd! {
         drop(floods);
         daemon.end();
     }
+}
+
+/// A containerd with the stock shim beside the shim under test, without debug output.
+fn daemon_with_both_shims(version: Version) -> Daemon {
+    let daemon = Daemon::with(
+        version,
+        &Options {
+            pause_image: PauseImage::Works,
+            handlers: vec![Handler {
+                name: "runc".to_owned(),
+                runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
+                runtime_path: None,
+                options: String::new(),
+                sandbox_api: false,
+            }],
+            debug: false,
+            ..Options::default()
+        },
+    );
+    let stock = ShimUnderTest::Runc.binary_name();
+    std::os::unix::fs::symlink(
+        ShimUnderTest::Runc.binary(version),
+        daemon.directory().join("bin").join(stock),
+    )
+    .unwrap();
+    daemon
 }
 
 /// A container that writes a flood, under one of the two shims.
@@ -566,6 +575,20 @@ impl ShimProcess {
 }
 
 impl<'a> Flood<'a> {
+    /// Prints what was measured.
+    fn report(&self) {
+        eprintln!(
+            "  {:26} {:6.2} s of CPU time, own memory {} kB before, {} kB at most, log {}",
+            self.shim.name(),
+            self.cpu.as_secs_f64(),
+            self.memory_before,
+            self.memory_most.get(),
+            self.verdict
+                .as_ref()
+                .map_or_else(Clone::clone, |()| "byte-exact".to_owned()),
+        );
+    }
+
     fn start(daemon: &'a Daemon, handler: &str, mib: u64) -> Self {
         let which = if handler.is_empty() {
             ShimUnderTest::get()
@@ -605,7 +628,7 @@ impl<'a> Flood<'a> {
         }
     }
 
-    fn look(&self) {
+    fn note_memory(&self) {
         let now = anonymous_kb(self.shim.0.pid);
         self.memory_most.set(self.memory_most.get().max(now));
     }
@@ -616,8 +639,8 @@ impl<'a> Flood<'a> {
 
     fn wait_for_log(&self, bytes: u64) {
         eventually(Duration::from_secs(120), || {
-            self.look();
-            so(self.log_bytes() >= bytes, || {
+            self.note_memory();
+            ok_if(self.log_bytes() >= bytes, || {
                 format!("{} bytes", self.log_bytes())
             })
         });
@@ -628,7 +651,7 @@ impl<'a> Flood<'a> {
         let mut steady = 0;
         let mut last = None;
         eventually(Duration::from_secs(60), || {
-            self.look();
+            self.note_memory();
             let writer = shim_tests::proc::children(self.shim.0.pid)
                 .into_iter()
                 .find(|child| child.name == "probe");
@@ -638,7 +661,7 @@ impl<'a> Flood<'a> {
             let same = writer.state == 'S' && last.as_ref() == Some(&now);
             steady = if same { steady + 1 } else { 0 };
             last = Some(now);
-            so(steady >= 20, || format!("it still writes: {last:?}"))
+            ok_if(steady >= 20, || format!("it still writes: {last:?}"))
         });
     }
 
@@ -647,19 +670,19 @@ impl<'a> Flood<'a> {
         let mut last = flood::line(flood::half(mib) - 1);
         last.push(b'\n');
         eventually(Duration::from_secs(240), || {
-            self.look();
-            let tail = tail(&self.container.log, last.len());
-            so(tail == last, || {
+            self.note_memory();
+            let tail = end_of_file(&self.container.log, last.len());
+            ok_if(tail == last, || {
                 format!("{} bytes in the log", self.log_bytes())
             })
         });
     }
 
-    fn finish(&mut self, mib: u64) {
+    fn wait_and_check_log(&mut self, mib: u64) {
         let code = eventually(Duration::from_secs(600), || {
-            self.look();
+            self.note_memory();
             let (status, _) = self.container.status();
-            so(
+            ok_if(
                 status.state() == k8s_cri::v1::ContainerState::ContainerExited,
                 || format!("{:?}", status.state()),
             )
@@ -669,7 +692,7 @@ impl<'a> Flood<'a> {
         let mut checked = Checked::default();
         let log = BufReader::with_capacity(1 << 20, File::open(&self.container.log).unwrap());
         self.verdict = checked.take_cri_log(log).and_then(|()| {
-            so(checked.lines == flood::lines(mib) && code == 0, || {
+            ok_if(checked.lines == flood::lines(mib) && code == 0, || {
                 format!(
                     "{} of {} lines, exit code {code}",
                     checked.lines,
@@ -681,7 +704,7 @@ impl<'a> Flood<'a> {
 }
 
 /// The end of a file.
-fn tail(path: &Path, bytes: usize) -> Vec<u8> {
+fn end_of_file(path: &Path, bytes: usize) -> Vec<u8> {
     let mut buffer = vec![0; bytes];
     let file = File::open(path).unwrap();
     let from = file.metadata().unwrap().len().saturating_sub(bytes as u64);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use shim_tests::cgroups::{Hierarchy, directory, hierarchy};
 use shim_tests::daemon::Events;
-use shim_tests::until::{so, within};
+use shim_tests::until::{ok_if, within};
 use shim_tests::{Container, Daemon, PodSpec, eventually, on_every_containerd, ours_only};
 
 const MIB: i64 = 1024 * 1024;
@@ -23,28 +23,28 @@ const TOO_MUCH: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1";
 fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     eventually(Duration::from_secs(15), || {
         let seen = events.of(container);
-        so(seen == expected, || {
+        ok_if(seen == expected, || {
             format!("events {seen:?}, expected {expected:?}")
         })
     });
 }
 
 /// The reason that CRI gives for an end.
-fn reason(container: &Container<'_>) -> String {
+fn reason_in_cri(container: &Container<'_>) -> String {
     container.status().0.reason
 }
 
 /// CRI says so. It hears of the exit and of the cause on two ways, and may know the exit first.
 #[track_caller]
-fn killed_for_lack_of_memory(container: &Container<'_>) {
+fn assert_oom_killed(container: &Container<'_>) {
     eventually(Duration::from_secs(10), || {
-        let reason = reason(container);
-        so(reason == "OOMKilled", || reason)
+        let reason = reason_in_cri(container);
+        ok_if(reason == "OOMKilled", || reason)
     });
 }
 
 /// How often somebody in the shim has gone to sleep: a process that does nothing adds none.
-fn sleeps(shim: i32) -> u64 {
+fn voluntary_switches(shim: i32) -> u64 {
     let of = |thread: &Path| {
         let status = fs::read_to_string(thread.join("status")).unwrap_or_default();
         let line = status
@@ -68,11 +68,11 @@ on_every_containerd! {
         let container = pod.container("one").memory_limit(32 * MIB).shell(&format!("sleep 0.3; exec {TOO_MUCH}")).start();
         assert_eq!(container.wait(), 137);
         assert_events(&events, &container.id, &["create", "start", "oom", "exit", "delete"]);
-        killed_for_lack_of_memory(&container);
+        assert_oom_killed(&container);
         let other = pod.container("other").memory_limit(32 * MIB).shell("exit 3").start();
         assert_eq!(other.wait(), 3);
         assert_events(&events, &other.id, &["create", "start", "exit", "delete"]);
-        assert_eq!(reason(&other), "Error");
+        assert_eq!(reason_in_cri(&other), "Error");
         daemon.end();
     }
 
@@ -88,7 +88,7 @@ on_every_containerd! {
                 .start();
             assert_eq!(container.wait(), 137, "{number}");
             assert_events(&events, &container.id, &["create", "start", "oom", "exit", "delete"]);
-            killed_for_lack_of_memory(&container);
+            assert_oom_killed(&container);
             container.remove();
         }
         daemon.end();
@@ -107,7 +107,7 @@ on_every_containerd! {
         assert_events(&events, &container.id, &["create", "start", "oom"]);
         eventually(Duration::from_secs(5), || {
             let lines = container.log_lines("stdout");
-            so(lines == ["137"], || format!("{lines:?}"))
+            ok_if(lines == ["137"], || format!("{lines:?}"))
         });
         assert!(container.running());
         container.stop(0);
@@ -148,11 +148,11 @@ on_every_containerd! {
         victim.try_start().unwrap();
         assert_eq!(victim.wait(), 137);
         assert_events(&events, &victim.id, &["create", "start", "oom", "exit", "delete"]);
-        killed_for_lack_of_memory(&victim);
+        assert_oom_killed(&victim);
         neighbour.stop(10);
         assert_eq!(neighbour.wait(), 0);
         assert_events(&events, &neighbour.id, &["create", "start", "exit", "delete"]);
-        assert_eq!(reason(&neighbour), "Completed");
+        assert_eq!(reason_in_cri(&neighbour), "Completed");
         daemon.end();
     }
 
@@ -164,10 +164,10 @@ on_every_containerd! {
         let shim = daemon.shim().pid;
         // Whatever the start has left to do ends by itself.
         within(Duration::from_secs(30), || {
-            let before = sleeps(shim);
+            let before = voluntary_switches(shim);
             std::thread::sleep(Duration::from_secs(3));
-            let after = sleeps(shim);
-            so(before == after, || format!("woken up {} times in 3 s", after.abs_diff(before)))
+            let after = voluntary_switches(shim);
+            ok_if(before == after, || format!("woken up {} times in 3 s", after.abs_diff(before)))
         })
         .unwrap_or_else(|why| panic!("{why}"));
         daemon.end();

@@ -23,7 +23,7 @@ use shim_tests::lab;
 use shim_tests::proc::namespace;
 use shim_tests::raw::Bundle;
 use shim_tests::task::Task;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{
     Daemon, Options, PodSpec, ShimUnderTest, eventually, left_out, on_every_containerd, ours_only,
 };
@@ -31,21 +31,21 @@ use shim_tests::{
 const MIB: i64 = 1024 * 1024;
 
 /// A task that runs `script`.
-fn run<'a>(daemon: &'a Daemon, id: &str, script: &str) -> Task<'a> {
+fn run_script<'a>(daemon: &'a Daemon, id: &str, script: &str) -> Task<'a> {
     let bundle = Bundle::new(daemon, id);
-    let spec = bundle.plain(&["sh", "-c", script]);
-    Task::run(bundle.spec(&spec), b"")
+    let spec = bundle.plain_spec(&["sh", "-c", script]);
+    Task::run(bundle.write_spec(&spec), b"")
 }
 
 /// The processes in the cgroup of `pid`.
-fn members(pid: i32) -> Vec<i32> {
+fn pids_in_cgroup(pid: i32) -> Vec<i32> {
     let directory = cgroups::directory(pid, "pids").unwrap();
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap();
     text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
 /// Whether the process gets any time: its own and the kernel's, in ticks.
-fn ticks(pid: i32) -> u64 {
+fn cpu_ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat
         .rsplit_once(')')
@@ -56,27 +56,34 @@ fn ticks(pid: i32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
+/// 512 shares, and a quota of half the period.
+#[track_caller]
+fn assert_half_the_shares_and_half_a_processor(pid: i32) {
+    let get = |v1: &str, v2: &str| parameter(pid, v1, v2);
+    match hierarchy() {
+        Hierarchy::V1 => {
+            assert_eq!(get("cpu.shares", ""), "512");
+            assert_eq!(get("cpu.cfs_quota_us", ""), "50000");
+            assert_eq!(get("cpu.cfs_period_us", ""), "100000");
+        }
+        Hierarchy::V2 => {
+            // The formula from shares to weights has changed between runc's versions.
+            let weight: u32 = get("", "cpu.weight").parse().unwrap();
+            assert!((15..100).contains(&weight), "{weight}");
+            assert_eq!(get("", "cpu.max"), "50000 100000");
+        }
+    }
+}
+
 on_every_containerd! {
     fn update_changes_the_files_of_the_cgroup(version) {
         let daemon = Daemon::start(version);
-        let task = run(&daemon, "update", "sleep 3600");
+        let task = run_script(&daemon, "update", "sleep 3600");
         let update = |resources| task.update(&resources).unwrap();
         let get = |v1: &str, v2: &str| parameter(task.pid, v1, v2);
 
         update(json!({"cpu": {"shares": 512, "quota": 50_000, "period": 100_000}}));
-        match hierarchy() {
-            Hierarchy::V1 => {
-                assert_eq!(get("cpu.shares", ""), "512");
-                assert_eq!(get("cpu.cfs_quota_us", ""), "50000");
-                assert_eq!(get("cpu.cfs_period_us", ""), "100000");
-            }
-            Hierarchy::V2 => {
-                // The formula from shares to weights has changed between runc's versions.
-                let weight: u32 = get("", "cpu.weight").parse().unwrap();
-                assert!((15..100).contains(&weight), "{weight}");
-                assert_eq!(get("", "cpu.max"), "50000 100000");
-            }
-        }
+        assert_half_the_shares_and_half_a_processor(task.pid);
         update(json!({"memory": {"limit": 64 * MIB, "swap": 96 * MIB}}));
         assert_eq!(get("memory.limit_in_bytes", "memory.max"), (64 * MIB).to_string());
         // v1 counts memory and swap together.
@@ -121,7 +128,7 @@ on_every_containerd! {
 
     fn update_that_cannot_be_changes_nothing(version) {
         let daemon = Daemon::start(version);
-        let task = run(&daemon, "update", "sleep 3600");
+        let task = run_script(&daemon, "update", "sleep 3600");
         task.update(&json!({"pids": {"limit": 77}, "memory": {"limit": 64 * MIB, "swap": 64 * MIB}})).unwrap();
         let before = || {
             (parameter(task.pid, "pids.max", "pids.max"), parameter(task.pid, "memory.limit_in_bytes", "memory.max"),
@@ -149,14 +156,14 @@ on_every_containerd! {
     fn paused_is_paused_for_every_call(version) {
         let daemon = Daemon::start(version);
         let events = daemon.events();
-        let task = run(&daemon, "paused", "while :; do :; done");
+        let task = run_script(&daemon, "paused", "while :; do :; done");
         task.resume().unwrap_err();
         task.pause().unwrap();
         assert_eq!(task.state("").unwrap(), Status::PAUSED);
-        let stopped_at = ticks(task.pid);
+        let stopped_at = cpu_ticks(task.pid);
         // Long enough for a busy process to be seen working.
         std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(ticks(task.pid), stopped_at);
+        assert_eq!(cpu_ticks(task.pid), stopped_at);
         task.pause().unwrap_err();
         task.exec("e", &["true"]).unwrap_err();
         assert!(!task.stats().unwrap().value.is_empty());
@@ -165,7 +172,7 @@ on_every_containerd! {
         task.resume().unwrap();
         assert_eq!(task.state("").unwrap(), Status::RUNNING);
         task.resume().unwrap_err();
-        eventually(Duration::from_secs(10), || so(ticks(task.pid) > stopped_at, || "it does not go on".to_owned()));
+        eventually(Duration::from_secs(10), || ok_if(cpu_ticks(task.pid) > stopped_at, || "it does not go on".to_owned()));
         task.exec("e", &["true"]).unwrap();
         task.start("e").unwrap();
         assert_eq!(task.wait("e").unwrap(), 0);
@@ -173,7 +180,7 @@ on_every_containerd! {
         eventually(Duration::from_secs(5), || {
             let seen = events.of("paused");
             let expected = ["create", "start", "paused", "resumed", "exec-added:e", "exec-started:e", "exit:e"];
-            so(seen == expected, || format!("{seen:?}"))
+            ok_if(seen == expected, || format!("{seen:?}"))
         });
         task.end();
         daemon.end();
@@ -181,7 +188,7 @@ on_every_containerd! {
 
     fn paused_and_killed_is_dead(version) {
         let daemon = Daemon::start(version);
-        let task = run(&daemon, "paused", "sleep 3600 & sleep 3600");
+        let task = run_script(&daemon, "paused", "sleep 3600 & sleep 3600");
         task.pause().unwrap();
         let begin = Instant::now();
         task.kill("", 9).unwrap();
@@ -198,7 +205,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         for round in 0..8 {
             // The more processes, the longer it takes to freeze them.
-            let task = run(&daemon, &format!("paused-{round}"), "for n in $(seq 50); do sleep 3600 & done; sleep 3600");
+            let task = run_script(&daemon, &format!("paused-{round}"), "for n in $(seq 50); do sleep 3600 & done; sleep 3600");
             task.pause_and_kill().unwrap();
             assert_eq!(task.wait("").unwrap(), 137);
             assert_eq!(task.end(), 137);
@@ -208,16 +215,16 @@ on_every_containerd! {
 
     fn pids_name_the_execs(version) {
         let daemon = Daemon::start(version);
-        let task = run(&daemon, "pids", "sleep 3600 & wait");
+        let task = run_script(&daemon, "pids", "sleep 3600 & wait");
         task.exec("first exec", &["sleep", "3600"]).unwrap();
         let exec = task.start("first exec").unwrap();
         eventually(Duration::from_secs(5), || {
             let listed = task.pids().unwrap();
             let mut pids: Vec<_> = listed.iter().map(|(pid, _)| *pid).collect();
-            let mut expected = members(task.pid);
+            let mut expected = pids_in_cgroup(task.pid);
             pids.sort_unstable();
             expected.sort_unstable();
-            so(pids.len() == 3 && pids == expected, || format!("{pids:?}, in the cgroup {expected:?}"))
+            ok_if(pids.len() == 3 && pids == expected, || format!("{pids:?}, in the cgroup {expected:?}"))
         });
         for (pid, info) in task.pids().unwrap() {
             if pid == exec {
@@ -240,13 +247,13 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "all");
         // The node's processes: nothing ends with the init.
-        let mut spec = bundle.plain(&["sh", "-c", "sleep 3601 & sleep 3602 & wait"]);
+        let mut spec = bundle.plain_spec(&["sh", "-c", "sleep 3601 & sleep 3602 & wait"]);
         spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
-        let task = Task::run(bundle.spec(&spec), b"");
+        let task = Task::run(bundle.write_spec(&spec), b"");
         task.exec("e", &["sleep", "3603"]).unwrap();
         task.start("e").unwrap();
         let pids = eventually(Duration::from_secs(5), || {
-            let pids = members(task.pid);
+            let pids = pids_in_cgroup(task.pid);
             if pids.len() == 4 { Ok(pids) } else { Err(format!("{pids:?}")) }
         });
         task.kill_all(9).unwrap();
@@ -254,7 +261,7 @@ on_every_containerd! {
         assert_eq!(task.wait("").unwrap(), 137);
         eventually(Duration::from_secs(5), || {
             let left: Vec<_> = pids.iter().filter(|pid| fs::exists(format!("/proc/{pid}")).unwrap()).collect();
-            so(left.is_empty(), || format!("{left:?}"))
+            ok_if(left.is_empty(), || format!("{left:?}"))
         });
         task.end();
         daemon.end();
@@ -266,7 +273,7 @@ on_every_containerd! {
         let container = pod.container("one").shell("sleep 3601 & sleep 3602 & wait").start();
         let neighbour = pod.sleeper("two");
         let pids = eventually(Duration::from_secs(5), || {
-            let pids = members(container.pid());
+            let pids = pids_in_cgroup(container.pid());
             if pids.len() == 3 { Ok(pids) } else { Err(format!("{pids:?}")) }
         });
         assert_eq!(namespace(container.pid(), "pid"), namespace(neighbour.pid(), "pid"));
@@ -274,7 +281,7 @@ on_every_containerd! {
         assert_eq!(container.wait(), 137);
         eventually(Duration::from_secs(5), || {
             let left: Vec<_> = pids.iter().filter(|pid| fs::exists(format!("/proc/{pid}")).unwrap()).collect();
-            so(left.is_empty(), || format!("{left:?}"))
+            ok_if(left.is_empty(), || format!("{left:?}"))
         });
         assert!(neighbour.running());
         daemon.end();
@@ -294,7 +301,7 @@ on_every_containerd! {
         assert!(!of_container.lines().filter(controlled).any(|line| line.contains("of-shims")), "{of_container}");
         pod.stop();
         pod.remove();
-        eventually(Duration::from_secs(10), || so(daemon.shims().is_empty(), || "the shim is there".to_owned()));
+        eventually(Duration::from_secs(10), || ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned()));
         // It is the operator's, and stays.
         let made: Vec<_> = shim_tests::leaks::cgroups(&daemon.names)
             .into_iter().filter(|path| path.ends_with("of-shims")).collect();
@@ -313,11 +320,11 @@ on_every_containerd! {
         }
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "unit");
-        let mut spec = bundle.plain(&["sh", "-c", "sleep 3600 & wait"]);
+        let mut spec = bundle.plain_spec(&["sh", "-c", "sleep 3600 & wait"]);
         let name = daemon.names.name();
         spec["linux"]["cgroupsPath"] = json!(format!("system.slice:{name}:unit"));
         spec["linux"]["resources"] = json!({"pids": {"limit": 50}});
-        let task = Task::run(bundle.spec(&spec), b"");
+        let task = Task::run(bundle.write_spec(&spec), b"");
         let directory = cgroups::directory(task.pid, "pids").unwrap();
         assert!(directory.ends_with(format!("system.slice/{name}-unit.scope")), "{}", directory.display());
         assert_eq!(parameter(task.pid, "pids.max", "pids.max"), "50");
@@ -326,13 +333,13 @@ on_every_containerd! {
         assert!(!task.stats().unwrap().value.is_empty());
         eventually(Duration::from_secs(5), || {
             let listed = task.pids().unwrap().len();
-            so(listed == 2, || format!("{listed} processes"))
+            ok_if(listed == 2, || format!("{listed} processes"))
         });
         task.pause().unwrap();
         assert_eq!(task.state("").unwrap(), Status::PAUSED);
         task.resume().unwrap();
         task.end();
-        eventually(Duration::from_secs(10), || so(!directory.exists(), || format!("{} stays", directory.display())));
+        eventually(Duration::from_secs(10), || ok_if(!directory.exists(), || format!("{} stays", directory.display())));
         daemon.end();
     }
 

@@ -21,7 +21,7 @@ use shim_tests::raw::Bundle;
 use shim_tests::slot::text;
 use shim_tests::{Daemon, ShimUnderTest, Version, eventually, image, on_every_containerd};
 
-fn mount(kind: &str, source: &Path, options: &[&str]) -> Mount {
+fn mount_message(kind: &str, source: &Path, options: &[&str]) -> Mount {
     Mount {
         type_: kind.to_owned(),
         source: text(source),
@@ -31,15 +31,15 @@ fn mount(kind: &str, source: &Path, options: &[&str]) -> Mount {
 }
 
 /// A folder of the slot.
-fn folder(daemon: &Daemon, name: &str) -> PathBuf {
+fn make_folder(daemon: &Daemon, name: &str) -> PathBuf {
     let path = daemon.directory().join("rootfs").join(name);
     fs::create_dir_all(&path).unwrap();
     path
 }
 
 /// A folder with busybox in it.
-fn busybox(daemon: &Daemon) -> PathBuf {
-    let path = folder(daemon, "busybox");
+fn make_busybox_folder(daemon: &Daemon) -> PathBuf {
+    let path = make_folder(daemon, "busybox");
     image::unpack_busybox(&path);
     path
 }
@@ -75,9 +75,9 @@ impl<'a> Task<'a> {
         let bundle = Bundle::new(daemon, "mounted");
         fs::remove_dir_all(bundle.path.join("rootfs")).unwrap();
         fs::create_dir(bundle.path.join("rootfs")).unwrap();
-        let mut spec = bundle.plain(command);
+        let mut spec = bundle.plain_spec(command);
         change(&mut spec);
-        let bundle = bundle.spec(&spec);
+        let bundle = bundle.write_spec(&spec);
         let started = bundle.start(b"");
         assert!(started.status.success(), "{}", started.text());
         let shim = Shim::connect(&started);
@@ -138,7 +138,7 @@ impl<'a> Task<'a> {
 fn sixty_layers(daemon: &Daemon) -> String {
     let layers: Vec<String> = (0..60)
         .map(|number| {
-            let layer = folder(daemon, &format!("{}/{number}/fs", "x".repeat(100)));
+            let layer = make_folder(daemon, &format!("{}/{number}/fs", "x".repeat(100)));
             fs::write(layer.join(format!("layer-{number}")), "").unwrap();
             if number == 59 {
                 image::unpack_busybox(&layer);
@@ -155,10 +155,10 @@ on_every_containerd! {
     fn an_overlay_of_sixty_layers_with_long_paths(version) {
         let daemon = Daemon::start(version);
         let lower = sixty_layers(&daemon);
-        let (upper, work) = (folder(&daemon, "upper"), folder(&daemon, "work"));
+        let (upper, work) = (make_folder(&daemon, "upper"), make_folder(&daemon, "work"));
         let task = Task::new(&daemon, &["sh", "-c", "touch /new; exit $(ls / | grep -c layer-)"]);
         let (upper_option, work) = (format!("upperdir={}", text(&upper)), format!("workdir={}", text(&work)));
-        task.create(vec![mount("overlay", Path::new("overlay"), &[&work, &upper_option, &lower])]);
+        task.create(vec![mount_message("overlay", Path::new("overlay"), &[&work, &upper_option, &lower])]);
         task.start();
         assert_eq!(task.wait(), 60);
         assert!(upper.join("new").exists());
@@ -168,7 +168,7 @@ on_every_containerd! {
 
     fn a_read_only_bind(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         for mount_point in ["proc", "dev"] {
             fs::create_dir_all(source.join(mount_point)).unwrap();
         }
@@ -176,7 +176,7 @@ on_every_containerd! {
             let dev = json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"});
             spec["mounts"].as_array_mut().unwrap().push(dev);
         });
-        task.create(vec![mount("bind", &source, &["ro", "rbind"])]);
+        task.create(vec![mount_message("bind", &source, &["ro", "rbind"])]);
         task.start();
         assert_eq!(task.wait(), 30);
         assert!(!source.join("new").exists());
@@ -186,10 +186,10 @@ on_every_containerd! {
 
     fn mounts_on_top_of_each_other_all_go(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         let task = Task::new(&daemon, &["true"]);
-        let tmpfs = mount("tmpfs", Path::new("tmpfs"), &["size=64k"]);
-        task.create(vec![tmpfs.clone(), tmpfs, mount("bind", &source, &["rw", "rbind"])]);
+        let tmpfs = mount_message("tmpfs", Path::new("tmpfs"), &["size=64k"]);
+        task.create(vec![tmpfs.clone(), tmpfs, mount_message("bind", &source, &["rw", "rbind"])]);
         task.start();
         assert_eq!(task.wait(), 0);
         task.delete();
@@ -198,9 +198,9 @@ on_every_containerd! {
 
     fn a_mount_that_fails_takes_those_before_it_away(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         let task = Task::new(&daemon, &["true"]);
-        let mounts = vec![mount("bind", &source, &["rw", "rbind"]), mount("no-such-filesystem", &source, &[])];
+        let mounts = vec![mount_message("bind", &source, &["rw", "rbind"]), mount_message("no-such-filesystem", &source, &[])];
         let failure = task.bundle.create_on(&task.shim, mounts).unwrap_err();
         if ShimUnderTest::get() == ShimUnderTest::Pause {
             assert!(failure.message.contains(&text(&task.rootfs())), "{failure}");
@@ -212,10 +212,10 @@ on_every_containerd! {
 
     fn a_create_that_fails_after_its_mounts_takes_them_away(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         // runc finds no program to run.
         let task = Task::with(&daemon, &[], |spec| spec["process"]["args"] = json!([]));
-        task.bundle.create_on(&task.shim, vec![mount("bind", &source, &["rw", "rbind"])]).unwrap_err();
+        task.bundle.create_on(&task.shim, vec![mount_message("bind", &source, &["rw", "rbind"])]).unwrap_err();
         assert_eq!(mounts_below(&task.bundle.path), Vec::<String>::new());
         task.end();
         daemon.end();
@@ -223,9 +223,9 @@ on_every_containerd! {
 
     fn a_busy_root_filesystem_is_unmounted_all_the_same(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         let task = Task::new(&daemon, &["sleep", "3600"]);
-        task.create(vec![mount("tmpfs", Path::new("tmpfs"), &["size=8m"]), mount("bind", &source, &["rw", "rbind"])]);
+        task.create(vec![mount_message("tmpfs", Path::new("tmpfs"), &["size=8m"]), mount_message("bind", &source, &["rw", "rbind"])]);
         task.start();
         let busy = fs::File::create(task.rootfs().join("open")).unwrap();
         task.kill();
@@ -236,10 +236,10 @@ on_every_containerd! {
 
     fn delete_unmounts_what_a_killed_shim_left(version) {
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         let task = Task::new(&daemon, &["sleep", "3600"]);
-        let tmpfs = mount("tmpfs", Path::new("tmpfs"), &["size=64k"]);
-        task.create(vec![tmpfs, mount("bind", &source, &["rw", "rbind"])]);
+        let tmpfs = mount_message("tmpfs", Path::new("tmpfs"), &["size=64k"]);
+        task.create(vec![tmpfs, mount_message("bind", &source, &["rw", "rbind"])]);
         task.start();
         kill(task.process.pid, Signal::KILL);
         eventually(Duration::from_secs(10), || {
@@ -256,9 +256,9 @@ on_every_containerd! {
     fn delete_removes_the_mount_points_of_a_create_that_was_cut_short(version) {
         shim_tests::ours_only!("the bundle stays as it is");
         let daemon = Daemon::start(version);
-        let source = busybox(&daemon);
+        let source = make_busybox_folder(&daemon);
         let task = Task::new(&daemon, &["sleep", "3600"]);
-        task.create(vec![mount("bind", &source, &["rw", "rbind"])]);
+        task.create(vec![mount_message("bind", &source, &["rw", "rbind"])]);
         kill(task.process.pid, Signal::KILL);
         eventually(Duration::from_secs(10), || {
             if task.process.alive() { Err("the shim stays".to_owned()) } else { Ok(()) }
@@ -286,7 +286,7 @@ on_every_containerd! {
         }
         let daemon = Daemon::start(version);
         let lower = sixty_layers(&daemon);
-        let (upper, work) = (folder(&daemon, "upper"), folder(&daemon, "work"));
+        let (upper, work) = (make_folder(&daemon, "upper"), make_folder(&daemon, "work"));
         std::os::unix::fs::chown(&upper, Some(100_000), Some(100_000)).unwrap();
         let script = "touch /new; test $(stat -c %u /layer-7) = 0 && test $(stat -c %u /new) = 0 && exit 60";
         let task = Task::with(&daemon, &["sh", "-c", script], |spec| {
@@ -297,7 +297,7 @@ on_every_containerd! {
         });
         let (upper_option, work) = (format!("upperdir={}", text(&upper)), format!("workdir={}", text(&work)));
         let maps = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"];
-        task.create(vec![mount("overlay", Path::new("overlay"), &[maps[0], maps[1], &work, &upper_option, &lower])]);
+        task.create(vec![mount_message("overlay", Path::new("overlay"), &[maps[0], maps[1], &work, &upper_option, &lower])]);
         assert_eq!(fs::metadata(task.rootfs().join("layer-7")).unwrap().uid(), 100_000);
         assert_eq!(mounts_below(&task.bundle.path).len(), 1);
         task.start();

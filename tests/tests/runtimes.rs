@@ -52,12 +52,12 @@ impl Recorder {
 
     /// Every call went to that root, and `create` had the flags of [`Self::options`]. Nothing stays there.
     #[track_caller]
-    fn check(&self, namespace: &str) {
-        self.check_create(namespace, &["--no-pivot", "--no-new-keyring"]);
+    fn assert_calls(&self, namespace: &str) {
+        self.assert_calls_with_flags(namespace, &["--no-pivot", "--no-new-keyring"]);
     }
 
     #[track_caller]
-    fn check_create(&self, namespace: &str, flags: &[&str]) {
+    fn assert_calls_with_flags(&self, namespace: &str, flags: &[&str]) {
         let calls = fs::read_to_string(self.path("calls")).unwrap();
         let root = format!("--root {}", text(&self.path("root").join(namespace)));
         for call in calls
@@ -106,14 +106,14 @@ impl Crun {
 }
 
 #[track_caller]
-fn pod_and_exec(daemon: &Daemon, handler: &str) {
+fn run_pod_and_exec(daemon: &Daemon, handler: &str) {
     let pod = PodSpec::new("optional").handler(handler).run(daemon);
     let container = pod.sleeper("one");
     assert_eq!(container.output(&["hostname"]), "optional");
 }
 
 /// What a pod and its container do every day, with this runtime.
-fn everyday(version: Version, runtime: &Path) {
+fn assert_everyday_calls_work(version: Version, runtime: &Path) {
     let options = format!("BinaryName = '{}'", text(runtime));
     let daemon = Daemon::with(version, &Options::runtime(&options));
     for shared in [false, true] {
@@ -162,9 +162,9 @@ on_every_containerd! {
     fn options_of_a_table_reach_the_runtime(version) {
         let recorder = Recorder::new();
         let daemon = Daemon::with(version, &Options::runtime(&recorder.options()));
-        pod_and_exec(&daemon, "");
+        run_pod_and_exec(&daemon, "");
         daemon.end();
-        recorder.check("k8s.io");
+        recorder.assert_calls("k8s.io");
     }
 
     fn options_of_ctr_reach_the_runtime(version) {
@@ -186,16 +186,16 @@ on_every_containerd! {
         daemon.ctr(&["tasks", "exec", "--fifo-dir", &fifos, "--exec-id", "e", "alone", "true"]);
         let namespace = daemon.names.name();
         daemon.end();
-        recorder.check_create(&namespace, expected);
+        recorder.assert_calls_with_flags(&namespace, expected);
     }
 
     fn a_newer_runc(version) {
-        everyday(version, &lab::newer_runtime("runc"));
+        assert_everyday_calls_work(version, &lab::newer_runtime("runc"));
     }
 
     fn crun(version) {
         let crun = Crun::new();
-        everyday(version, &crun.binary());
+        assert_everyday_calls_work(version, &crun.binary());
     }
 }
 
@@ -216,9 +216,9 @@ fn options_of_a_handler_by_path_reach_the_runtime(version: Version) {
         ..Options::default()
     };
     let daemon = Daemon::with(version, &options);
-    pod_and_exec(&daemon, "typed");
+    run_pod_and_exec(&daemon, "typed");
     daemon.end();
-    recorder.check("k8s.io");
+    recorder.assert_calls("k8s.io");
 }
 
 #[test]

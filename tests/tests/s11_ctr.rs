@@ -12,20 +12,20 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use shim_tests::proc::{Process, namespace};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, Terminal, eventually, image, on_every_containerd};
 
-fn stdout(output: &Output) -> String {
+fn stdout_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Resizes the terminal of a `probe winsize`, which prints it. ctr listens for changes only some time after it has passed
 /// on the first size.
-fn resized(terminal: &mut Terminal, rows: u16, columns: u16) {
+fn resize_until_seen(terminal: &mut Terminal, rows: u16, columns: u16) {
     eventually(Duration::from_secs(30), || {
         terminal.resize(rows, columns);
         let printed = terminal.printed();
-        so(printed.contains(&format!("size {rows} {columns}")), || {
+        ok_if(printed.contains(&format!("size {rows} {columns}")), || {
             printed
         })
     });
@@ -33,7 +33,7 @@ fn resized(terminal: &mut Terminal, rows: u16, columns: u16) {
 
 /// Runs, waits for the line `ready`, and then gives this on stdin. (`ctr` forgets to tell the shim of an end of input
 /// that comes before its task is made.)
-fn with_input(mut command: Command, input: &[u8]) -> Output {
+fn run_with_input(mut command: Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -57,23 +57,23 @@ on_every_containerd! {
             let output = daemon.ctr_run(&["--rm"], "one", &["sh", "-c", script]).output().unwrap();
             assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
             if code == 0 {
-                assert_eq!(stdout(&output), "out\n");
+                assert_eq!(stdout_text(&output), "out\n");
                 assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
             }
-            daemon.nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left(Duration::from_secs(5));
         }
         daemon.end();
     }
 
     fn s11_stdin_reaches_the_container_and_ends(version) {
         let daemon = Daemon::start(version);
-        let output = with_input(daemon.ctr_run(&["--rm"], "cat", &["sh", "-c", "echo ready; cat"]), b"hi\n");
+        let output = run_with_input(daemon.ctr_run(&["--rm"], "cat", &["sh", "-c", "echo ready; cat"]), b"hi\n");
         assert!(output.status.success(), "{output:?}");
-        assert_eq!(stdout(&output), "hi\n");
+        assert_eq!(stdout_text(&output), "hi\n");
         // More than a pipe holds.
         let much: Vec<u8> = (0..300_000_u32).map(|number| b'a' + (number % 26) as u8).collect();
-        let output = with_input(daemon.ctr_run(&["--rm"], "wc", &["sh", "-c", "echo ready; wc -c"]), &much);
-        assert_eq!(stdout(&output).trim(), "300000");
+        let output = run_with_input(daemon.ctr_run(&["--rm"], "wc", &["sh", "-c", "echo ready; wc -c"]), &much);
+        assert_eq!(stdout_text(&output).trim(), "300000");
         daemon.end();
     }
 
@@ -94,7 +94,7 @@ on_every_containerd! {
         let run = daemon.ctr_run(&["--rm", "--tty", "--mount", &probe], "tty", &["/probe", "winsize"]);
         let mut terminal = Terminal::start(run);
         terminal.expect("size 24 80");
-        resized(&mut terminal, 31, 97);
+        resize_until_seen(&mut terminal, 31, 97);
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
         daemon.end();
@@ -102,7 +102,7 @@ on_every_containerd! {
 
     fn s11_detached_then_killed_and_deleted(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "d", &["sleep", "3600"]);
+        daemon.run_detached(&[], "d", &["sleep", "3600"]);
         let (pid, state) = daemon.task("d").unwrap();
         assert_eq!(state, "RUNNING");
         assert_eq!(Process::of(pid).unwrap().name, "sleep");
@@ -122,10 +122,10 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let script = "trap 'exit 11' USR1; trap 'exit 12' TERM; touch /tmp/ready; while true; do sleep 0.1; done";
         for (signal, code) in [("SIGUSR1", 11), ("SIGTERM", 12)] {
-            daemon.detached(&[], "s", &["sh", "-c", script]);
+            daemon.run_detached(&[], "s", &["sh", "-c", script]);
             eventually(Duration::from_secs(5), || {
                 let ready = daemon.ctr_exec(&[], "look", "s", &["test", "-e", "/tmp/ready"]).output().unwrap();
-                so(ready.status.success(), || format!("{ready:?}"))
+                ok_if(ready.status.success(), || format!("{ready:?}"))
             });
             daemon.ctr(&["tasks", "kill", "--signal", signal, "s"]);
             daemon.wait_for_task("s", "STOPPED");
@@ -137,22 +137,22 @@ on_every_containerd! {
 
     fn s11_exec(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "d", &["sleep", "3600"]);
+        daemon.run_detached(&[], "d", &["sleep", "3600"]);
         let output = daemon.ctr_exec(&[], "a", "d", &["sh", "-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{output:?}");
-        assert_eq!((stdout(&output).as_str(), &output.stderr[..]), ("out\n", &b"err\n"[..]));
-        let output = with_input(daemon.ctr_exec(&[], "b", "d", &["sh", "-c", "echo ready; cat"]), b"through stdin\n");
-        assert_eq!(stdout(&output), "through stdin\n", "{output:?}");
+        assert_eq!((stdout_text(&output).as_str(), &output.stderr[..]), ("out\n", &b"err\n"[..]));
+        let output = run_with_input(daemon.ctr_exec(&[], "b", "d", &["sh", "-c", "echo ready; cat"]), b"through stdin\n");
+        assert_eq!(stdout_text(&output), "through stdin\n", "{output:?}");
         daemon.end();
     }
 
     fn s11_exec_on_a_terminal_with_resize(version) {
         let daemon = Daemon::start(version);
         let probe = format!("type=bind,src={},dst=/probe,options=rbind:ro", shim_tests::lab::probe().display());
-        daemon.detached(&["--mount", &probe], "d", &["sleep", "3600"]);
+        daemon.run_detached(&["--mount", &probe], "d", &["sleep", "3600"]);
         let mut terminal = Terminal::start(daemon.ctr_exec(&["--tty"], "t", "d", &["/probe", "winsize"]));
         terminal.expect("size 24 80");
-        resized(&mut terminal, 50, 132);
+        resize_until_seen(&mut terminal, 50, 132);
         terminal.enter("\x04");
         assert!(terminal.wait().success(), "{}", terminal.printed());
         let mut shell = Terminal::start(daemon.ctr_exec(&["--tty"], "u", "d", &["sh"]));
@@ -164,7 +164,7 @@ on_every_containerd! {
 
     fn s11_an_exec_id_is_used_once(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "d", &["sleep", "3600"]);
+        daemon.run_detached(&[], "d", &["sleep", "3600"]);
         let mut first = daemon.ctr_exec(&[], "same", "d", &["sh", "-c", "echo ready; exec sleep 3600"]);
         let mut first = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         first.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
@@ -178,7 +178,7 @@ on_every_containerd! {
 
     fn s11_execs_side_by_side(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "d", &["sleep", "3600"]);
+        daemon.run_detached(&[], "d", &["sleep", "3600"]);
         let running: Vec<_> = (0..8)
             .map(|number| {
                 let script = format!("echo number {number}; exit {number}");
@@ -189,14 +189,14 @@ on_every_containerd! {
         for (number, child) in running.into_iter().enumerate() {
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(i32::try_from(number).unwrap()), "{output:?}");
-            assert_eq!(stdout(&output), format!("number {number}\n"));
+            assert_eq!(stdout_text(&output), format!("number {number}\n"));
         }
         daemon.end();
     }
 
     fn s11_attach(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "a", &["sh", "-c", "read line; echo got $line; exit 6"]);
+        daemon.run_detached(&[], "a", &["sh", "-c", "read line; echo got $line; exit 6"]);
         let mut attach = daemon.ctr_command();
         attach.args(["tasks", "attach", "a"]);
         // Nothing is printed before: the detached `ctr run` may have read it.
@@ -204,7 +204,7 @@ on_every_containerd! {
         attach.stdin.as_mut().unwrap().write_all(b"attached\n").unwrap();
         let output = attach.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(6), "{output:?}");
-        assert_eq!(stdout(&output), "got attached\n");
+        assert_eq!(stdout_text(&output), "got attached\n");
         daemon.end();
     }
 
@@ -225,7 +225,7 @@ on_every_containerd! {
 
     fn s11_ps(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "p", &["sleep", "3600"]);
+        daemon.run_detached(&[], "p", &["sleep", "3600"]);
         let pid = daemon.task("p").unwrap().0.to_string();
         let mut exec = daemon.ctr_exec(&[], "named", "p", &["sh", "-c", "echo ready; exec sleep 3600"]);
         let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
@@ -244,7 +244,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let file = daemon.directory().join("pid");
         let flags = ["--null-io", "--pid-file", file.to_str().unwrap()];
-        daemon.detached(&flags, "n", &["sh", "-c", "read line; yes | head -n 100000; exit 8"]);
+        daemon.run_detached(&flags, "n", &["sh", "-c", "read line; yes | head -n 100000; exit 8"]);
         let (pid, _) = daemon.task("n").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().trim(), pid.to_string());
         daemon.wait_for_task("n", "STOPPED");
@@ -256,20 +256,20 @@ on_every_containerd! {
     fn s11_containers_of_a_group_outlive_the_first(version) {
         let daemon = Daemon::start(version);
         let group = ["--annotation", "io.containerd.runc.v2.group=together"];
-        daemon.detached(&group, "first", &["sleep", "3600"]);
-        daemon.detached(&group, "second", &["sleep", "3601"]);
+        daemon.run_detached(&group, "first", &["sleep", "3600"]);
+        daemon.run_detached(&group, "second", &["sleep", "3601"]);
         daemon.expect_task("together");
         assert_eq!(daemon.shims().len(), 1, "one shim for both");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "first"]);
         daemon.wait_for_task("first", "STOPPED");
         daemon.ctr(&["tasks", "delete", "first"]);
         let output = daemon.ctr_exec(&[], "e", "second", &["echo", "still here"]).output().unwrap();
-        assert_eq!(stdout(&output), "still here\n", "{output:?}");
+        assert_eq!(stdout_text(&output), "still here\n", "{output:?}");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "second"]);
         daemon.wait_for_task("second", "STOPPED");
         daemon.ctr(&["tasks", "delete", "second"]);
         eventually(Duration::from_secs(5), || {
-            so(daemon.shims().is_empty(), || "the shim is still there".to_owned())
+            ok_if(daemon.shims().is_empty(), || "the shim is still there".to_owned())
         });
         daemon.end();
     }
@@ -277,7 +277,7 @@ on_every_containerd! {
     fn s11_pause_and_resume(version) {
         let daemon = Daemon::start(version);
         let events = daemon.events();
-        daemon.detached(&[], "p", &["sh", "-c", "while true; do :; done"]);
+        daemon.run_detached(&[], "p", &["sh", "-c", "while true; do :; done"]);
         let (pid, _) = daemon.task("p").unwrap();
         let ticks = || {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -292,17 +292,17 @@ on_every_containerd! {
         assert_eq!(ticks(), before);
         daemon.ctr(&["tasks", "resume", "p"]);
         daemon.wait_for_task("p", "RUNNING");
-        eventually(Duration::from_secs(3), || so(ticks() > before, || "it stands still".to_owned()));
+        eventually(Duration::from_secs(3), || ok_if(ticks() > before, || "it stands still".to_owned()));
         eventually(Duration::from_secs(3), || {
             let seen: Vec<String> = events.of("p").into_iter().filter(|topic| !topic.starts_with("exec")).collect();
-            so(seen == ["create", "start", "paused", "resumed"], || format!("{seen:?}"))
+            ok_if(seen == ["create", "start", "paused", "resumed"], || format!("{seen:?}"))
         });
         daemon.end();
     }
 
     fn s11_a_paused_container_can_be_killed(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "p", &["sleep", "3600"]);
+        daemon.run_detached(&[], "p", &["sleep", "3600"]);
         daemon.ctr(&["tasks", "pause", "p"]);
         daemon.wait_for_task("p", "PAUSED");
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "p"]);
@@ -313,7 +313,7 @@ on_every_containerd! {
 
     fn s11_metrics(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "m", &["sh", "-c", "while true; do :; done"]);
+        daemon.run_detached(&[], "m", &["sh", "-c", "while true; do :; done"]);
         let metrics = daemon.ctr(&["tasks", "metrics", "--format", "json", "m"]);
         let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap_or_else(|error| panic!("{error}: {metrics}"));
         let v1 = metrics["memory"]["usage"]["usage"].as_u64();
@@ -327,7 +327,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let flags = ["--rm", "--env", "ANSWER=42", "--env", "EMPTY=", "--cwd", "/tmp"];
         let output = daemon.ctr_run(&flags, "env", &["sh", "-c", "echo $ANSWER; echo ${EMPTY-unset}; pwd"]).output().unwrap();
-        assert_eq!(stdout(&output), "42\n\n/tmp\n", "{output:?}");
+        assert_eq!(stdout_text(&output), "42\n\n/tmp\n", "{output:?}");
         daemon.end();
     }
 
@@ -343,7 +343,7 @@ on_every_containerd! {
         ] {
             let mount = format!("type=bind,src={given},dst=/given,options={options}");
             let output = daemon.ctr_run(&["--rm", "--mount", &mount], "m", &["sh", "-c", script]).output().unwrap();
-            assert_eq!(stdout(&output), expected, "{output:?}");
+            assert_eq!(stdout_text(&output), expected, "{output:?}");
         }
         assert_eq!(fs::read_to_string(folder.join("answer")).unwrap(), "back\n");
         daemon.end();
@@ -358,14 +358,14 @@ on_every_containerd! {
         daemon.expect_task("r");
         fs::write(format!("{root}/etc/mark"), "a folder\n").unwrap();
         let output = run.output().unwrap();
-        assert_eq!(stdout(&output), "from a folder\n", "{output:?}");
+        assert_eq!(stdout_text(&output), "from a folder\n", "{output:?}");
         daemon.end();
     }
 
     fn s11_the_nodes_network(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&["--net-host"], "n", &["sleep", "3600"]);
-        daemon.detached(&[], "own", &["sleep", "3600"]);
+        daemon.run_detached(&["--net-host"], "n", &["sleep", "3600"]);
+        daemon.run_detached(&[], "own", &["sleep", "3600"]);
         let node = namespace(std::process::id().cast_signed(), "net");
         assert_eq!(namespace(daemon.task("n").unwrap().0, "net"), node);
         assert_ne!(namespace(daemon.task("own").unwrap().0, "net"), node);
@@ -374,7 +374,7 @@ on_every_containerd! {
 
     fn s11_a_memory_limit(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&["--memory-limit", "33554432"], "l", &["sleep", "3600"]);
+        daemon.run_detached(&["--memory-limit", "33554432"], "l", &["sleep", "3600"]);
         let (pid, _) = daemon.task("l").unwrap();
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let of = |prefix: &str| groups.lines().find_map(|line| line.split_once(prefix).map(|(_, path)| path.to_owned()));
@@ -394,9 +394,9 @@ on_every_containerd! {
         for number in 0..10 {
             let id = format!("c{number}");
             let output = daemon.ctr_run(&["--rm"], &id, &["echo", &id]).output().unwrap();
-            assert_eq!(stdout(&output), format!("{id}\n"), "{output:?}");
+            assert_eq!(stdout_text(&output), format!("{id}\n"), "{output:?}");
         }
-        daemon.nothing_left(Duration::from_secs(5));
+        daemon.assert_nothing_left(Duration::from_secs(5));
         daemon.end();
     }
 
@@ -405,7 +405,7 @@ on_every_containerd! {
         let mut run = daemon.ctr_run(&["--rm"], "bg", &["sh", "-c", "sleep 300 & echo done"]);
         let begin = std::time::Instant::now();
         let output = run.output().unwrap();
-        assert_eq!(stdout(&output), "done\n", "{output:?}");
+        assert_eq!(stdout_text(&output), "done\n", "{output:?}");
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         daemon.end();
     }

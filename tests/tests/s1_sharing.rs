@@ -12,7 +12,7 @@ use shim_tests::proc::{namespace, namespaces};
 use shim_tests::{Container, Daemon, Pod, PodSpec, eventually, image, in_every_mode};
 
 /// The seeds' pod: a web server and a client.
-fn web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
+fn start_web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
     let web = pod.container("myweb2-nginx").image(image::NGINX).start();
     let client = pod
         .container("myweb2-netshoot")
@@ -26,7 +26,7 @@ in_every_mode! {
     fn s1_a_pod_shares_what_it_should(version) {
         let daemon = Daemon::with_nginx(version);
         let pod = PodSpec::new("myweb2").run(&daemon);
-        let (web, client) = web_and_client(&pod);
+        let (web, client) = start_web_and_client(&pod);
         let (in_web, in_client) = (namespaces(web.pid()), namespaces(client.pid()));
         let node = namespaces(std::process::id().cast_signed());
         let sandbox = pod.pid();
@@ -78,7 +78,7 @@ in_every_mode! {
     fn s1_same_address_and_localhost_reaches_the_neighbour(version) {
         let daemon = Daemon::with_nginx(version);
         let pod = PodSpec::new("myweb2").run(&daemon);
-        let (web, client) = web_and_client(&pod);
+        let (web, client) = start_web_and_client(&pod);
         let ip = pod.ip();
         assert!(ip.starts_with(&daemon.names.subnet()), "{ip}");
         for what in ["ip -o -4 addr show dev eth0", "cat /sys/class/net/eth0/address", "ip route", "cat /proc/net/dev | wc -l"] {
@@ -99,7 +99,7 @@ in_every_mode! {
     fn s1_each_container_sees_only_its_own_processes(version) {
         let daemon = Daemon::with_nginx(version);
         let pod = PodSpec::new("myweb2").run(&daemon);
-        let (web, client) = web_and_client(&pod);
+        let (web, client) = start_web_and_client(&pod);
         let names = |container: &Container<'_>| container.shell("cat /proc/[0-9]*/comm");
         assert!(names(&web).contains("nginx"));
         assert!(!names(&web).contains("sleep"), "{}", names(&web));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use shim_tests::proc::namespace;
 use shim_tests::{Container, Daemon, Pod, PodSpec, ShimUnderTest, eventually, in_every_mode};
 
-fn prober<'a>(pod: &Pod<'a>, name: &str) -> Container<'a> {
+fn start_prober<'a>(pod: &Pod<'a>, name: &str) -> Container<'a> {
     pod.container(name)
         .probe()
         .command(&["sleep", "3600"])
@@ -77,7 +77,7 @@ in_every_mode! {
     fn s5_ten_thousand_orphans_leave_no_zombie(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("shared").shared_processes().run(&daemon);
-        let container = prober(&pod, "one");
+        let container = start_prober(&pod, "one");
         let made = container.try_exec_for(&["/probe", "orphans", "10000"], 60).unwrap();
         assert_eq!(made.code, 0, "{made:?}");
         eventually(Duration::from_secs(5), || {
@@ -104,7 +104,7 @@ in_every_mode! {
                     Ok(())
                 });
             }
-            pod.no_longer_ready();
+            pod.wait_until_not_ready();
         }
         daemon.end();
     }

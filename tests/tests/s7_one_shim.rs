@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use shim_tests::proc::{self, Process};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, PodSpec, eventually, in_every_mode};
 
 fn describe(processes: &[Process]) -> String {
@@ -29,7 +29,7 @@ in_every_mode! {
         // A runc that just ended may still be there for a moment.
         eventually(Duration::from_secs(2), || {
             let now = daemon.processes();
-            so(now.len() == 3, || format!("{} processes:\n  {}", now.len(), describe(&now)))
+            ok_if(now.len() == 3, || format!("{} processes:\n  {}", now.len(), describe(&now)))
         });
         let shim = daemon.shim();
         let children: Vec<i32> = proc::children(shim.pid).iter().map(|child| child.pid).collect();
@@ -63,7 +63,7 @@ in_every_mode! {
         // Threads that did blocking work go away again.
         let threads = eventually(Duration::from_secs(12), || {
             let threads = proc::threads(shim.pid);
-            so(threads <= 4, || format!("{threads} threads: {:?}", proc::thread_names(shim.pid))).map(|()| threads)
+            ok_if(threads <= 4, || format!("{threads} threads: {:?}", proc::thread_names(shim.pid))).map(|()| threads)
         });
         eprintln!("shim: {threads} threads, {} kB private", proc::private_kb(shim.pid));
         daemon.end();
@@ -79,7 +79,7 @@ in_every_mode! {
             let shim = daemon.shim();
             pod.remove();
             let begin = Instant::now();
-            eventually(Duration::from_secs(20), || so(!shim.alive(), || shim.describe()));
+            eventually(Duration::from_secs(20), || ok_if(!shim.alive(), || shim.describe()));
             begin.elapsed() < Duration::from_secs(2)
         };
         assert!(["first", "second", "third"].into_iter().any(at_once), "it takes its time");

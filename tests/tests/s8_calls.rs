@@ -22,15 +22,15 @@ use shim_tests::cri::Cri;
 use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
 use shim_tests::proc::{Process, children, kill};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, PodSpec, Terminal, eventually, on_every_containerd};
 
 /// The state of a task, if there is one.
-fn state(daemon: &Daemon, id: &str) -> Option<String> {
+fn task_state(daemon: &Daemon, id: &str) -> Option<String> {
     daemon.task(id).map(|(_, state)| state)
 }
 
-fn quiet(mut command: Command) -> Child {
+fn spawn_without_streams(mut command: Command) -> Child {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -39,7 +39,7 @@ fn quiet(mut command: Command) -> Child {
         .unwrap()
 }
 
-fn ctr(daemon: &Daemon, arguments: &[&str]) -> Command {
+fn ctr_command(daemon: &Daemon, arguments: &[&str]) -> Command {
     let mut command = daemon.ctr_command();
     command.args(arguments);
     command
@@ -47,7 +47,7 @@ fn ctr(daemon: &Daemon, arguments: &[&str]) -> Command {
 
 /// An exec that must work.
 #[track_caller]
-fn works(daemon: &Daemon, id: &str, exec: &str) {
+fn assert_exec_works(daemon: &Daemon, id: &str, exec: &str) {
     let output = daemon
         .ctr_exec(&[], exec, id, &["echo", "works"])
         .output()
@@ -57,7 +57,7 @@ fn works(daemon: &Daemon, id: &str, exec: &str) {
 
 /// Waits until an exec has done this.
 #[track_caller]
-fn has(daemon: &Daemon, exec: &str, condition: &str) {
+fn wait_until_true_inside(daemon: &Daemon, exec: &str, condition: &str) {
     let script = format!("while ! {condition}; do sleep 0.05; done");
     let looked = daemon
         .ctr_exec(&[], exec, "c", &["sh", "-c", &script])
@@ -67,7 +67,7 @@ fn has(daemon: &Daemon, exec: &str, condition: &str) {
 }
 
 /// Whether something waits to be read in a socket of the shim.
-fn asked(shim: i32) -> bool {
+fn has_unread_call(shim: i32) -> bool {
     let pidfd = pidfd_open(Pid::from_raw(shim).unwrap(), PidfdFlags::empty()).unwrap();
     fs::read_dir(format!("/proc/{shim}/fd"))
         .unwrap()
@@ -81,15 +81,17 @@ fn asked(shim: i32) -> bool {
 /// containerd dies while the shim, which is stopped, has this call in its socket, and has not read it. `ask` makes a
 /// client ask, and may be called again until it has.
 #[track_caller]
-fn dies_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMut()) {
+fn kill_containerd_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMut()) {
     let shim = daemon.shim().pid;
     eventually(Duration::from_secs(5), || {
-        so(!asked(shim), || "the shim does not read".to_owned())
+        ok_if(!has_unread_call(shim), || {
+            "the shim does not read".to_owned()
+        })
     });
     kill(shim, Signal::STOP);
     eventually(Duration::from_secs(20), || {
         ask();
-        so(asked(shim), || "no call has come".to_owned())
+        ok_if(has_unread_call(shim), || "no call has come".to_owned())
     });
     daemon.kill();
     kill(shim, Signal::CONT);
@@ -98,7 +100,7 @@ fn dies_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMut()) {
 
 /// The container's task is made anew, runs, and ends as it should.
 #[track_caller]
-fn runs_again(daemon: &Daemon, id: &str) {
+fn assert_task_runs_again(daemon: &Daemon, id: &str) {
     let fifos = daemon.directory().join("fifo");
     // What the killed client's containerd knows of the old one goes first, if it knows anything. 1.6 knows nothing of a
     // task before its Create has ended, and then has it.
@@ -112,25 +114,25 @@ fn runs_again(daemon: &Daemon, id: &str) {
             fifos.to_str().unwrap(),
             id,
         ]);
-        so(again.status.success(), || format!("{again:?}"))
+        ok_if(again.status.success(), || format!("{again:?}"))
     });
     daemon.wait_for_task(id, "RUNNING");
-    ends(daemon, id);
+    kill_and_delete(daemon, id);
 }
 
 /// Kills the task, and removes everything.
 #[track_caller]
-fn ends(daemon: &Daemon, id: &str) {
+fn kill_and_delete(daemon: &Daemon, id: &str) {
     daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]);
     daemon.wait_for_task(id, "STOPPED");
     assert_eq!(daemon.delete_task(id), 137);
     assert!(!daemon.try_ctr(&["tasks", "delete", id]).status.success());
     daemon.ctr(&["containers", "delete", id]);
-    clear(daemon);
+    remove_fifos(daemon);
 }
 
 /// The FIFOs of a client that died are nobody's.
-fn clear(daemon: &Daemon) {
+fn remove_fifos(daemon: &Daemon) {
     let fifos = daemon.directory().join("fifo");
     fs::remove_dir_all(&fifos).unwrap();
     fs::create_dir(&fifos).unwrap();
@@ -140,11 +142,11 @@ const SLEEPS: &[&str] = &["sleep", "3600"];
 
 /// containerd dies in the Create of `c`, which hangs.
 #[track_caller]
-fn dies_in_a_create(daemon: &Daemon) -> Hold {
+fn kill_containerd_in_a_create(daemon: &Daemon) -> Hold {
     let hold = Hold::install(daemon);
     hold.hold("create");
-    let mut client = quiet(daemon.ctr_run(&["--detach"], "c", SLEEPS));
-    hold.held("create");
+    let mut client = spawn_without_streams(daemon.ctr_run(&["--detach"], "c", SLEEPS));
+    hold.wait_until_held("create");
     daemon.kill();
     client.wait().unwrap();
     hold
@@ -153,31 +155,31 @@ fn dies_in_a_create(daemon: &Daemon) -> Hold {
 on_every_containerd! {
     fn s8_containerd_dies_in_a_create_that_ends_meanwhile(version) {
         let daemon = Daemon::start(version);
-        let hold = dies_in_a_create(&daemon);
+        let hold = kill_containerd_in_a_create(&daemon);
         hold.release("create");
         let made = daemon.directory().join("state/io.containerd.runtime.v2.task").join(daemon.names.name()).join("c/init.pid");
         // The wrapper and runc have the same name, and the container's init another one.
         let shim = daemon.shim().pid;
         eventually(Duration::from_secs(20), || {
             let runs = children(shim).iter().any(|child| child.name == "runc");
-            so(made.exists() && !runs, || "runc has not made the container".to_owned())
+            ok_if(made.exists() && !runs, || "runc has not made the container".to_owned())
         });
         daemon.start_again();
         daemon.wait_for_task("c", "CREATED");
         // Create again: there is one.
         assert!(!daemon.try_ctr(&["tasks", "start", "--detach", "c"]).status.success());
-        runs_again(&daemon, "c");
+        assert_task_runs_again(&daemon, "c");
         daemon.end();
     }
 
     fn s8_containerd_dies_in_a_create_that_hangs(version) {
         let daemon = Daemon::start(version);
-        let hold = dies_in_a_create(&daemon);
+        let hold = kill_containerd_in_a_create(&daemon);
         // It must come up all the same.
         daemon.start_again();
         daemon.try_ctr(&["tasks", "delete", "--force", "c"]);
         hold.release("create");
-        runs_again(&daemon, "c");
+        assert_task_runs_again(&daemon, "c");
         daemon.end();
     }
 
@@ -186,8 +188,8 @@ on_every_containerd! {
         let hold = Hold::install(&daemon);
         for (id, meanwhile) in [("a", true), ("b", false)] {
             hold.hold("start");
-            let mut client = quiet(daemon.ctr_run(&["--detach"], id, SLEEPS));
-            hold.held("start");
+            let mut client = spawn_without_streams(daemon.ctr_run(&["--detach"], id, SLEEPS));
+            hold.wait_until_held("start");
             daemon.kill();
             client.wait().unwrap();
             if meanwhile {
@@ -195,12 +197,12 @@ on_every_containerd! {
             }
             daemon.start_again();
             if !meanwhile {
-                assert_eq!(state(&daemon, id).as_deref(), Some("CREATED"));
+                assert_eq!(task_state(&daemon, id).as_deref(), Some("CREATED"));
                 hold.release("start");
             }
             daemon.wait_for_task(id, "RUNNING");
-            works(&daemon, id, "after");
-            ends(&daemon, id);
+            assert_exec_works(&daemon, id, "after");
+            kill_and_delete(&daemon, id);
         }
         daemon.end();
     }
@@ -208,12 +210,12 @@ on_every_containerd! {
     fn s8_containerd_dies_in_the_start_of_an_exec(version) {
         let daemon = Daemon::start(version);
         let hold = Hold::install(&daemon);
-        daemon.detached(&[], "c", SLEEPS);
+        daemon.run_detached(&[], "c", SLEEPS);
         for (exec, meanwhile) in [("a", true), ("b", false)] {
             hold.hold("exec");
             let mark = format!("echo ran > /tmp/{exec}; exec sleep 3600");
-            let mut client = quiet(daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &mark]));
-            hold.held("exec");
+            let mut client = spawn_without_streams(daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &mark]));
+            hold.wait_until_held("exec");
             // First its client, which would remove the FIFOs when it hears of the other's death.
             client.kill().unwrap();
             client.wait().unwrap();
@@ -235,8 +237,8 @@ on_every_containerd! {
             assert!(String::from_utf8_lossy(&again.stderr).contains("already exists"), "{again:?}");
             daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "--exec-id", exec, "c"]);
         }
-        works(&daemon, "c", "after");
-        ends(&daemon, "c");
+        assert_exec_works(&daemon, "c", "after");
+        kill_and_delete(&daemon, "c");
         daemon.end();
     }
 
@@ -244,17 +246,17 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let hold = Hold::install(&daemon);
         for (id, meanwhile) in [("a", true), ("b", false)] {
-            daemon.detached(&[], id, &["sh", "-c", "exit 7"]);
+            daemon.run_detached(&[], id, &["sh", "-c", "exit 7"]);
             daemon.wait_for_task(id, "STOPPED");
             hold.hold("delete");
-            let mut client = quiet(ctr(&daemon, &["tasks", "delete", id]));
-            hold.held("delete");
+            let mut client = spawn_without_streams(ctr_command(&daemon, &["tasks", "delete", id]));
+            hold.wait_until_held("delete");
             daemon.kill();
             client.wait().unwrap();
             if meanwhile {
                 hold.release("delete");
                 let record = std::path::Path::new("/run/containerd/runc").join(daemon.names.name()).join(id);
-                eventually(Duration::from_secs(20), || so(!record.exists(), || "runc does not delete".to_owned()));
+                eventually(Duration::from_secs(20), || ok_if(!record.exists(), || "runc does not delete".to_owned()));
                 daemon.start_again();
             } else {
                 let bundle = daemon.directory();
@@ -269,21 +271,21 @@ on_every_containerd! {
             // Deleted or still to be deleted: both are right, and nothing stays in either case.
             eventually(Duration::from_secs(20), || {
                 daemon.try_ctr(&["tasks", "delete", id]);
-                let now = state(&daemon, id);
-                so(now.is_none(), || format!("{id} is still there: {now:?}"))
+                let now = task_state(&daemon, id);
+                ok_if(now.is_none(), || format!("{id} is still there: {now:?}"))
             });
             daemon.ctr(&["containers", "delete", id]);
-            clear(&daemon);
+            remove_fifos(&daemon);
             // A shim that has deleted its last container and hears nothing more ends by itself, some time later.
-            eventually(Duration::from_secs(50), || so(daemon.shims().is_empty(), || "the shim stays".to_owned()));
-            daemon.nothing_left(Duration::from_secs(10));
+            eventually(Duration::from_secs(50), || ok_if(daemon.shims().is_empty(), || "the shim stays".to_owned()));
+            daemon.assert_nothing_left(Duration::from_secs(10));
         }
         daemon.end();
     }
 
     fn s8_containerd_dies_right_after_a_call(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "c", SLEEPS);
+        daemon.run_detached(&[], "c", SLEEPS);
         let calls: [&[&str]; 6] = [
             &["tasks", "pause", "c"],
             &["tasks", "ps", "c"],
@@ -294,7 +296,7 @@ on_every_containerd! {
             &["tasks", "attach", "c"],
         ];
         for call in calls {
-            let mut client = quiet(ctr(&daemon, call));
+            let mut client = spawn_without_streams(ctr_command(&daemon, call));
             // It may be before, in or after the call: each must be survived.
             std::thread::sleep(Duration::from_millis(30));
             daemon.kill();
@@ -306,15 +308,15 @@ on_every_containerd! {
                 "attach" => None,
                 _ => Some(daemon.try_ctr(call)),
             };
-            let now = state(&daemon, "c");
+            let now = task_state(&daemon, "c");
             let expected = if ["resume", "attach"].contains(&call[1]) { "RUNNING" } else { "PAUSED" };
             assert_eq!(now.as_deref(), Some(expected), "after {call:?}: {again:?}");
             if let Some(again) = again.filter(|_| !["pause", "resume"].contains(&call[1])) {
                 assert!(again.status.success(), "{call:?}: {again:?}");
             }
         }
-        works(&daemon, "c", "after");
-        let mut client = quiet(ctr(&daemon, &["tasks", "kill", "--signal", "SIGKILL", "c"]));
+        assert_exec_works(&daemon, "c", "after");
+        let mut client = spawn_without_streams(ctr_command(&daemon, &["tasks", "kill", "--signal", "SIGKILL", "c"]));
         daemon.kill();
         let _ = client.kill();
         client.wait().unwrap();
@@ -323,7 +325,7 @@ on_every_containerd! {
         daemon.wait_for_task("c", "STOPPED");
         assert_eq!(daemon.delete_task("c"), 137);
         daemon.ctr(&["containers", "delete", "c"]);
-        clear(&daemon);
+        remove_fifos(&daemon);
         daemon.end();
     }
 
@@ -337,7 +339,7 @@ on_every_containerd! {
             let resources = k8s_cri::v1::LinuxContainerResources { memory_limit_in_bytes: bytes << 20, ..Default::default() };
             let (address, id, sent) = (grpc_address(&daemon.names), one.id.clone(), resources.clone());
             let client = std::thread::spawn(move || Cri::new(&address).try_update(&id, sent).is_err());
-            hold.held("update");
+            hold.wait_until_held("update");
             daemon.kill();
             assert!(client.join().unwrap(), "the call is lost with its containerd");
             if meanwhile {
@@ -356,8 +358,8 @@ on_every_containerd! {
 
     fn s8_containerd_dies_in_a_close_of_the_input(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "c", SLEEPS);
-        let reads = |exec: &str| {
+        daemon.run_detached(&[], "c", SLEEPS);
+        let start_reader = |exec: &str| {
             let script = format!("cat; echo > /tmp/{exec}; exec sleep 3600");
             let mut run = daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &script]);
             let mut client = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -368,37 +370,37 @@ on_every_containerd! {
             assert_eq!(&line, b"line\n");
             (client, input)
         };
-        let (mut client, input) = reads("first");
+        let (mut client, input) = start_reader("first");
         // Its client sees the end and says so.
         let mut input = Some(input);
-        dies_with_a_call_in_the_socket(&daemon, || drop(input.take()));
+        kill_containerd_with_a_call_in_the_socket(&daemon, || drop(input.take()));
         client.kill().unwrap();
         client.wait().unwrap();
         // That one may be lost with its containerd, but no other is.
-        let (mut client, input) = reads("second");
+        let (mut client, input) = start_reader("second");
         drop(input);
-        has(&daemon, "look", "[ -e /tmp/second ]");
+        wait_until_true_inside(&daemon, "look", "[ -e /tmp/second ]");
         client.kill().unwrap();
         client.wait().unwrap();
-        works(&daemon, "c", "after");
-        ends(&daemon, "c");
+        assert_exec_works(&daemon, "c", "after");
+        kill_and_delete(&daemon, "c");
         daemon.end();
     }
 
     fn s8_containerd_dies_in_a_resize(version) {
         let daemon = Daemon::start(version);
-        daemon.detached(&[], "c", SLEEPS);
-        let shows = |exec: &str| {
+        daemon.run_detached(&[], "c", SLEEPS);
+        let start_size_writer = |exec: &str| {
             let script = format!("while stty size > /tmp/new; do mv /tmp/new /tmp/{exec}; sleep 0.05; done");
             let terminal = Terminal::start(daemon.ctr_exec(&["--tty"], exec, "c", &["sh", "-c", &script]));
-            has(&daemon, &format!("before-{exec}"), &format!("grep -q '24 80' /tmp/{exec}"));
+            wait_until_true_inside(&daemon, &format!("before-{exec}"), &format!("grep -q '24 80' /tmp/{exec}"));
             terminal
         };
-        let terminal = shows("first");
-        dies_with_a_call_in_the_socket(&daemon, || terminal.resize(31, 97));
+        let terminal = start_size_writer("first");
+        kill_containerd_with_a_call_in_the_socket(&daemon, || terminal.resize(31, 97));
         drop(terminal);
         // That one may be lost with its containerd, but no other is.
-        let terminal = shows("second");
+        let terminal = start_size_writer("second");
         let mut looks = 0;
         eventually(Duration::from_secs(30), || {
             // ctr listens for changes only some time after it has passed on the first size.
@@ -406,11 +408,11 @@ on_every_containerd! {
             looks += 1;
             let mut look = daemon.ctr_exec(&[], &format!("look-{looks}"), "c", &["grep", "33 99", "/tmp/second"]);
             let look = look.output().unwrap();
-            so(look.status.success(), || format!("{look:?}"))
+            ok_if(look.status.success(), || format!("{look:?}"))
         });
         drop(terminal);
-        works(&daemon, "c", "after");
-        ends(&daemon, "c");
+        assert_exec_works(&daemon, "c", "after");
+        kill_and_delete(&daemon, "c");
         daemon.end();
     }
 
@@ -438,7 +440,7 @@ on_every_containerd! {
         let mount = format!("type=bind,src={},dst=/go,options=rbind:rw", go.display());
         let plain: Vec<_> = [("d0", 0), ("d9", 9)]
             .into_iter()
-            .inspect(|(id, code)| daemon.detached(&["--mount", &mount], id, &["sh", "-c", &format!("{wait}; exit {code}")]))
+            .inspect(|(id, code)| daemon.run_detached(&["--mount", &mount], id, &["sh", "-c", &format!("{wait}; exit {code}")]))
             .collect();
         let mut pids: Vec<i32> = inside.iter().map(|(container, _)| container.pid()).chain([tty.pid(), oom.pid()]).collect();
         pids.extend(plain.iter().map(|(id, _)| daemon.task(id).unwrap().0));
@@ -449,7 +451,7 @@ on_every_containerd! {
         eventually(Duration::from_secs(20), || {
             // Gone, and not only dead: the shim knows.
             let alive: Vec<_> = inits.iter().filter(|init| init.alive()).map(Process::describe).collect();
-            so(alive.is_empty(), || format!("they still run: {alive:?}"))
+            ok_if(alive.is_empty(), || format!("they still run: {alive:?}"))
         });
         daemon.start_again();
 
@@ -460,7 +462,7 @@ on_every_containerd! {
         seen.push(("tty".to_owned(), i64::from(tty.wait()), 5));
         seen.push(("oom".to_owned(), i64::from(oom.wait()), 137));
         for (id, code) in plain {
-            let now = state(&daemon, id);
+            let now = task_state(&daemon, id);
             let code_seen = if now.as_deref() == Some("STOPPED") { i64::from(daemon.delete_task(id)) } else { -1 };
             seen.push((format!("ctr {id}"), code_seen, code));
         }
@@ -470,7 +472,7 @@ on_every_containerd! {
         for id in ["d0", "d9"] {
             daemon.try_ctr(&["containers", "delete", id]);
         }
-        clear(&daemon);
+        remove_fifos(&daemon);
         daemon.end();
     }
 }

@@ -14,7 +14,7 @@ use shim_tests::cri::Cri;
 use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
 use shim_tests::proc::{Process, kill};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, Pod, PodSpec, eventually, in_every_mode};
 
 /// What is left of the pod; what CRI itself keeps until StopPodSandbox (its netns mount, /dev/shm, the link) left out.
@@ -36,14 +36,14 @@ fn is_of_a_bundle(line: &str) -> bool {
 fn kill_the_shim(daemon: &Daemon) {
     daemon.look();
     kill(daemon.shim().pid, Signal::KILL);
-    nothing_left(daemon);
+    wait_until_nothing_is_left(daemon);
 }
 
 #[track_caller]
-fn nothing_left(daemon: &Daemon) {
+fn wait_until_nothing_is_left(daemon: &Daemon) {
     eventually(Duration::from_secs(5), || {
         let left = left_of_the_pod(daemon);
-        so(left.is_empty(), || {
+        ok_if(left.is_empty(), || {
             format!("left behind:\n  {}", left.join("\n  "))
         })
     });
@@ -51,22 +51,22 @@ fn nothing_left(daemon: &Daemon) {
 
 /// As [`kill_the_shim`], while a runc of it is held. It is let go only then: it must not go on without its shim.
 #[track_caller]
-fn kill_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
+fn kill_the_shim_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
     daemon.look();
     let shim = daemon.shim();
     kill(shim.pid, Signal::KILL);
     // It may be a zombie for as long as the held runc keeps containerd's `delete` from its end.
     eventually(Duration::from_secs(5), || {
         let lives = Process::of(shim.pid).filter(|now| now.start == shim.start && now.state != 'Z');
-        so(lives.is_none(), || "the shim lives on".to_owned())
+        ok_if(lives.is_none(), || "the shim lives on".to_owned())
     });
     hold.release(point);
-    nothing_left(daemon);
+    wait_until_nothing_is_left(daemon);
 }
 
 /// `StartContainer` of a container that sleeps, in a thread: whether it failed.
 #[track_caller]
-fn starts(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
+fn start_in_thread(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
     let id = pod.container("two").command(&["sleep", "3600"]).create().id;
     let address = grpc_address(&daemon.names);
     std::thread::spawn(move || Cri::new(&address).try_start(&id).is_err())
@@ -74,8 +74,8 @@ fn starts(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
 
 /// CRI has seen it, and can remove the pod.
 #[track_caller]
-fn removed(daemon: &Daemon, pod: &Pod<'_>) {
-    pod.no_longer_ready();
+fn remove_pod_that_has_ended(daemon: &Daemon, pod: &Pod<'_>) {
+    pod.wait_until_not_ready();
     daemon.cri().remove_all_pods();
 }
 
@@ -85,7 +85,7 @@ in_every_mode! {
         let pod = PodSpec::new("killed").run(&daemon);
         let (_one, _two) = (pod.sleeper("one"), pod.container("two").shell("sleep 3600 & sleep 3600").start());
         kill_the_shim(&daemon);
-        pod.no_longer_ready();
+        pod.wait_until_not_ready();
         daemon.end();
     }
 
@@ -101,7 +101,7 @@ in_every_mode! {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("killed").run(&daemon);
         kill_the_shim(&daemon);
-        pod.no_longer_ready();
+        pod.wait_until_not_ready();
         daemon.end();
     }
 
@@ -112,11 +112,11 @@ in_every_mode! {
             let pod = PodSpec::new(&format!("killed{number}")).run(&daemon);
             let _one = pod.sleeper("one");
             hold.hold(point);
-            let client = starts(&daemon, &pod);
-            hold.held(point);
-            kill_in_a_call(&daemon, &hold, point);
+            let client = start_in_thread(&daemon, &pod);
+            hold.wait_until_held(point);
+            kill_the_shim_in_a_call(&daemon, &hold, point);
             assert!(client.join().unwrap(), "a container of a killed shim was started");
-            removed(&daemon, &pod);
+            remove_pod_that_has_ended(&daemon, &pod);
         }
         daemon.end();
     }
@@ -128,8 +128,8 @@ in_every_mode! {
         for milliseconds in [0, 15, 30, 45, 60, 90] {
             let pod = PodSpec::new(&format!("killed{milliseconds}")).run(&daemon);
             hold.hold("create");
-            let client = starts(&daemon, &pod);
-            hold.held("create");
+            let client = start_in_thread(&daemon, &pod);
+            hold.wait_until_held("create");
             hold.release("create");
             // It may hit anything: each must be survived.
             std::thread::sleep(Duration::from_millis(milliseconds));
@@ -138,15 +138,15 @@ in_every_mode! {
             // Of a task that was created and could be neither started nor deleted, containerd keeps the bundle.
             eventually(Duration::from_secs(5), || {
                 let left: Vec<_> = left_of_the_pod(&daemon).into_iter().filter(|line| !is_of_a_bundle(line)).collect();
-                so(left.is_empty(), || left.join("\n  "))
+                ok_if(left.is_empty(), || left.join("\n  "))
             });
             let _ = client.join().unwrap();
-            removed(&daemon, &pod);
+            remove_pod_that_has_ended(&daemon, &pod);
         }
         // It looks for such bundles when it starts.
         daemon.kill();
         daemon.start_again();
-        daemon.nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left(Duration::from_secs(10));
         daemon.end();
     }
 
@@ -159,9 +159,9 @@ in_every_mode! {
             hold.hold(point);
             // containerd deletes its task when it hears of the exit.
             let _two = pod.container("two").shell("exit 3").start();
-            hold.held(point);
-            kill_in_a_call(&daemon, &hold, point);
-            removed(&daemon, &pod);
+            hold.wait_until_held(point);
+            kill_the_shim_in_a_call(&daemon, &hold, point);
+            remove_pod_that_has_ended(&daemon, &pod);
         }
         daemon.end();
     }
@@ -171,7 +171,7 @@ in_every_mode! {
         let pod = PodSpec::new("stays").run(&daemon);
         let one = pod.container("one").shell("i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done").start();
         let (pid, sandbox, ip) = (one.pid(), pod.pid(), pod.ip());
-        eventually(Duration::from_secs(5), || so(!one.log_lines("stdout").is_empty(), || "no log".to_owned()));
+        eventually(Duration::from_secs(5), || ok_if(!one.log_lines("stdout").is_empty(), || "no log".to_owned()));
         let shim = daemon.shim();
 
         daemon.kill();
@@ -190,7 +190,7 @@ in_every_mode! {
         let seen = one.log_lines("stdout").len();
         eventually(Duration::from_secs(5), || {
             let lines = one.log_lines("stdout");
-            so(lines.len() > seen + 3, || format!("{} lines, then {}", seen, lines.len()))
+            ok_if(lines.len() > seen + 3, || format!("{} lines, then {}", seen, lines.len()))
         });
         let lines = one.log_lines("stdout");
         let numbers: Vec<usize> = lines.iter().map(|line| line.strip_prefix("line ").unwrap().parse().unwrap()).collect();
@@ -212,7 +212,7 @@ in_every_mode! {
         daemon.kill();
         std::fs::write(marker.join("now"), "").unwrap();
         // Gone, and not only dead: the shim knows.
-        eventually(Duration::from_secs(5), || so(!init.alive(), || format!("the container still runs: {}", init.describe())));
+        eventually(Duration::from_secs(5), || ok_if(!init.alive(), || format!("the container still runs: {}", init.describe())));
         daemon.start_again();
         assert_eq!(one.wait(), 42);
         daemon.end();

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use shim_tests::cri::Executed;
 use shim_tests::daemon::Events;
 use shim_tests::proc::kill;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, Options, PodSpec, Version, eventually, in_every_mode, left_out};
 
 /// Waits for the events of a container and compares all of them.
@@ -22,7 +22,7 @@ use shim_tests::{Daemon, Options, PodSpec, Version, eventually, in_every_mode, l
 fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     eventually(Duration::from_secs(5), || {
         let seen = events.of(container);
-        so(seen == expected, || {
+        ok_if(seen == expected, || {
             format!("events {seen:?}, expected {expected:?}")
         })
     });
@@ -67,7 +67,7 @@ in_every_mode! {
         assert!(begin.elapsed() < Duration::from_secs(8));
         eventually(Duration::from_secs(3), || {
             let seen = container.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-            so(!seen.contains("sleep 1234"), || seen)
+            ok_if(!seen.contains("sleep 1234"), || seen)
         });
         daemon.end();
     }
@@ -130,7 +130,7 @@ in_every_mode! {
             assert_eq!(container.wait(), 3);
             eventually(Duration::from_secs(3), || {
                 let lines = container.log_lines("stdout");
-                so(lines == [format!("number {number}")], || format!("{lines:?}"))
+                ok_if(lines == [format!("number {number}")], || format!("{lines:?}"))
             });
             assert_events(&events, &container.id, &["create", "start", "exit", "delete"]);
         }
@@ -153,13 +153,13 @@ in_every_mode! {
         eventually(Duration::from_secs(5), || {
             let seen = events.of(&container.id);
             let topics: Vec<&str> = seen.iter().map(|topic| topic.split(':').next().unwrap()).collect();
-            so(topics == ["create", "start", "exec-added", "exec-started", "exit"], || format!("{seen:?}"))
+            ok_if(topics == ["create", "start", "exec-added", "exec-started", "exit"], || format!("{seen:?}"))
         });
         container.stop(0);
         container.wait();
         eventually(Duration::from_secs(5), || {
             let seen = events.of(&container.id);
-            so(seen.ends_with(&["exit".to_owned(), "delete".to_owned()]), || format!("{seen:?}"))
+            ok_if(seen.ends_with(&["exit".to_owned(), "delete".to_owned()]), || format!("{seen:?}"))
         });
         let exit = events.bodies(&container.id).into_iter().rfind(|event| event.topic == "/tasks/exit").unwrap();
         assert_eq!(exit.body["exit_status"], 137);
@@ -210,7 +210,7 @@ in_every_mode! {
         for (stream, word) in [("stdout", "out"), ("stderr", "err")] {
             eventually(Duration::from_secs(5), || {
                 let lines = container.log_lines(stream);
-                so(lines.len() == 5000, || format!("{stream}: {} lines", lines.len()))
+                ok_if(lines.len() == 5000, || format!("{stream}: {} lines", lines.len()))
             });
             for (number, line) in container.log_lines(stream).iter().enumerate() {
                 assert_eq!(*line, format!("{word} {number}"));
@@ -226,7 +226,7 @@ in_every_mode! {
         let polite = pod.container("polite").shell(script).start();
         let stubborn = pod.container("stubborn").shell("trap '' TERM; echo ready; while true; do sleep 0.1; done").start();
         for container in [&polite, &stubborn] {
-            eventually(Duration::from_secs(5), || so(!container.log_lines("stdout").is_empty(), || "not up".to_owned()));
+            eventually(Duration::from_secs(5), || ok_if(!container.log_lines("stdout").is_empty(), || "not up".to_owned()));
         }
         polite.stop(10);
         assert_eq!(polite.wait(), 7);
@@ -292,9 +292,9 @@ in_every_mode! {
         let cpu = || container.stats().cpu.unwrap_or_default().usage_core_nano_seconds.unwrap_or_default().value;
         let first = eventually(Duration::from_secs(5), || {
             let now = cpu();
-            so(now > 0, || "no cpu time".to_owned()).map(|()| now)
+            ok_if(now > 0, || "no cpu time".to_owned()).map(|()| now)
         });
-        eventually(Duration::from_secs(5), || so(cpu() > first, || "cpu time stands still".to_owned()));
+        eventually(Duration::from_secs(5), || ok_if(cpu() > first, || "cpu time stands still".to_owned()));
         let memory = container.stats().memory.unwrap_or_default().working_set_bytes.unwrap_or_default().value;
         assert!((4096..1 << 30).contains(&memory), "{memory}");
         daemon.end();
@@ -306,7 +306,7 @@ in_every_mode! {
         let container = pod.container("one").tty().shell("tty; stty -a | head -n 1; exec sleep 3600").start();
         eventually(Duration::from_secs(5), || {
             let lines = container.log_lines("stdout");
-            so(lines.iter().any(|line| line.starts_with("/dev/pts/")), || format!("{lines:?}"))
+            ok_if(lines.iter().any(|line| line.starts_with("/dev/pts/")), || format!("{lines:?}"))
         });
         assert_eq!(container.exec(&["sh", "-c", "exit 5"]).code, 5);
         daemon.end();
@@ -331,7 +331,7 @@ in_every_mode! {
             // Stopping twice is nothing special.
             pod.stop();
             pod.remove();
-            daemon.nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left(Duration::from_secs(5));
         }
         daemon.end();
     }

@@ -21,8 +21,9 @@ use containerd_shim_protos::sandbox_api::{
 use containerd_shim_protos::ttrpc::Code;
 use k8s_cri::v1 as api;
 use rustix::process::Signal;
-use shim_tests::calls::{code, refused};
-use shim_tests::driver::{CONFIG, Driver, gone};
+use serde_json::Value;
+use shim_tests::calls::{code, refusal};
+use shim_tests::driver::{CONFIG, Driver, wait_until_gone};
 use shim_tests::proc::namespace;
 use shim_tests::raw::Bundle;
 use shim_tests::{Daemon, PodSpec, ShimUnderTest, Version, eventually, ours_only};
@@ -302,9 +303,28 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         driver.answer, driver.expected,
         "start's answer, byte by byte"
     );
-    driver
-        .create(&config("pod23", &daemon), &network.path())
-        .unwrap();
+    let (pid, spec) = create_and_start_sandbox(&driver, &config("pod23", &daemon), &network);
+    assert_spec_has_the_pods_namespaces(&spec, pid);
+    assert_spec_mounts_the_pods_files(&spec);
+    assert_platform_and_ping_answer(&driver);
+    let bundle = start_container_of_pod(&driver, &daemon, pid);
+    assert_metrics_of_the_pod(&driver);
+    delete_container_of_pod(&driver, &bundle.id);
+    stop_sandbox(&driver);
+    driver.shut_down();
+    drop(bundle);
+    drop(network);
+    daemon.end();
+}
+
+/// `CreateSandbox` and `StartSandbox`, with `SandboxStatus` after each: the sandbox's pid, and its OCI spec.
+#[track_caller]
+fn create_and_start_sandbox(
+    driver: &Driver<'_>,
+    config: &api::PodSandboxConfig,
+    network: &Network,
+) -> (i32, Value) {
+    driver.create(config, &network.path()).unwrap();
     assert_eq!(
         driver.status().unwrap().0.state,
         "SANDBOX_NOTREADY",
@@ -326,7 +346,12 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         namespace(pid, "net"),
         fs::metadata(&network.path).unwrap().ino()
     );
-    // Every namespace of the spec leads to the pod's; one that is missing would be the node's.
+    (pid, spec)
+}
+
+/// Every namespace of the spec leads to the pod's; a missing one would be the node's.
+#[track_caller]
+fn assert_spec_has_the_pods_namespaces(spec: &Value, pid: i32) {
     for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
         let listed = spec["linux"]["namespaces"].as_array().unwrap();
         let path = listed
@@ -346,6 +371,10 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
             "{kind}"
         );
     }
+}
+
+#[track_caller]
+fn assert_spec_mounts_the_pods_files(spec: &Value) {
     for file in [
         "/etc/hostname",
         "/etc/hosts",
@@ -362,17 +391,15 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
             "{mount}"
         );
     }
-    let sandbox_id = || driver.bundle.id.clone();
-    let platform: PlatformResponse = driver
-        .sandbox
-        .call(
-            "Platform",
-            &PlatformRequest {
-                sandbox_id: sandbox_id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
+}
+
+#[track_caller]
+fn assert_platform_and_ping_answer(driver: &Driver<'_>) {
+    let request = PlatformRequest {
+        sandbox_id: driver.bundle.id.clone(),
+        ..Default::default()
+    };
+    let platform: PlatformResponse = driver.sandbox.call("Platform", &request).unwrap();
     assert_eq!(platform.platform.os, "linux");
     let architecture = Command::new("dpkg")
         .arg("--print-architecture")
@@ -383,20 +410,21 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         platform.platform.architecture,
         String::from_utf8_lossy(&architecture).trim()
     );
+    let request = PingRequest {
+        sandbox_id: driver.bundle.id.clone(),
+        ..Default::default()
+    };
     driver
         .sandbox
-        .call::<PingResponse>(
-            "PingSandbox",
-            &PingRequest {
-                sandbox_id: sandbox_id(),
-                ..Default::default()
-            },
-        )
+        .call::<PingResponse>("PingSandbox", &request)
         .unwrap();
+}
 
-    // A container joins the shim: no `start`, a Create on the same connection.
-    let bundle = Bundle::new(&daemon, "joined");
-    let mut joined = bundle.plain(&["sh", "-c", "cat /etc/hostname; sleep 3600"]);
+/// A container joins the shim: no `start`, a Create on the same connection. Gives the container's bundle.
+#[track_caller]
+fn start_container_of_pod<'a>(driver: &Driver<'_>, daemon: &'a Daemon, pid: i32) -> Bundle<'a> {
+    let bundle = Bundle::new(daemon, "joined");
+    let mut joined = bundle.plain_spec(&["sh", "-c", "cat /etc/hostname; sleep 3600"]);
     joined["mounts"]
         .as_array_mut()
         .unwrap()
@@ -406,15 +434,14 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
     for (index, kind) in [(1, "ipc"), (2, "uts"), (4, "net")] {
         joined["linux"]["namespaces"][index]["path"] = format!("/proc/{pid}/ns/{kind}").into();
     }
-    joined["hostname"] = serde_json::Value::Null;
-    let bundle = bundle.spec(&joined);
+    joined["hostname"] = Value::Null;
+    let bundle = bundle.write_spec(&joined);
     let create = CreateTaskRequest {
         id: bundle.id.clone(),
         bundle: bundle.path.display().to_string(),
         ..Default::default()
     };
     let created: CreateTaskResponse = driver.task.call("Create", &create).unwrap();
-    let id = || bundle.id.clone();
     driver.task.start(&bundle.id, "").unwrap();
     let inside = i32::try_from(created.pid).unwrap();
     for kind in ["net", "ipc", "uts"] {
@@ -425,16 +452,16 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         "pod23\n",
         "the pod's files"
     );
-    let metrics: SandboxMetricsResponse = driver
-        .sandbox
-        .call(
-            "SandboxMetrics",
-            &SandboxMetricsRequest {
-                sandbox_id: sandbox_id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
+    bundle
+}
+
+#[track_caller]
+fn assert_metrics_of_the_pod(driver: &Driver<'_>) {
+    let request = SandboxMetricsRequest {
+        sandbox_id: driver.bundle.id.clone(),
+        ..Default::default()
+    };
+    let metrics: SandboxMetricsResponse = driver.sandbox.call("SandboxMetrics", &request).unwrap();
     assert!(
         metrics
             .metrics
@@ -447,37 +474,35 @@ fn a_pod_of_containerd_2_3_from_its_first_call_to_its_last() {
         metrics.metrics.data.value.len() > 20,
         "the pod's numbers: {metrics}"
     );
+}
 
-    // 2.3 calls Shutdown after each deletion; a shim with a sandbox goes on.
-    driver.task.kill(&bundle.id, "", 9).unwrap();
-    assert_eq!(driver.task.wait(&bundle.id, "").unwrap(), 137);
-    driver.task.delete(&bundle.id, "").unwrap();
-    driver
-        .task
-        .call::<Empty>(
-            "Shutdown",
-            &ShutdownRequest {
-                id: id(),
-                ..Default::default()
-            },
-        )
-        .unwrap();
+/// Kills and deletes a container. containerd 2.3 calls Shutdown after each deletion; a shim with a sandbox goes on.
+#[track_caller]
+fn delete_container_of_pod(driver: &Driver<'_>, id: &str) {
+    driver.task.kill(id, "", 9).unwrap();
+    assert_eq!(driver.task.wait(id, "").unwrap(), 137);
+    driver.task.delete(id, "").unwrap();
+    let shutdown = ShutdownRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    driver.task.call::<Empty>("Shutdown", &shutdown).unwrap();
     assert_eq!(
         driver.status().unwrap().0.state,
         "SANDBOX_READY",
         "Shutdown is ignored while the sandbox lives"
     );
+}
 
+/// `StopSandbox`, twice, with `WaitSandbox` and `SandboxStatus` afterwards.
+#[track_caller]
+fn stop_sandbox(driver: &Driver<'_>) {
     driver.stop().unwrap();
     driver.stop().unwrap();
     assert_eq!(driver.wait().unwrap().exit_status, 137);
     let (status, _) = driver.status().unwrap();
     assert_eq!(status.state, "SANDBOX_NOTREADY");
     assert!(status.exited_at.is_some());
-    driver.shut_down();
-    drop(bundle);
-    drop(network);
-    daemon.end();
 }
 
 #[test]
@@ -564,16 +589,16 @@ fn a_sandbox_that_cannot_be_made_says_why_and_leaves_nothing() {
     ours_only!("the stock shim has no Sandbox API");
     let daemon = daemon();
     let driver = Driver::start(&daemon, "refused23");
-    let (answer, text) = refused(driver.create_with("runtime.v1.Other", vec![], ""));
+    let (answer, text) = refusal(driver.create_with("runtime.v1.Other", vec![], ""));
     assert_eq!(answer, Code::INVALID_ARGUMENT);
     assert!(
         text.contains("runtime.v1.Other") && text.contains(CONFIG),
         "{text}"
     );
-    let (answer, text) = refused(driver.create_with(CONFIG, vec![0xff; 9], ""));
+    let (answer, text) = refusal(driver.create_with(CONFIG, vec![0xff; 9], ""));
     assert_eq!(answer, Code::INVALID_ARGUMENT);
     assert!(text.contains("decode"), "{text}");
-    let (answer, text) = refused(driver.create(&config("refused23", &daemon), "/nowhere/netns"));
+    let (answer, text) = refusal(driver.create(&config("refused23", &daemon), "/nowhere/netns"));
     assert_eq!(answer, Code::NOT_FOUND);
     assert!(text.contains("/nowhere/netns"), "{text}");
     assert!(
@@ -599,7 +624,7 @@ fn a_killed_shim_leaves_nothing_of_the_pod() {
     driver.start_sandbox();
     let shim = driver.shim();
     shim_tests::proc::kill(shim, Signal::KILL);
-    gone(shim);
+    wait_until_gone(shim);
     // The sandbox's `delete` is the only one that there will be.
     let deleted = driver.bundle.delete();
     assert!(deleted.status.success(), "{}", deleted.text());

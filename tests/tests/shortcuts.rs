@@ -18,7 +18,7 @@ use shim_tests::slot::text;
 use shim_tests::{Daemon, lab, on_every_containerd, ours_only};
 
 /// Programs named `runc` in a folder of the test's own: the machine's, and a newer release.
-fn runtimes(daemon: &Daemon) -> [PathBuf; 2] {
+fn copy_both_runcs(daemon: &Daemon) -> [PathBuf; 2] {
     [
         (lab::lab().join("host/runc"), "old"),
         (lab::newer_runtime("runc"), "new"),
@@ -33,11 +33,11 @@ fn runtimes(daemon: &Daemon) -> [PathBuf; 2] {
 
 /// Create of a container with options of ours.
 #[track_caller]
-fn create(group: &Group, id: &str, bundle: &Path, options: &str) {
+fn create_with_options(group: &Group, id: &str, bundle: &Path, options: &str) {
     let request = CreateTaskRequest {
         id: id.to_owned(),
         bundle: text(bundle),
-        options: Some(table(options)).into(),
+        options: Some(options_table(options)).into(),
         ..CreateTaskRequest::default()
     };
     let created = group.shim.call::<CreateTaskResponse>("Create", &request);
@@ -45,7 +45,7 @@ fn create(group: &Group, id: &str, bundle: &Path, options: &str) {
 }
 
 /// An options table as containerd sends it: `runtimeoptions.v1.Options`, the text in field 3.
-fn table(options: &str) -> Any {
+fn options_table(options: &str) -> Any {
     let length = u8::try_from(options.len())
         .ok()
         .filter(|&length| length < 128)
@@ -60,7 +60,7 @@ fn table(options: &str) -> Any {
 }
 
 /// Hooks that write their names into `log`, and what state the runtime tells them.
-fn hooks(log: &Path, names: &[&str]) -> Value {
+fn recording_hooks(log: &Path, names: &[&str]) -> Value {
     let hook = |name: &&str| {
         let script = format!(
             "echo {name} $(grep -o '\"status\":\"[a-z]*\"') >>{}",
@@ -77,23 +77,23 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "hooks");
-        for (turn, runc) in runtimes(&daemon).iter().enumerate() {
+        for (turn, runc) in copy_both_runcs(&daemon).iter().enumerate() {
             let [short, long] = [true, false].map(|shortcuts| {
                 let id = format!("c{turn}-{shortcuts}");
                 let log = daemon.directory().join(&id);
                 let bundle = group.bundle(&id, "echo program >>/out; exit 7", |spec| {
                     fs::write(&log, "").unwrap();
-                    spec["hooks"] = hooks(&log, &["createRuntime", "poststart", "poststop"]);
+                    spec["hooks"] = recording_hooks(&log, &["createRuntime", "poststart", "poststop"]);
                     // This one runs in the container.
-                    spec["hooks"]["startContainer"] = hooks(Path::new("/out"), &["startContainer"])["startContainer"].clone();
+                    spec["hooks"]["startContainer"] = recording_hooks(Path::new("/out"), &["startContainer"])["startContainer"].clone();
                     let mount = json!({"destination": "/out", "type": "bind", "source": text(&log), "options": ["bind"]});
                     spec["mounts"].as_array_mut().unwrap().push(mount);
                 });
-                create(&group, &id, &bundle, &format!("BinaryName = '{}'\nshortcuts = {shortcuts}", text(runc)));
+                create_with_options(&group, &id, &bundle, &format!("BinaryName = '{}'\nshortcuts = {shortcuts}", text(runc)));
                 group.shim.start(&id, "").unwrap();
                 assert_eq!(group.shim.wait(&id, "").unwrap(), 7);
                 assert_eq!(group.shim.delete(&id, "").unwrap(), 7);
-                group.forget(&id);
+                group.remove_bundle(&id);
                 fs::read_to_string(log).unwrap()
             });
             assert_eq!(short, long, "{}", runc.display());
@@ -110,14 +110,14 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "short");
-        for (turn, runc) in runtimes(&daemon).iter().enumerate() {
+        for (turn, runc) in copy_both_runcs(&daemon).iter().enumerate() {
             let kept = runc.with_extension("kept");
             let options = format!("BinaryName = '{}'", text(runc));
             // One that ends by itself, one that is killed, one that was never started.
             for (fate, exit) in [("ends", 3), ("killed", 137), ("unstarted", 137)] {
                 let id = format!("c{turn}-{fate}");
                 let bundle = group.bundle(&id, if fate == "ends" { "exit 3" } else { "exec sleep 3600" }, |_| {});
-                create(&group, &id, &bundle, &options);
+                create_with_options(&group, &id, &bundle, &options);
                 fs::rename(runc, &kept).unwrap();
                 fs::copy("/bin/false", runc).unwrap();
                 if fate != "unstarted" {
@@ -128,7 +128,7 @@ on_every_containerd! {
                     assert_eq!(group.shim.wait(&id, "").unwrap(), exit);
                 }
                 assert_eq!(group.shim.delete(&id, "").unwrap(), exit, "{fate}");
-                group.forget(&id);
+                group.remove_bundle(&id);
                 fs::rename(&kept, runc).unwrap();
             }
         }
@@ -140,10 +140,10 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "left");
-        let [runc, _] = runtimes(&daemon);
+        let [runc, _] = copy_both_runcs(&daemon);
         let log = daemon.directory().join("log");
-        let bundle = group.bundle("c", "exit 3", |spec| spec["hooks"] = hooks(&log, &["poststop"]));
-        create(&group, "c", &bundle, &format!("BinaryName = '{}'", text(&runc)));
+        let bundle = group.bundle("c", "exit 3", |spec| spec["hooks"] = recording_hooks(&log, &["poststop"]));
+        create_with_options(&group, "c", &bundle, &format!("BinaryName = '{}'", text(&runc)));
         group.shim.start("c", "").unwrap();
         assert_eq!(group.shim.wait("c", "").unwrap(), 3);
         let kept = runc.with_extension("kept");
@@ -155,7 +155,7 @@ on_every_containerd! {
         fs::rename(&kept, &runc).unwrap();
         assert_eq!(group.shim.delete("c", "").unwrap(), 3);
         assert!(log.exists());
-        group.forget("c");
+        group.remove_bundle("c");
         group.end();
         daemon.end();
     }
@@ -169,11 +169,11 @@ on_every_containerd! {
             let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
             namespaces.retain(|namespace| namespace["type"] != "pid");
         });
-        create(&group, "c", &bundle, "");
+        create_with_options(&group, "c", &bundle, "");
         group.shim.start("c", "").unwrap();
         assert_eq!(group.shim.wait("c", "").unwrap(), 5);
         assert_eq!(group.shim.delete("c", "").unwrap(), 5);
-        group.forget("c");
+        group.remove_bundle("c");
         group.end();
         daemon.end();
     }

@@ -19,7 +19,7 @@ use shim_tests::calls::code;
 use shim_tests::cgroups::{Hierarchy, hierarchy, parameter};
 use shim_tests::raw::Bundle;
 use shim_tests::task::Task;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, PodSpec, ShimUnderTest, eventually, on_every_containerd, ours_only};
 
 const MIB: u64 = 1024 * 1024;
@@ -27,12 +27,12 @@ const V1: &str = "io.containerd.cgroups.v1.Metrics";
 const V2: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// A container with limits, 8 MiB of memory in a file, and a second of work behind it.
-fn worker<'a>(daemon: &'a Daemon, id: &str, shim: ShimUnderTest) -> Task<'a> {
-    let bundle = Bundle::new(daemon, id).by(shim);
+fn run_worker<'a>(daemon: &'a Daemon, id: &str, shim: ShimUnderTest) -> Task<'a> {
+    let bundle = Bundle::new(daemon, id).driven_by(shim);
     let script = "dd if=/dev/zero of=/work/file bs=1M count=8 2>/dev/null
         i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done
         : > /work/ready; exec sleep 3600";
-    let mut spec = bundle.plain(&["sh", "-c", script]);
+    let mut spec = bundle.plain_spec(&["sh", "-c", script]);
     spec["mounts"]
         .as_array_mut()
         .unwrap()
@@ -42,10 +42,10 @@ fn worker<'a>(daemon: &'a Daemon, id: &str, shim: ShimUnderTest) -> Task<'a> {
         "pids": {"limit": 50},
         "cpu": {"quota": 80_000, "period": 100_000},
     });
-    let task = Task::run(bundle.spec(&spec), b"");
+    let task = Task::run(bundle.write_spec(&spec), b"");
     let ready = format!("/proc/{}/root/work/ready", task.pid);
     eventually(Duration::from_secs(60), || {
-        so(std::fs::exists(&ready).unwrap_or(false), || {
+        ok_if(std::fs::exists(&ready).unwrap_or(false), || {
             "still works".to_owned()
         })
     });
@@ -53,7 +53,7 @@ fn worker<'a>(daemon: &'a Daemon, id: &str, shim: ShimUnderTest) -> Task<'a> {
 }
 
 /// The fields of a message by their path, as its debug form has them.
-fn fields(stats: &Any) -> BTreeMap<String, String> {
+fn fields_by_path(stats: &Any) -> BTreeMap<String, String> {
     let text = match &*stats.type_url {
         V1 => format!("{:#?}", MetricsV1::parse_from_bytes(&stats.value).unwrap()),
         V2 => format!("{:#?}", MetricsV2::parse_from_bytes(&stats.value).unwrap()),
@@ -190,9 +190,9 @@ fn number(fields: &BTreeMap<String, String>, end: &str) -> u64 {
 on_every_containerd! {
     fn stats_are_those_of_the_files(version) {
         let daemon = Daemon::start(version);
-        let task = worker(&daemon, "files", ShimUnderTest::get());
+        let task = run_worker(&daemon, "files", ShimUnderTest::get());
         let get = |v1: &str, v2: &str| parameter(task.pid, v1, v2);
-        let found = fields(&task.stats().unwrap());
+        let found = fields_by_path(&task.stats().unwrap());
         let (expected, cpu) = match hierarchy() {
             Hierarchy::V1 => {
                 let memory = get("memory.stat", "");
@@ -230,12 +230,12 @@ on_every_containerd! {
         assert_eq!(get("pids.max", "pids.max"), "50");
         eventually(Duration::from_secs(10), || {
             // The kernel adds memory up every other second.
-            let found = fields(&task.stats().unwrap());
+            let found = fields_by_path(&task.stats().unwrap());
             let of_files = match hierarchy() {
                 Hierarchy::V1 => number(&found, ".total_cache"),
                 Hierarchy::V2 => number(&found, ".shmem"),
             };
-            so((8 * MIB..12 * MIB).contains(&of_files), || format!("{of_files} bytes in files"))
+            ok_if((8 * MIB..12 * MIB).contains(&of_files), || format!("{of_files} bytes in files"))
         });
         task.end();
         daemon.end();
@@ -244,20 +244,20 @@ on_every_containerd! {
     fn stats_are_the_stock_shims(version) {
         ours_only!("it compares ours with the stock shim");
         let daemon = Daemon::start(version);
-        let ours = worker(&daemon, "ours", ShimUnderTest::Pause);
-        let stock = worker(&daemon, "stock", ShimUnderTest::Runc);
+        let ours = run_worker(&daemon, "ours", ShimUnderTest::Pause);
+        let stock = run_worker(&daemon, "stock", ShimUnderTest::Runc);
         // The kernel adds memory up every other second.
         eventually(Duration::from_secs(10), || {
-            let shown = [&ours, &stock].map(|task| fields(&task.stats().unwrap()));
+            let shown = [&ours, &stock].map(|task| fields_by_path(&task.stats().unwrap()));
             let memory = shown.each_ref().map(|found| match hierarchy() {
                 Hierarchy::V1 => number(found, ".total_cache"),
                 Hierarchy::V2 => number(found, ".shmem"),
             });
-            so(memory.iter().all(|bytes| *bytes >= 8 * MIB), || format!("{memory:?}"))
+            ok_if(memory.iter().all(|bytes| *bytes >= 8 * MIB), || format!("{memory:?}"))
         });
         let (ours_said, stocks) = (ours.stats().unwrap(), stock.stats().unwrap());
         assert_eq!(ours_said.type_url, stocks.type_url);
-        assert_alike(&fields(&ours_said), &fields(&stocks));
+        assert_alike(&fields_by_path(&ours_said), &fields_by_path(&stocks));
         ours.end();
         stock.end();
         daemon.end();
@@ -266,8 +266,8 @@ on_every_containerd! {
     fn stats_at_each_time_of_a_life(version) {
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "life");
-        let spec = bundle.plain(&["sleep", "3600"]);
-        let task = Task::create(bundle.spec(&spec), b"");
+        let spec = bundle.plain_spec(&["sleep", "3600"]);
+        let task = Task::create(bundle.write_spec(&spec), b"");
         let is_metrics = |stats: Any| assert!([V1, V2].contains(&&*stats.type_url) && !stats.value.is_empty());
         is_metrics(task.stats().unwrap());
         task.start("").unwrap();

@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,11 +24,12 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use shim_tests::calls::{Streams, code};
+use shim_tests::calls::{Shim, Streams, code};
 use shim_tests::daemon::{Event, Events};
 use shim_tests::direct::{Group, Tasks};
 use shim_tests::proc::{anonymous_kb, children};
-use shim_tests::until::so;
+use shim_tests::slot::text;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, eventually, on_every_containerd};
 
 /// How many at a time.
@@ -37,11 +38,11 @@ const EXEC_LANES: usize = 16;
 /// Memory that may be there more after the storm than after its first part, in kB: what an allocator keeps.
 const MEMORY_SLACK: u64 = 1024;
 
-fn number(variable: &str, otherwise: usize) -> usize {
+fn number_from_environment(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-fn fds(pid: i32) -> usize {
+fn open_descriptors(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .count()
@@ -105,7 +106,7 @@ impl Living {
     }
 
     /// One of them; another one each time.
-    fn one(&self, turn: usize) -> Option<(String, String)> {
+    fn pick(&self, turn: usize) -> Option<(String, String)> {
         let living = self.0.lock().unwrap();
         living.iter().nth(turn % living.len().max(1)).cloned()
     }
@@ -113,7 +114,7 @@ impl Living {
 
 /// Runs `each(index, lane)` for all indices, on so many lanes, while one thread calls State all the time. How long the
 /// answers to State took.
-fn storm(
+fn run_on_lanes(
     tasks: &Tasks,
     living: &Living,
     indices: std::ops::Range<usize>,
@@ -127,7 +128,7 @@ fn storm(
             let mut took = Vec::new();
             let shim = tasks.connect();
             while !over.load(Ordering::Relaxed) {
-                if let Some((id, exec)) = living.one(took.len()) {
+                if let Some((id, exec)) = living.pick(took.len()) {
                     let begin = Instant::now();
                     let answer = shim.state(&id, &exec);
                     took.push(begin.elapsed());
@@ -163,7 +164,7 @@ fn storm(
 }
 
 /// A container from Create to Delete, with everything that races on the way.
-fn container(tasks: &Tasks, living: &Living, index: usize) {
+fn run_one_container(tasks: &Tasks, living: &Living, index: usize) {
     let (id, fate, exit) = (format!("c{index}"), Fate::of(index), (index % 120) as u32);
     let shim = &tasks.shim;
     tasks
@@ -202,69 +203,75 @@ fn container(tasks: &Tasks, living: &Living, index: usize) {
     assert_eq!(shim.delete(&id, "").unwrap(), seen, "{id}: Delete");
     living.remove(&id, "");
     assert_eq!(code(&shim.state(&id, "")), Code::NOT_FOUND);
-    tasks.forget(&id);
+    tasks.remove_bundle(&id);
+}
+
+/// The FIFOs of an exec that writes, and an open end of the one for errors: the stock shim opens both, and waits for a
+/// reader of each.
+struct Fifos {
+    output: PathBuf,
+    errors: PathBuf,
+    _reader_of_errors: File,
+}
+
+impl Fifos {
+    fn make(folder: &Path, index: usize) -> Self {
+        let output = folder.join(format!("out{index}"));
+        let errors = folder.join(format!("err{index}"));
+        for path in [&output, &errors] {
+            mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        }
+        let reader = File::options()
+            .read(true)
+            .write(true)
+            .open(&errors)
+            .unwrap();
+        Self {
+            output,
+            errors,
+            _reader_of_errors: reader,
+        }
+    }
+
+    fn streams(&self) -> Streams {
+        Streams {
+            stdout: text(&self.output),
+            stderr: text(&self.errors),
+            ..Streams::default()
+        }
+    }
+
+    /// Reads the output to its end.
+    fn read(&self) -> String {
+        let mut output = String::new();
+        File::open(&self.output)
+            .unwrap()
+            .read_to_string(&mut output)
+            .unwrap();
+        output
+    }
+
+    fn remove(self) {
+        std::fs::remove_file(&self.output).unwrap();
+        std::fs::remove_file(&self.errors).unwrap();
+    }
 }
 
 /// An exec from Exec to Delete. The ids are those of the lanes, so each comes again and again.
-fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize) {
+fn run_one_exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize) {
     let (id, fate, exit) = (format!("lane{lane}"), Fate::of(index), (index % 120) as u32);
     let shim = &tasks.shim;
     // Some of them write.
-    let fifo = fifos.join(format!("out{index}"));
-    let writes = index.is_multiple_of(8);
-    // The stock shim opens both, and waits for a reader of each.
-    let errors = fifos.join(format!("err{index}"));
-    let mut reads_errors = None;
-    let mut streams = Streams::default();
-    if writes {
-        for path in [&fifo, &errors] {
-            mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-        }
-        streams.stdout = fifo.to_str().unwrap().to_owned();
-        streams.stderr = errors.to_str().unwrap().to_owned();
-        reads_errors = Some(
-            File::options()
-                .read(true)
-                .write(true)
-                .open(&errors)
-                .unwrap(),
-        );
-    }
-    let script = if writes {
-        format!("echo {index}; {}", fate.script(exit))
-    } else {
-        fate.script(exit)
+    let fifos = index.is_multiple_of(8).then(|| Fifos::make(fifos, index));
+    let script = match fifos {
+        Some(_) => format!("echo {index}; {}", fate.script(exit)),
+        None => fate.script(exit),
     };
+    let streams = fifos.as_ref().map(Fifos::streams).unwrap_or_default();
     shim.exec("base", &id, &["sh", "-c", &script], &streams)
         .unwrap_or_else(|e| panic!("exec {index}: {e:?}"));
     living.add("base", &id);
-    let seen = std::thread::scope(|scope| {
-        let wait = scope.spawn(|| shim.wait("base", &id).unwrap());
-        let read = writes.then(|| {
-            scope.spawn(|| {
-                let mut output = String::new();
-                File::open(&fifo)
-                    .unwrap()
-                    .read_to_string(&mut output)
-                    .unwrap();
-                output
-            })
-        });
-        shim.start("base", &id)
-            .unwrap_or_else(|e| panic!("start of exec {index}: {e:?}"));
-        if fate != Fate::Exits {
-            let killed = shim.kill("base", &id, 9);
-            assert!(
-                matches!(code(&killed), Code::OK | Code::NOT_FOUND),
-                "exec {index}: {killed:?}"
-            );
-        }
-        let seen = wait.join().unwrap();
-        if let Some(output) = read.map(|read| read.join().unwrap()) {
-            assert_eq!(output, format!("{index}\n"));
-        }
-        seen
-    });
+    let seen = start_and_wait_for_exec(shim, &id, fate, fifos.as_ref(), index);
     fate.check(&format!("exec {index}"), seen, exit);
     assert_eq!(
         shim.state("base", &id).unwrap().exit_status,
@@ -277,11 +284,38 @@ fn exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize)
         "exec {index}: Delete"
     );
     living.remove("base", &id);
-    drop(reads_errors);
-    if writes {
-        std::fs::remove_file(&fifo).unwrap();
-        std::fs::remove_file(&errors).unwrap();
+    if let Some(fifos) = fifos {
+        fifos.remove();
     }
+}
+
+/// Starts the exec `id`, with a Wait and a reader of its output under way, kills it if that is its fate, and gives its
+/// exit code.
+fn start_and_wait_for_exec(
+    shim: &Shim,
+    id: &str,
+    fate: Fate,
+    fifos: Option<&Fifos>,
+    index: usize,
+) -> u32 {
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| shim.wait("base", id).unwrap());
+        let read = fifos.map(|fifos| scope.spawn(|| fifos.read()));
+        shim.start("base", id)
+            .unwrap_or_else(|e| panic!("start of exec {index}: {e:?}"));
+        if fate != Fate::Exits {
+            let killed = shim.kill("base", id, 9);
+            assert!(
+                matches!(code(&killed), Code::OK | Code::NOT_FOUND),
+                "exec {index}: {killed:?}"
+            );
+        }
+        let seen = wait.join().unwrap();
+        if let Some(output) = read.map(|read| read.join().unwrap()) {
+            assert_eq!(output, format!("{index}\n"));
+        }
+        seen
+    })
 }
 
 /// The events of a container: in order, once, with one exit code.
@@ -309,7 +343,7 @@ fn check_container_events(events: &[Event], index: usize) {
 fn check_exec_events(events: &Events, execs: usize) {
     let seen = eventually(Duration::from_secs(60), || {
         let seen = events.of("base");
-        so(seen.len() >= 2 + 3 * execs, || {
+        ok_if(seen.len() >= 2 + 3 * execs, || {
             format!("{} events of {}", seen.len(), 2 + 3 * execs)
         })
         .map(|()| seen)
@@ -350,7 +384,7 @@ on_every_containerd! {
         let events = daemon.events();
         let group = Group::start(&daemon, "storm");
         group.run("base", "exec sleep 1000000");
-        let (containers, execs) = (number("STORM_CONTAINERS", 100), number("STORM_EXECS", 200));
+        let (containers, execs) = (number_from_environment("STORM_CONTAINERS", 100), number_from_environment("STORM_EXECS", 200));
         let living = Living::default();
         let fifos = daemon.directory().join("fifo");
         living.add("base", "");
@@ -359,16 +393,16 @@ on_every_containerd! {
 
         let run = |containers: std::ops::Range<usize>, execs: std::ops::Range<usize>| {
             let (count, begin) = (containers.len(), Instant::now());
-            let took = storm(tasks, &living, containers, CONTAINER_LANES, |index, _| container(tasks, &living, index));
+            let took = run_on_lanes(tasks, &living, containers, CONTAINER_LANES, |index, _| run_one_container(tasks, &living, index));
             report("containers", count, begin.elapsed(), took);
             let (count, begin) = (execs.len(), Instant::now());
-            let took = storm(tasks, &living, execs, EXEC_LANES, |index, lane| exec(tasks, &living, &fifos, index, lane));
+            let took = run_on_lanes(tasks, &living, execs, EXEC_LANES, |index, lane| run_one_exec(tasks, &living, &fifos, index, lane));
             report("execs", count, begin.elapsed(), took);
         };
         // What is made once is made by the first part. All are of one size: the queue of events is as long as containerd is
         // behind, and the allocator keeps what the longest took.
         let part = ((containers / 10).max(16), (execs / 10).max(32));
-        let idle = fds(shim);
+        let idle = open_descriptors(shim);
         let mut done = (0, 0);
         let mut memory = Vec::new();
         while done != (containers, execs) {
@@ -377,11 +411,11 @@ on_every_containerd! {
             done = next;
             eventually(Duration::from_secs(60), || {
                 let (seen, all) = (events.count(), 2 + 4 * done.0 + 3 * done.1);
-                so(seen >= all, || format!("{seen} events of {all}"))
+                ok_if(seen >= all, || format!("{seen} events of {all}"))
             });
             eventually(Duration::from_secs(20), || {
-                let now = fds(shim);
-                so(now <= idle, || format!("{now} fds, {idle} before"))
+                let now = open_descriptors(shim);
+                ok_if(now <= idle, || format!("{now} fds, {idle} before"))
             });
             memory.push(anonymous_kb(shim));
         }
@@ -395,7 +429,7 @@ on_every_containerd! {
         let of_containers = eventually(Duration::from_secs(60), || {
             let seen = events.by_container();
             let deleted = |index| seen.get(&format!("c{index}")).is_some_and(|events: &Vec<Event>| events.len() >= 4);
-            so((0..containers).all(deleted), || "events are missing".to_owned()).map(|()| seen)
+            ok_if((0..containers).all(deleted), || "events are missing".to_owned()).map(|()| seen)
         });
         for index in 0..containers {
             check_container_events(&of_containers[&format!("c{index}")], index);

@@ -22,12 +22,12 @@ use containerd_shim_protos::ttrpc::Code;
 use serde_json::{Value, json};
 use shim_tests::calls::{Answer, Shim};
 use shim_tests::raw::Bundle;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Daemon, ShimUnderTest, eventually, on_every_containerd};
 
 const SLEEP: &[&str] = &["sleep", "3600"];
 
-fn ours() -> bool {
+fn is_our_shim() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
@@ -41,20 +41,20 @@ struct Task<'a> {
 impl<'a> Task<'a> {
     #[track_caller]
     fn create(daemon: &'a Daemon, id: &str, command: &[&str]) -> Self {
-        Self::of(Bundle::new(daemon, id), command)
+        Self::from_bundle(Bundle::new(daemon, id), command)
     }
 
     #[track_caller]
-    fn of(bundle: Bundle<'a>, command: &[&str]) -> Self {
-        let spec = bundle.plain(command);
-        let bundle = bundle.spec(&spec);
+    fn from_bundle(bundle: Bundle<'a>, command: &[&str]) -> Self {
+        let spec = bundle.plain_spec(command);
+        let bundle = bundle.write_spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let pid = bundle.create(&shim).unwrap();
         Self { bundle, shim, pid }
     }
 
     #[track_caller]
-    fn running(daemon: &'a Daemon, id: &str, command: &[&str]) -> Self {
+    fn run(daemon: &'a Daemon, id: &str, command: &[&str]) -> Self {
         let task = Self::create(daemon, id, command);
         assert_eq!(task.start("").unwrap(), task.pid);
         task
@@ -94,7 +94,7 @@ impl<'a> Task<'a> {
         self.state(exec).status.unwrap()
     }
 
-    fn kill(&self, exec: &str, signal: u32, all: bool) -> KillRequest {
+    fn kill_request(&self, exec: &str, signal: u32, all: bool) -> KillRequest {
         KillRequest {
             id: self.id(),
             exec_id: exec.to_owned(),
@@ -105,10 +105,10 @@ impl<'a> Task<'a> {
     }
 
     #[track_caller]
-    fn killed(&self, exec: &str, signal: u32) {
+    fn kill(&self, exec: &str, signal: u32) {
         let _: Empty = self
             .shim
-            .call("Kill", &self.kill(exec, signal, false))
+            .call("Kill", &self.kill_request(exec, signal, false))
             .unwrap();
     }
 
@@ -153,7 +153,7 @@ impl<'a> Task<'a> {
 
     #[track_caller]
     fn exec(&self, exec: &str, command: &[&str]) {
-        let request = self.exec_request(exec, &process(command));
+        let request = self.exec_request(exec, &process_json(command));
         let _: Empty = self.shim.call("Exec", &request).unwrap();
     }
 
@@ -170,7 +170,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn close(&self, exec: &str) -> CloseIORequest {
+    fn close_request(&self, exec: &str) -> CloseIORequest {
         CloseIORequest {
             id: self.id(),
             exec_id: exec.to_owned(),
@@ -179,7 +179,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn resize(&self, exec: &str) -> ResizePtyRequest {
+    fn resize_request(&self, exec: &str) -> ResizePtyRequest {
         ResizePtyRequest {
             id: self.id(),
             exec_id: exec.to_owned(),
@@ -209,24 +209,26 @@ impl<'a> Task<'a> {
     /// Kills the container, if it still runs, and takes everything down as containerd does.
     #[track_caller]
     fn end(self) {
-        let _ = self.shim.call::<Empty>("Kill", &self.kill("", 9, true));
+        let _ = self
+            .shim
+            .call::<Empty>("Kill", &self.kill_request("", 9, true));
         if self.status("") != Status::STOPPED {
             self.wait("");
         }
         self.delete("").unwrap();
-        self.gone();
+        self.shut_down();
     }
 
     /// After the container has been deleted.
     #[track_caller]
-    fn gone(self) {
+    fn shut_down(self) {
         self.shutdown(false);
         let ran = self.bundle.delete();
         assert!(ran.status.success(), "{}", ran.text());
     }
 }
 
-fn process(command: &[&str]) -> Vec<u8> {
+fn process_json(command: &[&str]) -> Vec<u8> {
     let process = json!({
         "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/", "env": ["PATH=/bin"], "noNewPrivileges": true,
     });
@@ -249,10 +251,10 @@ fn assert_recent(seconds: i64) {
 
 /// What must be refused: with this code by us, and at all by the stock shim, which has UNKNOWN for many.
 #[track_caller]
-fn refused(shim: &Shim, method: &str, request: &impl Message, code: Code) {
-    let (got, text) = shim.refuses(method, request);
+fn assert_refused(shim: &Shim, method: &str, request: &impl Message, code: Code) {
+    let (got, text) = shim.must_refuse(method, request);
     assert!(
-        got == code || (!ours() && got == Code::UNKNOWN),
+        got == code || (!is_our_shim() && got == Code::UNKNOWN),
         "{method}: {got:?} {text}"
     );
     assert!(!text.is_empty());
@@ -260,8 +262,8 @@ fn refused(shim: &Shim, method: &str, request: &impl Message, code: Code) {
 
 /// What must be refused with this code by both, because containerd or its clients branch on it.
 #[track_caller]
-fn refused_alike(shim: &Shim, method: &str, request: &impl Message, code: Code) {
-    let (got, text) = shim.refuses(method, request);
+fn assert_refused_alike(shim: &Shim, method: &str, request: &impl Message, code: Code) {
+    let (got, text) = shim.must_refuse(method, request);
     assert_eq!(got, code, "{method}: {text}");
 }
 
@@ -275,19 +277,19 @@ on_every_containerd! {
         assert_eq!((state.exit_status, state.terminal), (0, false));
         task.start("").unwrap();
         assert_eq!(task.status(""), Status::RUNNING);
-        refused_alike(&task.shim, "Start", &task.start_request("nobody"), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "Start", &task.start_request("nobody"), Code::NOT_FOUND);
         task.exec("e", SLEEP);
         let state = task.state("e");
         assert_eq!((state.pid, state.status.unwrap()), (0, Status::CREATED));
         let pid = task.start("e").unwrap();
         let state = task.state("e");
         assert_eq!((state.pid, state.status.unwrap()), (pid, Status::RUNNING));
-        refused_alike(&task.shim, "State", &task.state_request("nobody"), Code::NOT_FOUND);
-        task.killed("e", 9);
+        assert_refused_alike(&task.shim, "State", &task.state_request("nobody"), Code::NOT_FOUND);
+        task.kill("e", 9);
         assert_eq!(task.wait("e").exit_status, 137);
         let state = task.state("e");
         assert_eq!((state.pid, state.status.unwrap(), state.exit_status), (pid, Status::STOPPED, 137));
-        task.killed("", 9);
+        task.kill("", 9);
         let waited = task.wait("");
         assert_eq!(waited.exit_status, 137);
         assert_recent(waited.exited_at.seconds);
@@ -301,13 +303,13 @@ on_every_containerd! {
     fn connect_answers_before_the_container_is_there(version) {
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "connect");
-        let spec = bundle.plain(SLEEP);
-        let bundle = bundle.spec(&spec);
+        let spec = bundle.plain_spec(SLEEP);
+        let bundle = bundle.write_spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let mut task = Task { bundle, shim, pid: 0 };
         let connected = task.connect();
         assert_eq!((connected.shim_pid.cast_signed(), connected.task_pid), (daemon.shim().pid, 0));
-        refused_alike(&task.shim, "State", &task.state_request(""), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "State", &task.state_request(""), Code::NOT_FOUND);
         task.pid = task.bundle.create(&task.shim).unwrap();
         assert_eq!(task.connect().task_pid, task.pid);
         task.start("").unwrap();
@@ -317,13 +319,13 @@ on_every_containerd! {
 
     fn an_id_is_used_once(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "twice", SLEEP);
+        let task = Task::run(&daemon, "twice", SLEEP);
         let again = CreateTaskRequest {
             id: task.id(),
             bundle: task.bundle.path.display().to_string(),
             ..CreateTaskRequest::default()
         };
-        refused(&task.shim, "Create", &again, Code::ALREADY_EXISTS);
+        assert_refused(&task.shim, "Create", &again, Code::ALREADY_EXISTS);
         assert_eq!(task.status(""), Status::RUNNING, "the first one has not suffered");
         task.end();
         daemon.end();
@@ -331,12 +333,12 @@ on_every_containerd! {
 
     fn a_process_starts_once(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "once", &["sh", "-c", "exit 3"]);
+        let task = Task::run(&daemon, "once", &["sh", "-c", "exit 3"]);
         let waited = task.wait("");
         assert_eq!(waited.exit_status, 3);
-        refused(&task.shim, "Start", &task.start_request(""), Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Start", &task.start_request(""), Code::FAILED_PRECONDITION);
         assert_eq!(task.wait(""), waited, "a second Wait gets the same");
-        refused_alike(&task.shim, "Wait", &task.wait_request("nobody"), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "Wait", &task.wait_request("nobody"), Code::NOT_FOUND);
         task.end();
         daemon.end();
     }
@@ -344,42 +346,42 @@ on_every_containerd! {
     fn signals_of_every_number(version) {
         let daemon = Daemon::start(version);
         let script = "trap 'exit 21' 40; touch /ready; while :; do sleep 0.1; done";
-        let task = Task::running(&daemon, "signals", &["sh", "-c", script]);
+        let task = Task::run(&daemon, "signals", &["sh", "-c", script]);
         eventually(Duration::from_secs(20), || {
-            so(task.bundle.path.join("rootfs/ready").exists(), || "no trap yet".to_owned())
+            ok_if(task.bundle.path.join("rootfs/ready").exists(), || "no trap yet".to_owned())
         });
         task.exec("real-time", SLEEP);
-        refused_alike(&task.shim, "Kill", &task.kill("real-time", 9, false), Code::FAILED_PRECONDITION);
+        assert_refused_alike(&task.shim, "Kill", &task.kill_request("real-time", 9, false), Code::FAILED_PRECONDITION);
         task.start("real-time").unwrap();
         for process in ["", "real-time"] {
             // 0 asks whether it is there.
-            task.killed(process, 0);
-            refused(&task.shim, "Kill", &task.kill(process, 65, false), Code::INVALID_ARGUMENT);
-            refused(&task.shim, "Kill", &task.kill(process, 12345, false), Code::INVALID_ARGUMENT);
+            task.kill(process, 0);
+            assert_refused(&task.shim, "Kill", &task.kill_request(process, 65, false), Code::INVALID_ARGUMENT);
+            assert_refused(&task.shim, "Kill", &task.kill_request(process, 12345, false), Code::INVALID_ARGUMENT);
         }
-        task.killed("real-time", 40);
+        task.kill("real-time", 40);
         assert_eq!(task.wait("real-time").exit_status, 128 + 40);
-        task.killed("", 40);
+        task.kill("", 40);
         assert_eq!(task.wait("").exit_status, 21);
         for (process, signal) in [("", 9), ("", 0), ("real-time", 9)] {
-            refused_alike(&task.shim, "Kill", &task.kill(process, signal, false), Code::NOT_FOUND);
+            assert_refused_alike(&task.shim, "Kill", &task.kill_request(process, signal, false), Code::NOT_FOUND);
         }
-        refused_alike(&task.shim, "Kill", &task.kill("nobody", 9, false), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "Kill", &task.kill_request("nobody", 9, false), Code::NOT_FOUND);
         task.end();
         daemon.end();
     }
 
     fn all_of_an_exec_is_the_exec(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "all", SLEEP);
+        let task = Task::run(&daemon, "all", SLEEP);
         for exec in ["one", "two"] {
             task.exec(exec, SLEEP);
             task.start(exec).unwrap();
         }
-        let _: Empty = task.shim.call("Kill", &task.kill("one", 9, true)).unwrap();
+        let _: Empty = task.shim.call("Kill", &task.kill_request("one", 9, true)).unwrap();
         assert_eq!(task.wait("one").exit_status, 137);
         assert_eq!((task.status(""), task.status("two")), (Status::RUNNING, Status::RUNNING));
-        let _: Empty = task.shim.call("Kill", &task.kill("", 9, true)).unwrap();
+        let _: Empty = task.shim.call("Kill", &task.kill_request("", 9, true)).unwrap();
         assert_eq!((task.wait("two").exit_status, task.wait("").exit_status), (137, 137));
         task.end();
         daemon.end();
@@ -388,11 +390,11 @@ on_every_containerd! {
     fn a_created_container_can_be_killed(version) {
         let daemon = Daemon::start(version);
         let task = Task::create(&daemon, "created", SLEEP);
-        task.killed("", 9);
+        task.kill("", 9);
         assert_eq!(task.wait("").exit_status, 137);
         let deleted = task.delete("").unwrap();
         assert_eq!((deleted.pid, deleted.exit_status), (task.pid, 137));
-        task.gone();
+        task.shut_down();
         daemon.end();
     }
 
@@ -400,29 +402,29 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let task = Task::create(&daemon, "created", SLEEP);
         assert_eq!(task.delete("").unwrap().pid, task.pid);
-        refused_alike(&task.shim, "Delete", &task.delete_request(""), Code::NOT_FOUND);
-        refused_alike(&task.shim, "State", &task.state_request(""), Code::NOT_FOUND);
-        task.gone();
+        assert_refused_alike(&task.shim, "Delete", &task.delete_request(""), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "State", &task.state_request(""), Code::NOT_FOUND);
+        task.shut_down();
         daemon.end();
     }
 
     fn only_what_has_ended_is_deleted(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "delete", SLEEP);
+        let task = Task::run(&daemon, "delete", SLEEP);
         task.exec("e", &["sleep", "3600"]);
         task.exec("never", SLEEP);
         let pid = task.start("e").unwrap();
         for process in ["", "e"] {
-            refused(&task.shim, "Delete", &task.delete_request(process), Code::FAILED_PRECONDITION);
+            assert_refused(&task.shim, "Delete", &task.delete_request(process), Code::FAILED_PRECONDITION);
         }
         assert_eq!(task.delete("never").unwrap().pid, 0);
-        task.killed("e", 15);
+        task.kill("e", 15);
         let waited = task.wait("e");
         let deleted = task.delete("e").unwrap();
         assert_eq!((deleted.pid, deleted.exit_status), (pid, 143));
         assert_eq!(deleted.exited_at, waited.exited_at);
         for process in ["e", "never"] {
-            refused_alike(&task.shim, "Delete", &task.delete_request(process), Code::NOT_FOUND);
+            assert_refused_alike(&task.shim, "Delete", &task.delete_request(process), Code::NOT_FOUND);
         }
         task.exec("e", &["true"]);
         task.start("e").unwrap();
@@ -433,25 +435,25 @@ on_every_containerd! {
 
     fn an_exec_that_cannot_be(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "exec", SLEEP);
+        let task = Task::run(&daemon, "exec", SLEEP);
         for broken in [&b"{\"args\": ["[..], b"[]", b"no json"] {
             let request = task.exec_request("broken", broken);
-            refused(&task.shim, "Exec", &request, Code::INVALID_ARGUMENT);
-            refused_alike(&task.shim, "State", &task.state_request("broken"), Code::NOT_FOUND);
+            assert_refused(&task.shim, "Exec", &request, Code::INVALID_ARGUMENT);
+            assert_refused_alike(&task.shim, "State", &task.state_request("broken"), Code::NOT_FOUND);
         }
         task.exec("same", SLEEP);
-        let same = task.exec_request("same", &process(SLEEP));
-        refused_alike(&task.shim, "Exec", &same, Code::ALREADY_EXISTS);
+        let same = task.exec_request("same", &process_json(SLEEP));
+        assert_refused_alike(&task.shim, "Exec", &same, Code::ALREADY_EXISTS);
         task.exec("absent", &["/no/such/program"]);
         let why = task.start("absent").unwrap_err();
         assert!(why.message.contains("/no/such/program"), "{why}");
         task.delete("absent").unwrap();
         // A container that has ended runs nothing more.
-        task.killed("", 9);
+        task.kill("", 9);
         task.wait("");
-        let late = task.exec_request("late", &process(SLEEP));
-        refused(&task.shim, "Exec", &late, Code::FAILED_PRECONDITION);
-        refused(&task.shim, "Start", &task.start_request("same"), Code::FAILED_PRECONDITION);
+        let late = task.exec_request("late", &process_json(SLEEP));
+        assert_refused(&task.shim, "Exec", &late, Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Start", &task.start_request("same"), Code::FAILED_PRECONDITION);
         task.end();
         daemon.end();
     }
@@ -459,8 +461,8 @@ on_every_containerd! {
     /// The request decides about the terminal, not the process in it.
     fn an_exec_whose_process_wants_a_terminal(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "terminal", SLEEP);
-        let mut wants: Value = serde_json::from_slice(&process(&["sh", "-c", "test ! -t 0"])).unwrap();
+        let task = Task::run(&daemon, "terminal", SLEEP);
+        let mut wants: Value = serde_json::from_slice(&process_json(&["sh", "-c", "test ! -t 0"])).unwrap();
         wants["terminal"] = json!(true);
         let request = task.exec_request("e", &serde_json::to_vec(&wants).unwrap());
         let _: Empty = task.shim.call("Exec", &request).unwrap();
@@ -484,35 +486,35 @@ on_every_containerd! {
 
     fn streams_that_are_not_there(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "streams", SLEEP);
+        let task = Task::run(&daemon, "streams", SLEEP);
         task.exec("e", SLEEP);
         for process in ["", "e"] {
             for _ in 0..2 {
-                let _: Empty = task.shim.call("CloseIO", &task.close(process)).unwrap();
-                let _: Empty = task.shim.call("ResizePty", &task.resize(process)).unwrap();
+                let _: Empty = task.shim.call("CloseIO", &task.close_request(process)).unwrap();
+                let _: Empty = task.shim.call("ResizePty", &task.resize_request(process)).unwrap();
             }
         }
-        refused_alike(&task.shim, "ResizePty", &task.resize("nobody"), Code::NOT_FOUND);
-        refused(&task.shim, "CloseIO", &task.close("nobody"), Code::NOT_FOUND);
+        assert_refused_alike(&task.shim, "ResizePty", &task.resize_request("nobody"), Code::NOT_FOUND);
+        assert_refused(&task.shim, "CloseIO", &task.close_request("nobody"), Code::NOT_FOUND);
         task.end();
         daemon.end();
     }
 
     fn an_update_that_says_nothing(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "update", SLEEP);
+        let task = Task::run(&daemon, "update", SLEEP);
         let _: Empty = task.shim.call("Update", &task.update_request(b"{}")).unwrap();
         for broken in [&b"{\"memory\": "[..], b"7", b""] {
-            refused(&task.shim, "Update", &task.update_request(broken), Code::INVALID_ARGUMENT);
+            assert_refused(&task.shim, "Update", &task.update_request(broken), Code::INVALID_ARGUMENT);
         }
-        if ours() {
+        if is_our_shim() {
             // The stock shim dies of this one.
             let none = UpdateTaskRequest { id: task.id(), ..UpdateTaskRequest::default() };
-            refused(&task.shim, "Update", &none, Code::INVALID_ARGUMENT);
+            assert_refused(&task.shim, "Update", &none, Code::INVALID_ARGUMENT);
         }
-        task.killed("", 9);
+        task.kill("", 9);
         task.wait("");
-        refused(&task.shim, "Update", &task.update_request(b"{}"), Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Update", &task.update_request(b"{}"), Code::FAILED_PRECONDITION);
         task.end();
         daemon.end();
     }
@@ -522,16 +524,16 @@ on_every_containerd! {
         let task = Task::create(&daemon, "pause", SLEEP);
         let pause = PauseRequest { id: task.id(), ..PauseRequest::default() };
         let resume = ResumeRequest { id: task.id(), ..ResumeRequest::default() };
-        refused(&task.shim, "Pause", &pause, Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Pause", &pause, Code::FAILED_PRECONDITION);
         task.start("").unwrap();
-        refused(&task.shim, "Resume", &resume, Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Resume", &resume, Code::FAILED_PRECONDITION);
         task.exec("e", SLEEP);
         task.start("e").unwrap();
         let _: Empty = task.shim.call("Pause", &pause).unwrap();
         assert_eq!((task.status(""), task.status("e")), (Status::PAUSED, Status::PAUSED));
-        refused(&task.shim, "Pause", &pause, Code::FAILED_PRECONDITION);
-        let late = task.exec_request("late", &process(SLEEP));
-        refused(&task.shim, "Exec", &late, Code::FAILED_PRECONDITION);
+        assert_refused(&task.shim, "Pause", &pause, Code::FAILED_PRECONDITION);
+        let late = task.exec_request("late", &process_json(SLEEP));
+        assert_refused(&task.shim, "Exec", &late, Code::FAILED_PRECONDITION);
         let _: Empty = task.shim.call("Resume", &resume).unwrap();
         assert_eq!((task.status(""), task.status("e")), (Status::RUNNING, Status::RUNNING));
         task.end();
@@ -540,7 +542,7 @@ on_every_containerd! {
 
     fn pids_names_the_execs(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "pids", SLEEP);
+        let task = Task::run(&daemon, "pids", SLEEP);
         task.exec("e", SLEEP);
         let pid = task.start("e").unwrap();
         let request = PidsRequest { id: task.id(), ..PidsRequest::default() };
@@ -565,14 +567,14 @@ on_every_containerd! {
 
     fn a_shutdown_does_not_end_a_shim_that_has_a_container(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "shutdown", SLEEP);
+        let task = Task::run(&daemon, "shutdown", SLEEP);
         for now in [false, true] {
             task.shutdown(now);
             assert_eq!(task.status(""), Status::RUNNING);
         }
         task.end();
         eventually(Duration::from_secs(10), || {
-            so(daemon.shims().is_empty(), || "the shim is still there".to_owned())
+            ok_if(daemon.shims().is_empty(), || "the shim is still there".to_owned())
         });
         daemon.end();
     }
@@ -580,20 +582,20 @@ on_every_containerd! {
     fn events_tell_all_of_it(version) {
         let daemon = Daemon::start(version);
         let events = daemon.events();
-        let task = Task::running(&daemon, "events", SLEEP);
+        let task = Task::run(&daemon, "events", SLEEP);
         task.exec("e", SLEEP);
         let exec = task.start("e").unwrap();
-        task.killed("e", 9);
+        task.kill("e", 9);
         task.wait("e");
-        task.killed("", 15);
-        task.killed("", 9);
+        task.kill("", 15);
+        task.kill("", 9);
         task.wait("");
         let (pid, bundle) = (task.pid, task.bundle.path.display().to_string());
         task.delete("").unwrap();
-        task.gone();
+        task.shut_down();
         let order = ["create", "start", "exec-added:e", "exec-started:e", "exit:e", "exit", "delete"];
         eventually(Duration::from_secs(20), || {
-            so(events.of("events") == order, || format!("{:?}", events.of("events")))
+            ok_if(events.of("events") == order, || format!("{:?}", events.of("events")))
         });
         let bodies = events.bodies("events");
         let body = |at: usize| &bodies[at].body;
@@ -613,21 +615,21 @@ on_every_containerd! {
     /// What `delete` says of a container whose shim was killed.
     fn delete_of_a_dead_shim_tells_the_pid(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "dead", SLEEP);
+        let task = Task::run(&daemon, "dead", SLEEP);
         shim_tests::proc::kill(daemon.shim().pid, rustix::process::Signal::KILL);
         eventually(Duration::from_secs(10), || {
-            so(daemon.shims().is_empty(), || "the shim is still there".to_owned())
+            ok_if(daemon.shims().is_empty(), || "the shim is still there".to_owned())
         });
         let ran = task.bundle.delete();
         assert!(ran.status.success(), "{}", ran.text());
         // 1.6's own shim has warnings among its answer.
-        if ours() || version != shim_tests::Version::V1_6 {
+        if is_our_shim() || version != shim_tests::Version::V1_6 {
             let deleted = DeleteResponse::parse_from_bytes(&ran.output).unwrap();
             assert_eq!((deleted.pid, deleted.exit_status), (task.pid, 137));
             assert_recent(deleted.exited_at.seconds);
         }
         drop(task);
-        if !ours() {
+        if !is_our_shim() {
             // The stock shim's socket stays.
             return;
         }
@@ -637,11 +639,11 @@ on_every_containerd! {
     /// What `start` and the shim leave in the bundle, for containerd to find it again after a restart.
     fn the_bundle_leads_back_to_the_shim(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "files", SLEEP);
+        let task = Task::run(&daemon, "files", SLEEP);
         let file = |name: &str| std::fs::read_to_string(task.bundle.path.join(name)).unwrap();
         assert_eq!(file("init.pid").trim(), task.pid.to_string());
         // From 2.x on containerd keeps the answer itself, in bootstrap.json.
-        if ours() || version == shim_tests::Version::V1_6 {
+        if is_our_shim() || version == shim_tests::Version::V1_6 {
             let socket = file("address");
             let socket = socket.trim().strip_prefix("unix://").unwrap();
             assert!(std::os::unix::net::UnixStream::connect(socket).is_ok());
@@ -652,7 +654,7 @@ on_every_containerd! {
 
     fn the_shim_goes_before_containerd_when_memory_runs_out(version) {
         let daemon = Daemon::start(version);
-        let task = Task::running(&daemon, "oom", SLEEP);
+        let task = Task::run(&daemon, "oom", SLEEP);
         let score = |pid: i32| {
             let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
             text.trim().parse::<i32>().unwrap()
@@ -670,12 +672,12 @@ on_every_containerd! {
         let mut bundle = Bundle::new(&daemon, "notify");
         let socket = daemon.directory().join("notify").display().to_string();
         bundle.environment.push(("NOTIFY_SOCKET", socket));
-        let task = Task::of(bundle, &["sh", "-c", "env > /environment; sleep 3600"]);
+        let task = Task::from_bundle(bundle, &["sh", "-c", "env > /environment; sleep 3600"]);
         task.start("").unwrap();
         let file = task.bundle.path.join("rootfs/environment");
         eventually(Duration::from_secs(20), || {
             let environment = std::fs::read_to_string(&file).unwrap_or_default();
-            so(environment.contains("PATH="), || environment)
+            ok_if(environment.contains("PATH="), || environment)
         });
         let environment = std::fs::read_to_string(&file).unwrap();
         assert!(!environment.contains("NOTIFY_SOCKET"), "{environment}");
@@ -686,13 +688,13 @@ on_every_containerd! {
     fn a_create_that_fails_leaves_the_id_free(version) {
         let daemon = Daemon::start(version);
         let bundle = Bundle::new(&daemon, "again");
-        let spec = bundle.plain(&["/no/such/program"]);
-        let bundle = bundle.spec(&spec);
+        let spec = bundle.plain_spec(&["/no/such/program"]);
+        let bundle = bundle.write_spec(&spec);
         let shim = Shim::connect(&bundle.start(b""));
         let why = bundle.create(&shim).unwrap_err();
         assert!(why.message.contains("/no/such/program"), "{why}");
-        let spec = bundle.plain(SLEEP);
-        let bundle = bundle.spec(&spec);
+        let spec = bundle.plain_spec(SLEEP);
+        let bundle = bundle.write_spec(&spec);
         let request = CreateTaskRequest {
             id: bundle.id.clone(),
             bundle: bundle.path.display().to_string(),

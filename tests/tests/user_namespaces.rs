@@ -14,13 +14,15 @@ use std::time::Duration;
 use shim_tests::daemon::Handler;
 use shim_tests::proc::namespace;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, lab};
+use shim_tests::{
+    Container, Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, lab,
+};
 
 /// The node's user that is root in the pods.
 const ROOT: u32 = 300_000;
 
 /// containerd 2.0 to 2.2 offer user namespaces only to handlers of this type; the shim comes in by its path.
-fn options(version: Version, runtime: &str) -> Options {
+fn options_with_runc(version: Version, runtime: &str) -> Options {
     let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
     let handler = Handler {
         name: "userns".to_owned(),
@@ -36,10 +38,10 @@ fn options(version: Version, runtime: &str) -> Options {
 }
 
 /// A containerd with a runc that knows user namespaces.
-fn daemon(version: Version) -> Daemon {
+fn daemon_with_newer_runc(version: Version) -> Daemon {
     let runc = lab::newer_runtime("runc");
     if version != Version::V2_1SandboxApi {
-        return Daemon::with(version, &options(version, &text(&runc)));
+        return Daemon::with(version, &options_with_runc(version, &text(&runc)));
     }
     // In that mode containerd 2.0 to 2.2 have no way to name a runc: it is the first in PATH.
     let daemon = Daemon::start(version);
@@ -47,7 +49,7 @@ fn daemon(version: Version) -> Daemon {
     daemon
 }
 
-fn mapped(version: Version) -> PodSpec {
+fn mapped_pod(version: Version) -> PodSpec {
     let spec = PodSpec::new("mapped").user_namespace(ROOT);
     if version == Version::V2_1SandboxApi {
         spec
@@ -56,7 +58,7 @@ fn mapped(version: Version) -> PodSpec {
     }
 }
 
-fn owner(path: String) -> u32 {
+fn owner_of_file(path: String) -> u32 {
     std::fs::metadata(path).unwrap().uid()
 }
 
@@ -70,20 +72,38 @@ fn user_of(pid: i32) -> u32 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Two containers of the pod are in its user namespace, in all that a user of the pod can see.
 #[track_caller]
-fn looks_right(pod: &Pod<'_>) {
+fn assert_mapped_pod(pod: &Pod<'_>) {
     let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
-    let map = one.shell("cat /proc/self/uid_map /proc/self/gid_map");
+    assert_ids_are_mapped(&one);
+    assert_namespaces_are_the_pods(pod, [&one, &two]);
+    assert_files_belong_to_root_of_the_pod(&one);
+    assert_network_and_hostname_are_the_pods(&one);
+    assert_eq!(one.exec(&["sh", "-c", "exit 7"]).code, 7);
+    assert_pods_files_are_usable(&one, &two);
+    assert_log_is_written(pod);
+    two.stop(0);
+    assert_eq!(two.wait(), 137);
+    assert!(one.running());
+}
+
+#[track_caller]
+fn assert_ids_are_mapped(container: &Container<'_>) {
+    let map = container.shell("cat /proc/self/uid_map /proc/self/gid_map");
     let line = ["0", &ROOT.to_string(), "65536"].map(str::to_owned);
     let expected = [line.clone(), line].concat();
     assert_eq!(map.split_whitespace().collect::<Vec<_>>(), expected);
+}
 
+#[track_caller]
+fn assert_namespaces_are_the_pods(pod: &Pod<'_>, containers: [&Container<'_>; 2]) {
     let node = namespace(std::process::id().cast_signed(), "user");
     let of_pod = namespace(pod.pid(), "user");
     assert_ne!(of_pod, node);
-    for container in [&one, &two] {
+    for container in containers {
         assert_eq!(namespace(container.pid(), "user"), of_pod);
-        assert_eq!(owner(format!("/proc/{}", container.pid())), ROOT);
+        assert_eq!(owner_of_file(format!("/proc/{}", container.pid())), ROOT);
         for kind in ["net", "ipc", "uts"] {
             assert_eq!(
                 namespace(container.pid(), kind),
@@ -92,17 +112,25 @@ fn looks_right(pod: &Pod<'_>) {
             );
         }
     }
-    // What holds the sandbox is one of the pod's users, too.
+    // The holder of the sandbox is one of the pod's users, too.
     assert!((ROOT..ROOT + 65536).contains(&user_of(pod.pid())));
-    // What the image says, and what is new.
+}
+
+/// Files of the image, and new ones.
+#[track_caller]
+fn assert_files_belong_to_root_of_the_pod(container: &Container<'_>) {
     assert_eq!(
-        one.shell("touch /new && stat -c %u:%g /bin/busybox /new / | xargs"),
+        container.shell("touch /new && stat -c %u:%g /bin/busybox /new / | xargs"),
         "0:0 0:0 0:0"
     );
-    let new = format!("/proc/{}/root/new", one.pid());
-    assert_eq!(owner(new), ROOT);
+    let new = format!("/proc/{}/root/new", container.pid());
+    assert_eq!(owner_of_file(new), ROOT);
+}
+
+#[track_caller]
+fn assert_network_and_hostname_are_the_pods(container: &Container<'_>) {
     // Only root of the user namespace that owns the network namespace may do this.
-    let pid = one.pid().to_string();
+    let pid = container.pid().to_string();
     let set = Command::new("nsenter")
         .args([
             "-t", &pid, "-U", "-n", "ip", "link", "set", "lo", "mtu", "1400",
@@ -110,17 +138,23 @@ fn looks_right(pod: &Pod<'_>) {
         .output()
         .unwrap();
     assert!(set.status.success(), "{set:?}");
-    assert_eq!(one.output(&["hostname"]), "mapped");
+    assert_eq!(container.output(&["hostname"]), "mapped");
     assert_eq!(
-        one.shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        container.shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"),
         "0"
     );
-    assert_eq!(one.exec(&["sh", "-c", "exit 7"]).code, 7);
-    // The pod's files: theirs to read, and the shared memory to write.
+}
+
+/// Users of the pod can read the pod's files, and write to its shared memory.
+#[track_caller]
+fn assert_pods_files_are_usable(one: &Container<'_>, two: &Container<'_>) {
     assert_eq!(one.output(&["cat", "/etc/hostname"]), "mapped");
     one.shell("cat /etc/hosts /etc/resolv.conf && echo seen >/dev/shm/file");
     assert_eq!(two.output(&["cat", "/dev/shm/file"]), "seen");
+}
 
+#[track_caller]
+fn assert_log_is_written(pod: &Pod<'_>) {
     let said = pod
         .container("said")
         .shell("id -u; echo to the log")
@@ -134,20 +168,17 @@ fn looks_right(pod: &Pod<'_>) {
             Err(format!("{lines:?}"))
         }
     });
-    two.stop(0);
-    assert_eq!(two.wait(), 137);
-    assert!(one.running());
 }
 
 fn a_pod_with_a_user_namespace(version: Version) {
-    let daemon = daemon(version);
+    let daemon = daemon_with_newer_runc(version);
     if version == Version::V2_1 {
         assert!(daemon.cri().offers_user_namespaces("userns"));
     }
-    let pod = mapped(version)
+    let pod = mapped_pod(version)
         .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
         .run(&daemon);
-    looks_right(&pod);
+    assert_mapped_pod(&pod);
     if ShimUnderTest::get() == ShimUnderTest::Pause {
         let name = std::fs::read_to_string(format!("/proc/{}/comm", pod.pid())).unwrap();
         assert_eq!(name.trim(), "pause");
@@ -156,12 +187,12 @@ fn a_pod_with_a_user_namespace(version: Version) {
 }
 
 fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
-    let daemon = daemon(version);
-    let pod = mapped(version)
+    let daemon = daemon_with_newer_runc(version);
+    let pod = mapped_pod(version)
         .shared_processes()
         .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
         .run(&daemon);
-    looks_right(&pod);
+    assert_mapped_pod(&pod);
     let one = pod.sleeper("three");
     assert_eq!(one.shell("cat /proc/1/comm"), "pause");
     assert_eq!(namespace(one.pid(), "pid"), namespace(pod.pid(), "pid"));
@@ -172,9 +203,9 @@ fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
 /// does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
 fn a_runc_that_is_too_old(version: Version) {
     let runc = text(&lab::lab().join("host/runc"));
-    let daemon = Daemon::with(version, &options(version, &runc));
+    let daemon = Daemon::with(version, &options_with_runc(version, &runc));
     assert!(!daemon.cri().offers_user_namespaces("userns"));
-    let pod = mapped(version).run(&daemon);
+    let pod = mapped_pod(version).run(&daemon);
     let started = pod.container("one").command(&["sleep", "3600"]).try_start();
     match version {
         Version::V2_1 | Version::V2_1SandboxApi => {

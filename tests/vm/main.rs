@@ -15,7 +15,7 @@ use std::{fs, io};
 
 use serde_json::json;
 use shim_tests::lab::lab;
-use shim_tests::until::{so, within};
+use shim_tests::until::{ok_if, within};
 use shim_tests::vm;
 
 const USAGE: &str = "usage:
@@ -186,7 +186,7 @@ fn command(command: &mut Command) -> Result<(), String> {
     let output = command
         .output()
         .map_err(|error| format!("{}: {error}", program.display()))?;
-    so(output.status.success(), || {
+    ok_if(output.status.success(), || {
         format!(
             "{}: {}",
             program.display(),
@@ -196,24 +196,37 @@ fn command(command: &mut Command) -> Result<(), String> {
 }
 
 fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
-    let unpacked = parts.join("qemu");
-    let libraries = unpacked.join("usr/lib/x86_64-linux-gnu");
-    let share = unpacked.join("usr/share");
-    let root = parts.join("root.ext4");
-    // `setpriv`: it dies with this program. Its own loader and libraries: nothing of this machine's fits for sure.
+    let mut command = unpacked_qemu(&parts.join("qemu"));
+    add_machine(&mut command);
+    add_kernel(&mut command, parts);
+    add_disks(&mut command, &parts.join("root.ext4"), disk);
+    add_devices(&mut command, port);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// QEMU as the lab unpacked it, with its own loader and libraries: this machine's may not fit.
+fn unpacked_qemu(folder: &Path) -> Command {
+    let libraries = folder.join("usr/lib/x86_64-linux-gnu");
+    let share = folder.join("usr/share");
+    // `setpriv`: QEMU dies with this program.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])
-        .arg(unpacked.join("lib64/ld-linux-x86-64.so.2"))
+        .arg(folder.join("lib64/ld-linux-x86-64.so.2"))
         .arg("--library-path")
         .arg(&libraries)
-        .arg(unpacked.join("usr/bin/qemu-system-x86_64"))
+        .arg(folder.join("usr/bin/qemu-system-x86_64"))
         .env("QEMU_MODULE_DIR", libraries.join("qemu"))
         .arg("-L")
         .arg(share.join("qemu"))
         .arg("-L")
         .arg(share.join("seabios"));
-    // Software emulation: the machine that tests is often a VM itself, and seldom lends its KVM.
+    command
+}
+
+fn add_machine(command: &mut Command) {
+    // Software emulation: the machine that runs the tests is often a VM itself, and seldom lends its KVM.
     let processors =
         std::thread::available_parallelism().map_or(2, |number| number.get().clamp(2, 4));
     command.args([
@@ -233,6 +246,9 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
         "-no-user-config",
         "-no-reboot",
     ]);
+}
+
+fn add_kernel(command: &mut Command, parts: &Path) {
     command.args(["-display", "none", "-serial"]);
     command.arg(format!("file:{}", parts.join("console.log").display()));
     command.arg("-kernel").arg(parts.join("vmlinuz"));
@@ -242,7 +258,10 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
         "console=ttyS0 quiet net.ifnames=0 panic=-1 mitigations=off no_timer_check systemd.show_status=true \
          systemd.default_timeout_start_sec=600",
     ]);
-    // What the VM writes to its root goes to a file without a name; the lab's disk has been made for this VM alone.
+}
+
+/// What the VM writes to its root goes to a file without a name; the lab's disk has been made for this VM alone.
+fn add_disks(command: &mut Command, root: &Path, disk: &Path) {
     command.args([
         "-drive",
         &format!("file={},if=virtio,format=raw,snapshot=on", root.display()),
@@ -251,6 +270,10 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
         "-drive",
         &format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()),
     ]);
+}
+
+/// Random numbers, and a network that leads only to the agent: `port` of this machine.
+fn add_devices(command: &mut Command, port: u16) {
     command.args([
         "-device",
         "virtio-rng-pci",
@@ -264,6 +287,4 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
             vm::PORT
         ),
     ]);
-    command.stdin(Stdio::null());
-    command
 }

@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use self::container::{Container, ContainerSpec, Executed};
 pub use self::pod::{Pod, PodSpec};
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 /// No call may take longer: CRI's own limit for a container's start is in the minutes.
 const DEADLINE: Duration = Duration::from_secs(100);
@@ -131,7 +131,7 @@ impl Cri {
             .into_iter()
             .filter(|condition| !condition.status)
             .collect();
-        so(not_ready.is_empty(), || format!("{not_ready:?}"))
+        ok_if(not_ready.is_empty(), || format!("{not_ready:?}"))
     }
 
     /// What CRI tells kubelet of a runtime handler: does it offer user namespaces?

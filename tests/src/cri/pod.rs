@@ -208,7 +208,7 @@ impl<'a> Pod<'a> {
     /// Waits until CRI no longer calls it ready. Where the shim has been killed, containerd with the Sandbox API asks it
     /// all the same and answers with an error, until it has noticed.
     #[track_caller]
-    pub fn no_longer_ready(&self) {
+    pub fn wait_until_not_ready(&self) {
         eventually(Duration::from_secs(5), || match self.try_status() {
             Ok((status, _)) if status.state() != api::PodSandboxState::SandboxReady => Ok(()),
             Ok(_) => Err("CRI still calls the pod ready".to_owned()),

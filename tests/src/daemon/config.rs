@@ -1,7 +1,6 @@
 //! What a containerd is told: its configuration, and what a test may want different in it.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
 use crate::image::PauseImage;
@@ -158,30 +157,48 @@ pub(super) fn cni_config(names: &Names, network: Network) -> String {
     .to_string()
 }
 
-/// The configuration of containerd.
-pub(super) fn config(version: Version, names: &Names, options: &Options) -> String {
-    let directory = text(&names.directory());
-    let plugins = text(&lab::cni_plugins());
-    let pause_image = version.pause_image().unwrap_or("there-is.none/pause:0");
-    let (file_version, cri, images) = match version {
-        Version::V1_6 | Version::V1_7 => ("2", "io.containerd.grpc.v1.cri", String::new()),
-        Version::V2_1 | Version::V2_1SandboxApi => (
-            "3",
-            "io.containerd.cri.v1.runtime",
-            format!(
-                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{pause_image}'\n\
-                 [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
-            ),
-        ),
-    };
-    let sandbox_image = match version {
-        Version::V1_6 | Version::V1_7 => format!("sandbox_image = '{pause_image}'\n"),
-        Version::V2_1 | Version::V2_1SandboxApi => String::new(),
-    };
-    let bin_dir = match version {
-        Version::V1_6 | Version::V1_7 => format!("bin_dir = '{plugins}'"),
-        Version::V2_1 | Version::V2_1SandboxApi => format!("bin_dirs = ['{plugins}']"),
-    };
+/// What differs between the configurations of containerd 1.x and 2.x.
+struct Dialect {
+    /// The version of the file's format.
+    file_version: &'static str,
+    /// The name of the CRI plugin.
+    cri: &'static str,
+    /// The line with the pause image in the CRI plugin's own table.
+    sandbox_image: String,
+    /// The tables of other plugins.
+    other_plugins: String,
+    /// The line with the folder of the CNI plugins.
+    cni_plugins: String,
+}
+
+impl Dialect {
+    fn of(version: Version) -> Self {
+        let plugins = text(&lab::cni_plugins());
+        let pause_image = version.pause_image().unwrap_or("there-is.none/pause:0");
+        match version {
+            Version::V1_6 | Version::V1_7 => Self {
+                file_version: "2",
+                cri: "io.containerd.grpc.v1.cri",
+                sandbox_image: format!("sandbox_image = '{pause_image}'\n"),
+                other_plugins: String::new(),
+                cni_plugins: format!("bin_dir = '{plugins}'"),
+            },
+            Version::V2_1 | Version::V2_1SandboxApi => Self {
+                file_version: "3",
+                cri: "io.containerd.cri.v1.runtime",
+                sandbox_image: String::new(),
+                other_plugins: format!(
+                    "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{pause_image}'\n\
+                     [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
+                ),
+                cni_plugins: format!("bin_dirs = ['{plugins}']"),
+            },
+        }
+    }
+}
+
+/// All handlers: the default one, those of the test, and the stock shim's.
+fn handlers(options: &Options) -> Vec<Handler> {
     let mut handlers = vec![Handler {
         name: HANDLER.to_owned(),
         runtime_type: ShimUnderTest::get().runtime_type().to_owned(),
@@ -200,35 +217,54 @@ pub(super) fn config(version: Version, names: &Names, options: &Options) -> Stri
             sandbox_api: false,
         });
     }
-    let mut table = String::new();
-    for handler in handlers {
-        let section = format!("plugins.'{cri}'.containerd.runtimes.{}", handler.name);
-        table += &format!("[{section}]\nruntime_type = '{}'\n", handler.runtime_type);
-        let all_pods = version == Version::V2_1SandboxApi && handler.name != "runc";
-        if all_pods || handler.sandbox_api {
-            table += "sandboxer = 'shim'\n";
-        }
-        if let Some(path) = &handler.runtime_path {
-            table += &format!("runtime_path = '{}'\n", text(path));
-        }
-        if !handler.options.is_empty() {
-            let lines = handler
-                .options
-                .replace("$CGROUP_PARENT", &names.cgroup_parent());
-            let inline =
-                if version == Version::V1_6 && handler.runtime_type != "io.containerd.runc.v2" {
-                    let path = names.directory().join(format!("{}.toml", handler.name));
-                    fs::File::create(&path)
-                        .unwrap()
-                        .write_all(lines.as_bytes())
-                        .unwrap();
-                    format!("ConfigPath = '{}'", text(&path))
-                } else {
-                    lines
-                };
-            table += &format!("[{section}.options]\n{inline}\n");
-        }
+    handlers
+}
+
+/// The table of one handler. `cri` is the name of the CRI plugin.
+fn handler_table(version: Version, cri: &str, names: &Names, handler: &Handler) -> String {
+    let section = format!("plugins.'{cri}'.containerd.runtimes.{}", handler.name);
+    let mut table = format!("[{section}]\nruntime_type = '{}'\n", handler.runtime_type);
+    let all_pods = version == Version::V2_1SandboxApi && handler.name != "runc";
+    if all_pods || handler.sandbox_api {
+        table += "sandboxer = 'shim'\n";
     }
+    if let Some(path) = &handler.runtime_path {
+        table += &format!("runtime_path = '{}'\n", text(path));
+    }
+    if !handler.options.is_empty() {
+        let options = handler_options(version, names, handler);
+        table += &format!("[{section}.options]\n{options}\n");
+    }
+    table
+}
+
+/// The options of a handler, or the name of the file with the options where containerd does not pass them on.
+fn handler_options(version: Version, names: &Names, handler: &Handler) -> String {
+    let lines = handler
+        .options
+        .replace("$CGROUP_PARENT", &names.cgroup_parent());
+    if version != Version::V1_6 || handler.runtime_type == "io.containerd.runc.v2" {
+        return lines;
+    }
+    let path = names.directory().join(format!("{}.toml", handler.name));
+    fs::write(&path, lines).unwrap();
+    format!("ConfigPath = '{}'", text(&path))
+}
+
+/// The configuration of containerd.
+pub(super) fn config(version: Version, names: &Names, options: &Options) -> String {
+    let directory = text(&names.directory());
+    let Dialect {
+        file_version,
+        cri,
+        sandbox_image,
+        other_plugins,
+        cni_plugins,
+    } = Dialect::of(version);
+    let handlers: String = handlers(options)
+        .iter()
+        .map(|handler| handler_table(version, cri, names, handler))
+        .collect();
     let level = if options.debug { "debug" } else { "info" };
     format!(
         "version = {file_version}
@@ -241,17 +277,17 @@ address = '{directory}/debug.sock'
 address = '{address}'
 [plugins.'io.containerd.internal.v1.opt']
 path = '{directory}/opt'
-{images}
+{other_plugins}
 [plugins.'{cri}']
 restrict_oom_score_adj = {restricted}
 netns_mounts_under_state_dir = true
 {sandbox_image}{more}
 [plugins.'{cri}'.cni]
-{bin_dir}
+{cni_plugins}
 conf_dir = '{directory}/net.d'
 [plugins.'{cri}'.containerd]
 default_runtime_name = '{HANDLER}'
-{table}
+{handlers}
 ",
         address = leaks::grpc_address(names),
         // A machine whose root may not lower an oom_score_adj cannot start a CRI pod otherwise.

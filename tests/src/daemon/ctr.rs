@@ -8,7 +8,7 @@ use crate::image;
 use crate::lab::{self, ShimUnderTest};
 use crate::leaks::{self, MARK};
 use crate::slot::text;
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 impl Daemon {
     /// `ctr` in the slot's own containerd namespace.
@@ -76,7 +76,7 @@ impl Daemon {
 
     /// `ctr run --detach` that must succeed.
     #[track_caller]
-    pub fn detached(&self, flags: &[&str], id: &str, command: &[&str]) {
+    pub fn run_detached(&self, flags: &[&str], id: &str, command: &[&str]) {
         let flags = [&["--detach"], flags].concat();
         let output = self.ctr_run(&flags, id, command).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -100,7 +100,7 @@ impl Daemon {
     pub fn wait_for_task(&self, id: &str, state: &str) {
         eventually(Duration::from_secs(20), || {
             let task = self.task(id);
-            so(task.as_ref().is_some_and(|(_, now)| now == state), || {
+            ok_if(task.as_ref().is_some_and(|(_, now)| now == state), || {
                 format!("{id} is {task:?}, not {state}")
             })
         });

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Daemon;
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 /// A task event: `/tasks/start` and the JSON that came with it.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl Events {
                 daemon.try_ctr(&["namespaces", "create", &namespace]);
             }
             daemon.ctr(&["namespaces", "label", &namespace, &label]);
-            so(!events.seen.lock().unwrap().is_empty(), || {
+            ok_if(!events.seen.lock().unwrap().is_empty(), || {
                 "no events".to_owned()
             })
         });

@@ -6,7 +6,7 @@ mod events;
 
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::leaks::{self, MARK, Seen};
 use crate::proc::{self, Process};
 use crate::slot::{Names, Slot, text};
 use crate::takedown::{Guard, take_down};
-use crate::until::{eventually, so};
+use crate::until::{eventually, ok_if};
 
 /// A running containerd.
 pub struct Daemon {
@@ -53,7 +53,7 @@ impl Daemon {
     /// Starts one.
     pub fn with(version: Version, options: &Options) -> Self {
         lab::prepare();
-        let binary = ShimUnderTest::get().binary(version);
+        let shim = ShimUnderTest::get().binary(version);
         let slot = Slot::take();
         let names = slot.names.clone();
         // The last user of this slot may have been killed together with its guard.
@@ -65,28 +65,7 @@ impl Daemon {
         );
         let guard = Guard::start(&slot);
 
-        let directory = names.directory();
-        for folder in ["bin", "net.d", "logs", "fifo"] {
-            fs::create_dir_all(directory.join(folder)).unwrap();
-        }
-        std::os::unix::fs::symlink(
-            &binary,
-            directory
-                .join("bin")
-                .join(ShimUnderTest::get().binary_name()),
-        )
-        .unwrap();
-        fs::write(
-            directory.join("net.d/10-test.conflist"),
-            config::cni_config(&names, options.network),
-        )
-        .unwrap();
-        fs::write(
-            directory.join("config.toml"),
-            config::config(version, &names, options),
-        )
-        .unwrap();
-
+        lay_out(version, &names, &shim, options);
         let daemon = Self {
             version,
             cri: Cri::new(&leaks::grpc_address(&names)),
@@ -100,24 +79,28 @@ impl Daemon {
             names,
         };
         daemon.launch();
+        daemon.import_images(options);
+        daemon
+    }
+
+    fn import_images(&self, options: &Options) {
         let mut images = vec![(image::busybox(), image::BUSYBOX)];
-        if let Some(name) = version.pause_image() {
+        if let Some(name) = self.version.pause_image() {
             images.push((image::pause(name, options.pause_image), name));
         }
         if options.nginx {
             images.push((image::nginx(), image::NGINX));
         }
         for (archive, name) in images {
-            daemon.import(&text(&archive), name);
+            self.import(&text(&archive), name);
         }
-        daemon
     }
 
     fn import(&self, archive: &str, name: &str) {
         self.ctr_in("k8s.io", &["images", "import", archive]);
         // CRI learns of images through events.
         eventually(Duration::from_secs(10), || {
-            so(self.cri.has_image(name), || {
+            ok_if(self.cri.has_image(name), || {
                 format!("CRI does not know the image {name}")
             })
         });
@@ -263,10 +246,10 @@ impl Daemon {
 
     /// Fails unless, within `deadline`, nothing is left of pods and containers. containerd stays.
     #[track_caller]
-    pub fn nothing_left(&self, deadline: Duration) {
+    pub fn assert_nothing_left(&self, deadline: Duration) {
         eventually(deadline, || {
             let left = self.left();
-            so(left.is_empty(), || {
+            ok_if(left.is_empty(), || {
                 format!("left behind:\n  {}", left.join("\n  "))
             })
         });
@@ -287,7 +270,7 @@ impl Daemon {
             self.ctr(&["containers", "delete", id]);
             self.seen.borrow_mut().task(&namespace, id);
         }
-        self.nothing_left(Duration::from_secs(5));
+        self.assert_nothing_left(Duration::from_secs(5));
         self.seen.borrow().remove_traces(&self.names);
         self.stop();
         let left = take_down(&self.names);
@@ -309,6 +292,28 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Fills the slot's directory: the shim's binary in the folder that is first in PATH, and all configuration.
+fn lay_out(version: Version, names: &Names, shim: &Path, options: &Options) {
+    let directory = names.directory();
+    for folder in ["bin", "net.d", "logs", "fifo"] {
+        fs::create_dir_all(directory.join(folder)).unwrap();
+    }
+    let link = directory
+        .join("bin")
+        .join(ShimUnderTest::get().binary_name());
+    std::os::unix::fs::symlink(shim, link).unwrap();
+    fs::write(
+        directory.join("net.d/10-test.conflist"),
+        config::cni_config(names, options.network),
+    )
+    .unwrap();
+    fs::write(
+        directory.join("config.toml"),
+        config::config(version, names, options),
+    )
+    .unwrap();
 }
 
 impl Drop for Daemon {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shim_tests::proc::{self, Process};
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Container, Daemon, PodSpec, eventually, on_every_containerd, vm};
 
 /// The cgroup of a process, in the one hierarchy.
-pub(super) fn cgroup(pid: i32) -> PathBuf {
+pub(super) fn cgroup_of(pid: i32) -> PathBuf {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path = text
         .strip_prefix("0::/")
@@ -18,15 +18,15 @@ pub(super) fn cgroup(pid: i32) -> PathBuf {
 }
 
 /// A file of a cgroup.
-pub(super) fn read(cgroup: &Path, file: &str) -> String {
+pub(super) fn read_file(cgroup: &Path, file: &str) -> String {
     let file = cgroup.join(file);
     let text = fs::read_to_string(&file);
     text.unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
 /// One number of a table such as `memory.events`.
-pub(super) fn entry(cgroup: &Path, file: &str, key: &str) -> u64 {
-    let text = read(cgroup, file);
+pub(super) fn number_in_file(cgroup: &Path, file: &str, key: &str) -> u64 {
+    let text = read_file(cgroup, file);
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
@@ -41,10 +41,10 @@ fn oom_score_adj(pid: i32) -> i32 {
 
 /// Pauses, looks at the kernel's own word, and resumes.
 #[track_caller]
-pub(super) fn pause_and_resume(daemon: &Daemon, container: &Container<'_>) {
-    let group = cgroup(container.pid());
+pub(super) fn assert_pause_and_resume(daemon: &Daemon, container: &Container<'_>) {
+    let group = cgroup_of(container.pid());
     daemon.ctr_in("k8s.io", &["tasks", "pause", &container.id]);
-    assert_eq!(entry(&group, "cgroup.events", "frozen"), 1);
+    assert_eq!(number_in_file(&group, "cgroup.events", "frozen"), 1);
     let list = daemon.ctr_in("k8s.io", &["tasks", "list"]);
     let line = list
         .lines()
@@ -52,26 +52,26 @@ pub(super) fn pause_and_resume(daemon: &Daemon, container: &Container<'_>) {
         .unwrap_or_default();
     assert!(line.ends_with("PAUSED"), "{list}");
     daemon.ctr_in("k8s.io", &["tasks", "resume", &container.id]);
-    assert_eq!(entry(&group, "cgroup.events", "frozen"), 0);
+    assert_eq!(number_in_file(&group, "cgroup.events", "frozen"), 0);
     assert_eq!(container.output(&["echo", "awake"]), "awake");
 }
 
 /// What containerd shows of a container's statistics is what the kernel says.
 #[track_caller]
-pub(super) fn metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>) {
-    let group = cgroup(container.pid());
+pub(super) fn assert_metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>) {
+    let group = cgroup_of(container.pid());
     // The kernel counts on while we look: what it says before and after are the bounds.
     let before = (
-        entry(&group, "cpu.stat", "usage_usec"),
-        entry(&group, "memory.stat", "pgfault"),
+        number_in_file(&group, "cpu.stat", "usage_usec"),
+        number_in_file(&group, "memory.stat", "pgfault"),
     );
     let text = daemon.ctr_in(
         "k8s.io",
         &["tasks", "metrics", "--format", "json", &container.id],
     );
     let after = (
-        entry(&group, "cpu.stat", "usage_usec"),
-        entry(&group, "memory.stat", "pgfault"),
+        number_in_file(&group, "cpu.stat", "usage_usec"),
+        number_in_file(&group, "memory.stat", "pgfault"),
     );
     let metrics: serde_json::Value =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -93,7 +93,7 @@ pub(super) fn metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>
     );
     assert_eq!(
         get("/memory/usage_limit").to_string(),
-        read(&group, "memory.max").trim()
+        read_file(&group, "memory.max").trim()
     );
     assert_eq!(get("/pids/current"), 1);
     assert!(get("/memory/usage") > 0);
@@ -103,14 +103,14 @@ pub(super) fn metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>
 /// A container of a pod with a shared process namespace, with children that its end must take along: it is stopped and
 /// removed. The container that was, and its cgroup.
 #[track_caller]
-pub(super) fn a_shared_process_namespace_ends(daemon: &Daemon) -> (Container<'_>, PathBuf) {
+pub(super) fn end_a_shared_process_namespace(daemon: &Daemon) -> (Container<'_>, PathBuf) {
     let pod = PodSpec::new("shared").shared_processes().run(daemon);
     let script = "for i in 1 2 3 4 5; do setsid sleep 3600 & done; wait";
     let container = pod.container("one").shell(script).start();
-    let group = cgroup(container.pid());
+    let group = cgroup_of(container.pid());
     eventually(Duration::from_secs(5), || {
-        let count = read(&group, "cgroup.procs").lines().count();
-        so(count == 6, || format!("{count} processes"))
+        let count = read_file(&group, "cgroup.procs").lines().count();
+        ok_if(count == 6, || format!("{count} processes"))
     });
     container.stop(0);
     assert_eq!(container.wait(), 137);
@@ -144,9 +144,9 @@ on_every_containerd! {
         let pod = PodSpec::new("v2").run(&daemon);
         let container = pod.container("one").memory_limit(64 << 20).command(&["sleep", "3600"]).start();
         let parent = format!("/sys/fs/cgroup{}", daemon.names.cgroup_parent());
-        assert_eq!(cgroup(container.pid()), Path::new(&parent).join(&container.id));
-        pause_and_resume(&daemon, &container);
-        metrics_are_the_kernels(&daemon, &container);
+        assert_eq!(cgroup_of(container.pid()), Path::new(&parent).join(&container.id));
+        assert_pause_and_resume(&daemon, &container);
+        assert_metrics_are_the_kernels(&daemon, &container);
         daemon.end();
     }
 
@@ -162,8 +162,8 @@ on_every_containerd! {
 
     fn machine_an_end_takes_every_process_of_a_shared_process_namespace(version) {
         let daemon = Daemon::start(version);
-        let (_, group) = a_shared_process_namespace_ends(&daemon);
-        eventually(Duration::from_secs(5), || so(!group.exists(), || format!("{} is still there", group.display())));
+        let (_, group) = end_a_shared_process_namespace(&daemon);
+        eventually(Duration::from_secs(5), || ok_if(!group.exists(), || format!("{} is still there", group.display())));
         daemon.end();
     }
 }

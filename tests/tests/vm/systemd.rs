@@ -6,25 +6,26 @@ use std::time::Duration;
 
 use k8s_cri::v1::LinuxContainerResources;
 use rustix::process::Signal;
-use shim_tests::until::so;
+use shim_tests::until::ok_if;
 use shim_tests::{Container, Daemon, Options, PodSpec, eventually, on_every_containerd, proc};
 
 use super::machine::{
-    a_shared_process_namespace_ends, cgroup, entry, metrics_are_the_kernels, pause_and_resume, read,
+    assert_metrics_are_the_kernels, assert_pause_and_resume, cgroup_of,
+    end_a_shared_process_namespace, number_in_file, read_file,
 };
 
-fn scope(container: &Container<'_>) -> String {
+fn scope_name(container: &Container<'_>) -> String {
     format!("cri-containerd-{}.scope", container.id)
 }
 
-fn place(daemon: &Daemon, container: &Container<'_>) -> PathBuf {
+fn scope_cgroup(daemon: &Daemon, container: &Container<'_>) -> PathBuf {
     Path::new("/sys/fs/cgroup")
         .join(daemon.names.slice())
-        .join(scope(container))
+        .join(scope_name(container))
 }
 
 /// What systemd knows of a unit; `not-found` for LoadState if nothing.
-fn property(unit: &str, name: &str) -> String {
+fn unit_property(unit: &str, name: &str) -> String {
     let output = Command::new("systemctl")
         .args(["show", "--value", "--property", name, unit])
         .output()
@@ -34,16 +35,16 @@ fn property(unit: &str, name: &str) -> String {
 }
 
 #[track_caller]
-fn no_scope(daemon: &Daemon, container: &Container<'_>) {
+fn wait_until_no_scope(daemon: &Daemon, container: &Container<'_>) {
     eventually(Duration::from_secs(5), || {
         let (state, group) = (
-            property(&scope(container), "LoadState"),
-            place(daemon, container),
+            unit_property(&scope_name(container), "LoadState"),
+            scope_cgroup(daemon, container),
         );
-        so(state == "not-found" && !group.exists(), || {
+        ok_if(state == "not-found" && !group.exists(), || {
             format!(
                 "{} is {state}, its cgroup exists: {}",
-                scope(container),
+                scope_name(container),
                 group.exists()
             )
         })
@@ -55,21 +56,21 @@ on_every_containerd! {
         let daemon = Daemon::with(version, &Options::systemd());
         let pod = PodSpec::new("scope").run(&daemon);
         let container = pod.container("one").memory_limit(64 << 20).command(&["sleep", "3600"]).start();
-        assert_eq!(cgroup(container.pid()), place(&daemon, &container));
-        assert_eq!(property(&scope(&container), "ActiveState"), "active");
-        assert_eq!(property(&scope(&container), "MemoryMax"), (64 << 20).to_string());
-        metrics_are_the_kernels(&daemon, &container);
-        pause_and_resume(&daemon, &container);
+        assert_eq!(cgroup_of(container.pid()), scope_cgroup(&daemon, &container));
+        assert_eq!(unit_property(&scope_name(&container), "ActiveState"), "active");
+        assert_eq!(unit_property(&scope_name(&container), "MemoryMax"), (64 << 20).to_string());
+        assert_metrics_are_the_kernels(&daemon, &container);
+        assert_pause_and_resume(&daemon, &container);
         // One that ends by itself, one that is stopped, one that never starts.
         let short = pod.container("two").shell("exit 3").start();
         assert_eq!(short.wait(), 3);
-        no_scope(&daemon, &short);
+        wait_until_no_scope(&daemon, &short);
         container.stop(0);
         container.remove();
-        no_scope(&daemon, &container);
+        wait_until_no_scope(&daemon, &container);
         let created = pod.container("three").command(&["sleep", "3600"]).create();
         created.remove();
-        no_scope(&daemon, &created);
+        wait_until_no_scope(&daemon, &created);
         daemon.end();
     }
 
@@ -77,20 +78,20 @@ on_every_containerd! {
         let daemon = Daemon::with(version, &Options::systemd());
         let pod = PodSpec::new("update").run(&daemon);
         let container = pod.container("one").memory_limit(64 << 20).command(&["sleep", "3600"]).start();
-        let group = cgroup(container.pid());
-        assert_eq!(read(&group, "memory.max").trim(), (64 << 20).to_string());
+        let group = cgroup_of(container.pid());
+        assert_eq!(read_file(&group, "memory.max").trim(), (64 << 20).to_string());
         container.update(LinuxContainerResources {
             memory_limit_in_bytes: 96 << 20, cpu_quota: 50_000, cpu_period: 100_000, cpu_shares: 512,
             ..Default::default()
         });
-        assert_eq!(read(&group, "memory.max").trim(), (96 << 20).to_string());
-        assert_eq!(read(&group, "cpu.max").trim(), "50000 100000");
+        assert_eq!(read_file(&group, "memory.max").trim(), (96 << 20).to_string());
+        assert_eq!(read_file(&group, "cpu.max").trim(), "50000 100000");
         // What systemd does not know it would undo at its next reload.
-        assert_eq!(property(&scope(&container), "MemoryMax"), (96 << 20).to_string());
-        assert_eq!(property(&scope(&container), "CPUQuotaPerSecUSec"), "500ms");
+        assert_eq!(unit_property(&scope_name(&container), "MemoryMax"), (96 << 20).to_string());
+        assert_eq!(unit_property(&scope_name(&container), "CPUQuotaPerSecUSec"), "500ms");
         assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
-        assert_eq!(read(&group, "memory.max").trim(), (96 << 20).to_string());
-        assert_eq!(read(&group, "cpu.max").trim(), "50000 100000");
+        assert_eq!(read_file(&group, "memory.max").trim(), (96 << 20).to_string());
+        assert_eq!(read_file(&group, "cpu.max").trim(), "50000 100000");
         assert!(container.running());
         daemon.end();
     }
@@ -104,27 +105,27 @@ on_every_containerd! {
         let script = "while [ ! -e /sign/go ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=128M count=1";
         let spec = pod.container("one").memory_limit(32 << 20).mount(sign.to_str().unwrap(), "/sign");
         let container = spec.shell(script).start();
-        let group = cgroup(container.pid());
-        assert_eq!(entry(&group, "memory.events", "oom_kill"), 0);
+        let group = cgroup_of(container.pid());
+        assert_eq!(number_in_file(&group, "memory.events", "oom_kill"), 0);
         std::fs::write(sign.join("go"), "").unwrap();
         assert_eq!(container.wait(), 137);
         eventually(Duration::from_secs(5), || {
             let seen = events.of(&container.id);
-            so(seen == ["create", "start", "oom", "exit", "delete"], || format!("{seen:?}"))
+            ok_if(seen == ["create", "start", "oom", "exit", "delete"], || format!("{seen:?}"))
         });
         // It hears of the exit and of the cause on two ways, and may know the exit first.
         eventually(Duration::from_secs(10), || {
             let reason = container.status().0.reason;
-            so(reason == "OOMKilled", || reason)
+            ok_if(reason == "OOMKilled", || reason)
         });
-        no_scope(&daemon, &container);
+        wait_until_no_scope(&daemon, &container);
         daemon.end();
     }
 
     fn systemd_an_end_takes_every_process_of_a_shared_process_namespace(version) {
         let daemon = Daemon::with(version, &Options::systemd());
-        let (container, _) = a_shared_process_namespace_ends(&daemon);
-        no_scope(&daemon, &container);
+        let (container, _) = end_a_shared_process_namespace(&daemon);
+        wait_until_no_scope(&daemon, &container);
         daemon.end();
     }
 
@@ -135,10 +136,10 @@ on_every_containerd! {
         daemon.look();
         proc::kill(daemon.shim().pid, Signal::KILL);
         // The socket is another test's: the stock shim leaves it.
-        no_scope(&daemon, &container);
+        wait_until_no_scope(&daemon, &container);
         eventually(Duration::from_secs(10), || {
             let alive: Vec<_> = daemon.processes().iter().map(proc::Process::describe).collect();
-            so(alive.is_empty(), || format!("{alive:?}"))
+            ok_if(alive.is_empty(), || format!("{alive:?}"))
         });
         daemon.end();
     }
