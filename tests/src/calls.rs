@@ -1,4 +1,4 @@
-//! The ttrpc calls of a shim, each with its answer's code: what containerd says to it, without containerd.
+//! The ttrpc calls that containerd makes to a shim, made without containerd. Every answer comes with its code.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,12 +21,12 @@ use crate::raw::Ran;
 /// How long an answer may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a shim refused.
+/// The refusal of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
-    /// The code that containerd branches on; none when the connection failed.
+    /// The code that containerd branches on; `None` when the connection failed.
     pub code: Option<Code>,
-    /// The words.
+    /// The text of the refusal.
     pub message: String,
 }
 
@@ -54,10 +54,10 @@ impl From<ttrpc::Error> for Refusal {
     }
 }
 
-/// What a call gives.
+/// The answer to a call.
 pub type Answer<T> = Result<T, Refusal>;
 
-/// The code of an answer: `OK`, or that of the refusal.
+/// The code of an answer: `OK`, or the refusal's code.
 #[track_caller]
 pub fn code<T>(answer: &Answer<T>) -> Code {
     match answer {
@@ -68,7 +68,7 @@ pub fn code<T>(answer: &Answer<T>) -> Code {
     }
 }
 
-/// The code of an answer that must be a refusal, and the words.
+/// The code and the text of an answer that must be a refusal.
 #[track_caller]
 pub fn refusal<T>(answer: Answer<T>) -> (Code, String) {
     let code = code(&answer);
@@ -111,14 +111,15 @@ impl Streams {
     }
 }
 
-/// A connection to a service of a shim; what has a name of its own here belongs to the Task service.
+/// A connection to a service of a shim. Methods named after a call (`start`, `exec`, …) make that call of the Task
+/// service.
 pub struct Shim {
     client: Client,
     service: &'static str,
 }
 
 impl Shim {
-    /// Connects to the shim that answered so to `start`, for the version of the Task service that it announced.
+    /// Connects to the shim that gave this answer to `start`, for the version of the Task service in the answer.
     #[track_caller]
     pub fn connect(started: &Ran) -> Self {
         let version = serde_json::from_str::<Value>(&started.text())
@@ -162,13 +163,13 @@ impl Shim {
         Ok(T::parse_from_bytes(&response.payload).unwrap())
     }
 
-    /// Calls a method that must fail; the code, and the words.
+    /// Calls a method that must fail. Gives the code and the text of the refusal.
     #[track_caller]
     pub fn must_refuse(&self, method: &str, request: &impl Message) -> (Code, String) {
         refusal(self.call::<Empty>(method, request))
     }
 
-    /// Connect: the shim's own pid, and that of the task.
+    /// Connect: the shim's own pid, and the task's pid.
     pub fn pids_of(&self, id: &str) -> Answer<ConnectResponse> {
         let request = ConnectRequest {
             id: id.to_owned(),
@@ -177,7 +178,7 @@ impl Shim {
         self.call("Connect", &request)
     }
 
-    /// Start of the init (an empty `exec`) or of an exec; its pid.
+    /// Start of the init (an empty `exec`) or of an exec. Gives the pid of the process.
     pub fn start(&self, id: &str, exec: &str) -> Answer<u32> {
         let request = StartRequest {
             id: id.to_owned(),
@@ -188,7 +189,7 @@ impl Shim {
             .map(|response| response.pid)
     }
 
-    /// Exec: adds a process, and does not start it.
+    /// Exec: adds a process, and does not start the process.
     pub fn exec(&self, id: &str, exec: &str, command: &[&str], streams: &Streams) -> Answer<()> {
         let process = json!({
             "user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/", "env": ["PATH=/bin"],
@@ -309,7 +310,7 @@ impl Shim {
             .map(|response| response.processes)
     }
 
-    /// Shutdown; that the shim ends before it has answered is no failure.
+    /// Shutdown. A shim that ends before its answer is no failure.
     pub fn shutdown(&self, id: &str) {
         let request = ShutdownRequest {
             id: id.to_owned(),

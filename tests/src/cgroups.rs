@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which version has the controllers.
+/// The version of cgroups that has the controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hierarchy {
     /// Version 1: a hierarchy per controller.
@@ -12,7 +12,7 @@ pub enum Hierarchy {
     V2,
 }
 
-/// What this machine has.
+/// The version on this machine.
 pub fn hierarchy() -> Hierarchy {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         Hierarchy::V2
@@ -21,7 +21,7 @@ pub fn hierarchy() -> Hierarchy {
     }
 }
 
-/// Where a controller has all cgroups.
+/// The folder of a controller with all cgroups.
 pub fn root(controller: &str) -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
     match hierarchy() {
@@ -30,7 +30,7 @@ pub fn root(controller: &str) -> PathBuf {
     }
 }
 
-/// Where a controller has the cgroup of a process; none on a machine without that controller.
+/// The folder of a process's cgroup under a controller; `None` on a machine without the controller.
 pub fn directory(pid: i32, controller: &str) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| {
@@ -46,7 +46,8 @@ pub fn directory(pid: i32, controller: &str) -> Option<PathBuf> {
     directory.is_dir().then_some(directory)
 }
 
-/// A parameter of a process's cgroup, trimmed: `v1` and `v2` are its file's names, beginning with the controller's.
+/// A parameter of a process's cgroup, trimmed. `v1` and `v2` are the names of the file under the two versions; each
+/// begins with the controller's name.
 #[track_caller]
 pub fn parameter(pid: i32, v1: &str, v2: &str) -> String {
     let name = match hierarchy() {

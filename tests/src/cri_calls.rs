@@ -1,4 +1,5 @@
-//! CRI calls with nothing in between, for what measures: those of [`crate::cri`] look at all processes.
+//! CRI calls and nothing else, for measurements. The calls of [`crate::cri`] also look at all processes, which takes
+//! time.
 
 use std::fs;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::cri::Failure;
 use crate::leaks;
 use crate::slot::{Names, text};
 
-/// No call may take longer.
+/// The longest time for any call.
 const DEADLINE: Duration = Duration::from_secs(100);
 
 /// A client of the runtime service.
@@ -55,7 +56,7 @@ pub fn pod_config(names: &Names, spec: PodSpec) -> api::PodSandboxConfig {
 }
 
 impl Calls {
-    /// To the containerd of this slot.
+    /// A client of the containerd of this slot.
     pub fn new(names: &Names) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -69,10 +70,10 @@ impl Calls {
         Self { runtime, channel }
     }
 
-    /// Connects, so that the first call that is measured need not.
+    /// Connects. Without this, the first measured call would include the connection.
     ///
     /// # Errors
-    /// As for every call here: what CRI said, or that there is no answer.
+    /// As for every call here: CRI's error, or a missing answer.
     pub fn connect(&self) -> Result<(), Failure> {
         call!(self, version, api::VersionRequest::default()).map(drop)
     }
@@ -86,7 +87,8 @@ impl Calls {
         Ok(call!(self, run_pod_sandbox, request)?.pod_sandbox_id)
     }
 
-    /// `CreateContainer` with an image and a command: the container's id. `mounts` are bound at the same place.
+    /// `CreateContainer` with an image and a command: the container's id. Each path of `mounts` is
+    /// bound at the same path inside.
     pub fn create(
         &self,
         (pod, config): (&str, &api::PodSandboxConfig),
@@ -147,7 +149,7 @@ impl Calls {
         Ok(call!(self, exec_sync, request)?.exit_code)
     }
 
-    /// `StopContainer`, with ten seconds for its end.
+    /// `StopContainer`, with a grace period of ten seconds.
     pub fn stop(&self, container: &str) -> Result<(), Failure> {
         let container_id = container.to_owned();
         let request = api::StopContainerRequest {

@@ -1,7 +1,7 @@
 //! The Task service of one shim, called from many threads at once: for races and storms.
 //!
-//! One shim is started as [`crate::raw`] does; its containers share a root filesystem and are told apart by their ids, as
-//! the containers of a pod are. Its events go to the test's real containerd.
+//! The shim is started as in [`crate::raw`]. The containers share a root filesystem and differ by their ids, as the
+//! containers of a pod do. The shim's events go to the test's real containerd.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,7 +35,7 @@ pub struct Tasks {
     cgroup_parent: String,
     started: Ran,
     ids: Mutex<BTreeSet<String>>,
-    /// A connection to it.
+    /// A connection to the shim.
     pub shim: Shim,
 }
 
@@ -54,10 +54,10 @@ impl<'a> Group<'a> {
         let first = Bundle::new(daemon, id);
         let mut spec = first.plain_spec(&[]);
         spec["root"]["path"] = json!(text(&first.path.join("rootfs")));
-        // A network namespace costs the kernel most of the time that a container takes.
+        // The kernel spends most of a container's time on its network namespace.
         let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "network");
-        // The root is shared, and runc makes a link in /dev.
+        // runc makes a link in /dev, and the root is shared by all containers.
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.push(json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}));
         let first = first.write_spec(&spec);
@@ -121,7 +121,7 @@ impl Tasks {
         Shim::connect(&self.started)
     }
 
-    /// A bundle for container `id` that runs `sh -c SCRIPT`, changed by `change`.
+    /// A bundle for container `id` that runs `sh -c SCRIPT`, with a spec changed by `change`.
     pub fn bundle(&self, id: &str, script: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
         self.ids.lock().unwrap().insert(id.to_owned());
         let path = if id == self.id {
@@ -144,7 +144,7 @@ impl Tasks {
         self.create_from(id, &bundle)
     }
 
-    /// Create of a container whose spec is changed first.
+    /// Create of a container with a spec changed by `change`.
     pub fn create_with(
         &self,
         id: &str,
@@ -174,7 +174,7 @@ impl Tasks {
         }
     }
 
-    /// Create and Start of a container that must succeed; its pid.
+    /// Create and Start of a container, which must both succeed. Gives the pid.
     #[track_caller]
     pub fn run(&self, id: &str, script: &str) -> u32 {
         let pid = self
@@ -189,7 +189,7 @@ impl Tasks {
     /// Kills a container and deletes it.
     #[track_caller]
     pub fn remove(&self, id: &str) {
-        // It may have ended.
+        // The container may have ended by itself.
         let _ = self.shim.kill(id, "", 9);
         self.shim
             .wait(id, "")

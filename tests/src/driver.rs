@@ -1,4 +1,4 @@
-//! The shim's side of containerd 2.3 and later, without that containerd: starts the binary with `BootstrapParams`, reads
+//! The calls of containerd 2.3 and later, made without that containerd: starts the shim with `BootstrapParams`, reads
 //! `BootstrapResult`, dials, and calls the Sandbox and Task services in containerd's order.
 
 use std::fs;
@@ -29,19 +29,19 @@ const TASK: &str = "containerd.task.v3.Task";
 /// The type URL of the options of `CreateSandbox`.
 pub const CONFIG: &str = "runtime.v1.PodSandboxConfig";
 
-/// A shim that was started for a sandbox, and the connection to it.
+/// A shim that was started for a sandbox, and the connections to its services.
 pub struct Driver<'a> {
-    /// The sandbox's bundle; its id is the sandbox's.
+    /// The sandbox's bundle. The bundle's id is the sandbox's id.
     pub bundle: Bundle<'a>,
-    /// What `start` answered, to the byte.
+    /// The answer of `start`, every byte.
     pub answer: Vec<u8>,
-    /// The answer that containerd 2.3 expects of it.
+    /// The answer that containerd 2.3 expects of `start`.
     pub expected: Vec<u8>,
-    /// Where the shim listens.
+    /// The socket that the shim listens on.
     pub socket: PathBuf,
-    /// Its Sandbox service.
+    /// The shim's Sandbox service.
     pub sandbox: Shim,
-    /// Its Task service, version 3.
+    /// The shim's Task service, version 3.
     pub task: Shim,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Driver<'a> {
         params.set_socket_dir(text(&sockets));
         let ran = bundle.start(&params.write_to_bytes().unwrap());
         assert!(ran.status.success(), "start: {}", ran.text());
-        // The name is the one that containerd computes, in the directory that it names.
+        // The socket's name as containerd computes it, in the directory of `BootstrapParams`.
         let group = TaskId {
             namespace: daemon.names.name(),
             id: id.to_owned(),
@@ -181,7 +181,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Waits until there is no such process.
+/// Waits until the process is gone.
 #[track_caller]
 pub fn wait_until_gone(pid: i32) {
     within(Duration::from_secs(10), || {

@@ -5,17 +5,17 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The length of most lines, without their end.
+/// The length of most lines in bytes, without the newline.
 const SHORT: usize = 1000;
-/// One of so many lines is longer than what CRI writes into one line of its log.
+/// The number of lines in a block. The last line of a block is longer than a line of CRI's log may be.
 const BLOCK: u64 = 64;
 const LONG: usize = 40_000;
-/// The bytes of a block, with the ends of its lines.
+/// The bytes of a block, newlines included.
 const BLOCK_BYTES: u64 = 63 * 1001 + 40_001;
 
 const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
 
-/// The line with this number, without its end. Any two differ.
+/// The line with this number, without the newline. No two lines are equal.
 pub fn line(number: u64) -> Vec<u8> {
     static RING: OnceLock<Vec<u8>> = OnceLock::new();
     let ring = RING.get_or_init(|| LETTERS.repeat(LONG / LETTERS.len() + 2));
@@ -30,20 +30,20 @@ pub fn line(number: u64) -> Vec<u8> {
     line
 }
 
-/// How many lines make so many MiB.
+/// The number of lines in `mib` MiB.
 pub fn lines(mib: u64) -> u64 {
     (mib << 20).div_ceil(BLOCK_BYTES) * BLOCK
 }
 
-/// How many of them are written before the pause in the middle. The last of these is a short one.
+/// The number of lines before the pause in the middle. The last line before the pause is a short one.
 pub fn half(mib: u64) -> u64 {
     lines(mib) / 2 - 10
 }
 
-/// Writes `mib` MiB to stdout. In the middle it makes the file `half` in `folder` and waits for the file `go` there.
+/// Writes `mib` MiB to stdout. In the middle, makes the file `half` in `folder` and waits for the file `go` there.
 ///
 /// # Errors
-/// What writing says.
+/// The error of a write.
 pub fn write(mib: u64, folder: &Path) -> std::io::Result<()> {
     let mut out = std::io::BufWriter::with_capacity(64 * 1024, std::io::stdout().lock());
     let lines = lines(mib);
@@ -61,10 +61,10 @@ pub fn write(mib: u64, folder: &Path) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Checks lines as they come.
+/// Checks lines in the order of their arrival.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// How many were right so far.
+    /// The number of right lines so far.
     pub lines: u64,
 }
 
@@ -72,7 +72,7 @@ impl Checked {
     /// Takes the next line.
     ///
     /// # Errors
-    /// Where it differs from what it should be.
+    /// The difference between the line and the expected line.
     pub fn take(&mut self, found: &[u8]) -> Result<(), String> {
         let expected = line(self.lines);
         if found != expected {
@@ -94,16 +94,17 @@ impl Checked {
     /// Takes all of a log that CRI wrote, with stdout only.
     ///
     /// # Errors
-    /// As [`Self::take`], and what reading says.
+    /// As [`Self::take`], and the error of a read.
     pub fn take_cri_log(&mut self, log: impl BufRead) -> Result<(), String> {
         cri_lines(log, |line| self.take(line))
     }
 }
 
-/// What is missing in a log that CRI wrote: the numbers of the lines, and how many records are no line.
+/// Compares a log that CRI wrote with what should be there: the numbers of the missing lines, and the number of records
+/// that are no line.
 ///
 /// # Errors
-/// What reading says.
+/// The error of a read.
 pub fn missing(log: impl BufRead, lines: u64) -> Result<(Vec<u64>, u64), String> {
     let mut seen = std::collections::BTreeSet::new();
     let mut broken = 0;

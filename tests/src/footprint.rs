@@ -11,16 +11,16 @@ use crate::until::{ok_if, within};
 /// Memory of one or more processes, in kB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// What only they have.
+    /// Pages that only these processes have.
     pub private: u64,
-    /// What they share with n others counts as a share of n + 1.
+    /// Proportional set size: a page that n processes share counts as an nth.
     pub pss: u64,
-    /// All that is there of them, shared or not.
+    /// Resident set size: all pages in memory, shared or not.
     pub rss: u64,
 }
 
 impl Memory {
-    /// Of these processes together.
+    /// The memory of these processes together.
     pub fn of<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Self {
         let mut sum = Self::default();
         for process in processes {
@@ -40,12 +40,12 @@ fn kb(rollup: &str, field: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// Whether this is a shim and not a pause process.
+/// Whether the process is a shim, and not a pause process.
 pub fn is_shim(process: &Process) -> bool {
     process.command_line().contains("containerd-shim-")
 }
 
-/// What the slot has now that is neither an app (`apps` are their first processes) nor was there before.
+/// The processes of the slot that belong to no app and are not in `before`. `apps` are the first processes of the apps.
 ///
 /// # Errors
 /// When a runc does not end.

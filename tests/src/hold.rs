@@ -1,4 +1,4 @@
-//! A `runc` of the test's own, first in containerd's PATH, that waits before or after its work as long as a file is there.
+//! A `runc` of the test's own, first in containerd's PATH. A file makes this runc wait before or after its work.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,18 +9,18 @@ use crate::daemon::Daemon;
 use crate::lab;
 use crate::until::{eventually, ok_if};
 
-/// A runc that can be held up: by the name of a command before it begins (`create`), and when it has ended and the shim
-/// does not know (`create-done`).
+/// A runc that can be held at two points of a command: before the work (`create`), and after the work, before the shim
+/// hears of the end (`create-done`).
 pub struct Hold {
     folder: PathBuf,
 }
 
 impl Hold {
-    /// Puts it into containerd's PATH. Nothing is held yet.
+    /// Puts the runc into containerd's PATH. Nothing is held yet.
     pub fn install(daemon: &Daemon) -> Self {
         let folder = daemon.directory().join("hold");
         fs::create_dir(&folder).unwrap();
-        // Where it is not held after its work it becomes runc: who kills it kills runc.
+        // Without a hold after the work, the script becomes runc (`exec`): a kill of the script kills runc.
         let script = format!(
             "#!/bin/sh\n\
              for word; do case $word in create|start|exec|delete|update|pause|resume|kill) call=$word; break;; esac; done\n\
@@ -44,12 +44,12 @@ impl Hold {
         Self { folder }
     }
 
-    /// From now on runc waits here.
+    /// From now on runc waits at `point`.
     pub fn hold(&self, point: &str) {
         fs::write(self.folder.join(point), "").unwrap();
     }
 
-    /// Waits until a runc waits.
+    /// Waits until a runc waits at `point`.
     #[track_caller]
     pub fn wait_until_held(&self, point: &str) {
         let sign = self.folder.join(format!("{point}-held"));
@@ -59,7 +59,7 @@ impl Hold {
         fs::remove_file(sign).unwrap();
     }
 
-    /// Lets go.
+    /// Lets runc go on at `point`.
     pub fn release(&self, point: &str) {
         fs::remove_file(self.folder.join(point)).unwrap();
     }

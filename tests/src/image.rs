@@ -12,20 +12,20 @@ use sha2::{Digest, Sha256};
 
 use crate::{lab, oci};
 
-/// Raise it when the layers below change: archives are looked up by it.
+/// Part of an archive's name. To be raised when the layers below change; otherwise an old archive would be used.
 const FORMAT: u32 = 1;
 
-/// busybox (static) with its usual applets; entrypoint none, command `sh`.
+/// busybox (static) with the usual applets; no entrypoint, command `sh`.
 pub const BUSYBOX: &str = "shim-tests.local/busybox:latest";
 /// Debian's nginx on port 80 with the usual welcome page.
 pub const NGINX: &str = "shim-tests.local/nginx:latest";
 
-/// What is behind the name of the pause image.
+/// The content of the pause image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PauseImage {
-    /// Nothing that could run: shows that nobody runs it.
+    /// Nothing that could run. A pod that works shows that nobody runs the image.
     Hollow,
-    /// The built-in pause program: what the stock shim needs, and what `make pause-image` gives.
+    /// The built-in pause program, as `make pause-image` makes it. The stock shim needs one.
     Works,
 }
 
@@ -214,7 +214,7 @@ pub fn pause(name: &str, kind: PauseImage) -> PathBuf {
             let path = images.join(format!("pause-{}.tar", &digest[..16]));
             if !path.exists() {
                 fs::create_dir_all(&images).unwrap();
-                // Whole or not at all: other tests look for it, too.
+                // Whole or not at all: other tests look for the same file.
                 let new = tempfile::NamedTempFile::new_in(&images).unwrap();
                 fs::write(new.path(), image).unwrap();
                 new.persist(&path).unwrap();
@@ -295,7 +295,8 @@ fn archive(
             0o644,
         ),
     ]);
-    // Another test may be writing the same archive: each writes its own file, and the last rename wins.
+    // Another test may write the same archive at the same time: each test writes its own file, and the last rename
+    // wins.
     let mut temporary = tempfile::NamedTempFile::new_in(&images).unwrap();
     temporary.write_all(&whole).unwrap();
     temporary.persist(&path).unwrap();

@@ -1,11 +1,11 @@
-//! Which containerd, which shim, and where their binaries are.
+//! The containerds and the shims of the tests, and the places of their binaries.
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A containerd that the tests run on. `tests/lab/prepare` puts it into `target/lab/<line>/`.
+/// A containerd that the tests run on. `tests/lab/prepare` puts each into `target/lab/<line>/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// 1.6.20, Debian 12.
@@ -14,7 +14,7 @@ pub enum Version {
     V1_7,
     /// 2.1.9, Debian unstable.
     V2_1,
-    /// The same, whose pods are made through the Sandbox API (`sandboxer = "shim"`), without any pause image.
+    /// 2.1.9, with pods made through the Sandbox API (`sandboxer = "shim"`), without any pause image.
     V2_1SandboxApi,
 }
 
@@ -49,17 +49,18 @@ impl Version {
     }
 }
 
-/// Whose shim the suite runs on.
+/// The shim that the suite runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShimUnderTest {
-    /// This project's.
+    /// This project's shim.
     Pause,
-    /// The containerd version's own `containerd-shim-runc-v2`: shows that a test expects what is so.
+    /// The containerd version's own `containerd-shim-runc-v2`. A test that passes on both expects nothing special of
+    /// ours.
     Runc,
 }
 
 impl ShimUnderTest {
-    /// What `SHIM_UNDER_TEST` says; ours when it is not set.
+    /// The shim named by `SHIM_UNDER_TEST`; ours when the variable is not set.
     pub fn get() -> Self {
         match std::env::var("SHIM_UNDER_TEST").as_deref() {
             Err(_) | Ok("" | "pause") => Self::Pause,
@@ -129,7 +130,7 @@ pub fn lab() -> PathBuf {
     std::env::var_os("LAB_DIR").map_or_else(|| target().join("lab"), PathBuf::from)
 }
 
-/// Whether the machine has a file of options for our shim: where a handler has none, that is read.
+/// Whether the machine has a file of options for our shim. The shim reads the file where a handler has no options.
 pub fn has_options_of_the_machine() -> bool {
     Path::new("/etc/containerd-shim-pause-v2/config.toml").exists()
 }
@@ -156,13 +157,13 @@ pub fn path(first: &Path) -> OsString {
     std::env::join_paths(folders).unwrap()
 }
 
-/// Runs `tests/lab/prepare`, which is done at once when the lab is there.
+/// Runs `tests/lab/prepare`, which returns at once when the lab is there.
 pub fn prepare() {
     run_prepare(&[]);
 }
 
-/// An OCI runtime that is newer than the machine's: the path of `runc` (1.3, which can do user namespaces with containerd
-/// 2.x) or of `crun`.
+/// An OCI runtime that is newer than the machine's: the path of `runc` (1.3, which can do user namespaces with
+/// containerd 2.x) or of `crun`.
 pub fn newer_runtime(name: &str) -> PathBuf {
     run_prepare(&["runtimes"]);
     lab().join("runtimes").join(name)

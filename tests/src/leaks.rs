@@ -1,9 +1,9 @@
 //! What is left of a test: processes, mounts, cgroups, sockets, FIFOs, network namespaces, links, directories.
 //!
-//! Tests run in parallel, so only what carries one of this test's names counts: its slot's directory (which every
-//! process that its containerd starts has in its environment, arguments or working directory), its cgroup parent, its
-//! bridge, the ids of its containers. A process that was once seen to descend from one of those stays on the list,
-//! wherever it moves.
+//! Tests run in parallel. So only things count that carry one of this test's names: the slot's directory, the slot's
+//! cgroup parent, the slot's bridge, the ids of the test's containers. Every process that the test's containerd starts
+//! has the slot's directory in its environment, arguments or working directory. A process that was once seen below such
+//! a process stays on the list, wherever the process moves.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +15,10 @@ use sha2::{Digest, Sha256};
 use crate::proc::{self, Process};
 use crate::slot::{Names, text};
 
-/// In the environment of everything that a test starts: the slot's directory.
+/// The variable with the slot's directory, in the environment of every process that a test starts.
 pub const MARK: &str = "SHIM_TESTS_SLOT";
 
-/// Where shims put their sockets; shared by all containerds of a machine.
+/// The folder of the shims' sockets, shared by all containerds of a machine.
 pub const SHIM_SOCKETS: &str = "/run/containerd/s";
 
 /// A container or sandbox that was once there, by containerd's namespace and id.
@@ -30,7 +30,7 @@ pub struct TaskId {
     pub id: String,
 }
 
-/// The processes of a slot: those that carry its mark, and everything below them.
+/// The processes of a slot: all that carry the slot's mark, and their descendants.
 pub fn processes(names: &Names) -> Vec<Process> {
     let directory = text(&names.directory());
     let [cgroup, cgroup_below, slice] = [
@@ -84,7 +84,7 @@ pub fn mounts(names: &Names) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The slot's cgroup parents in every hierarchy: that of the plain driver and that of systemd's.
+/// The slot's cgroup parents in every hierarchy: the plain driver's and systemd's.
 pub fn cgroup_parents(names: &Names) -> Vec<PathBuf> {
     let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found: Vec<PathBuf> = mounted
@@ -116,7 +116,7 @@ pub fn cgroups(names: &Names) -> Vec<PathBuf> {
     found
 }
 
-/// systemd's units of a task: a scope that has failed or been forgotten stays there when its cgroup is gone.
+/// systemd's units of a task. A failed or forgotten scope stays in this folder when its cgroup is gone.
 fn units(task: &TaskId) -> Vec<PathBuf> {
     let scope = format!("-{}.scope", task.id);
     let entries = fs::read_dir("/run/systemd/transient").into_iter().flatten();
@@ -141,7 +141,7 @@ pub fn grpc_address(names: &Names) -> String {
     text(&names.directory().join("c.sock"))
 }
 
-/// The tasks whose bundles the slot has: its containerd's, and those of [`crate::raw`].
+/// The tasks with a bundle in the slot: containerd's, and those of [`crate::raw`].
 pub fn bundles(names: &Names) -> Vec<TaskId> {
     let list = |path: &Path| -> Vec<String> {
         let Ok(entries) = fs::read_dir(path) else {
@@ -170,7 +170,7 @@ pub fn bundles(names: &Names) -> Vec<TaskId> {
     found
 }
 
-/// The slot's links: its bridge, and what hangs on it.
+/// The slot's links: the bridge, and the links attached to the bridge.
 pub fn links(names: &Names) -> Vec<String> {
     let bridge = names.bridge();
     fs::read_dir("/sys/class/net")
@@ -214,7 +214,7 @@ fn special_files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What a test has had, so that it can be asked for afterwards.
+/// The processes and tasks that a test has had, to be looked for afterwards.
 #[derive(Debug, Default)]
 pub struct Seen {
     processes: BTreeSet<Process>,
@@ -222,9 +222,9 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Looks at the slot's processes and bundles and adds them.
+    /// Adds the slot's present processes and bundles.
     pub fn look(&mut self, names: &Names) {
-        // State, parent and threads change: the first sight of a process stands for it.
+        // State, parent and threads change: only the first sight of a process is kept.
         for process in processes(names) {
             if !self
                 .processes
@@ -246,7 +246,7 @@ impl Seen {
     }
 
     /// Removes what would stay on the machine for ever: CNI's note about each pod's loopback, which containerd never
-    /// takes back, and what a shim left behind, which a test has reported by now.
+    /// removes, and the sockets that a shim left behind. A test has reported such sockets by now.
     pub fn remove_traces(&self, names: &Names) {
         for task in &self.tasks {
             let _ = fs::remove_file(format!("/var/lib/cni/results/cni-loopback-{}-lo", task.id));
@@ -254,7 +254,8 @@ impl Seen {
         }
     }
 
-    /// What is left of pods and containers now: one line each. `except` are processes that may stay (containerd).
+    /// What is left of pods and containers now: one line each. The processes of `except` may
+    /// stay (containerd).
     pub fn left(&self, names: &Names, except: &[i32]) -> Vec<String> {
         let mut left = self.left_processes(names, except);
         let points = mounts(names);

@@ -1,26 +1,26 @@
-//! The harness: a private, real containerd for every test, and what a test wants to ask of it.
+//! The harness: a private, real containerd for every test, and all that a test asks of a containerd.
 //!
 //! ```text
-//!   lab      which containerd versions and which shim, and where their binaries are (made by tests/lab/prepare)
+//!   lab      the containerds and shims, and the places of their binaries (made by tests/lab/prepare)
 //!   image    images without a registry: busybox, nginx, pause
 //!   oci      the tiny pause image
-//!   slot     a number that only this test has: directory, bridge, subnet, cgroup parent follow from it
+//!   slot     a number that only this test has; directory, bridge, subnet, cgroup parent follow from the number
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
 //!   cri      Pod and Container, as kubelet would make them
 //!   calls    the ttrpc calls of a shim, with the code of each answer
-//!   cri_calls  CRI calls with nothing in between, for what measures
+//!   cri_calls  CRI calls and nothing else, for measurements
 //!   footprint  the processes and the memory of a pod beside its apps
-//!   spread   many figures of one thing
-//!   rescue   for programs: failure and Ctrl-C, everything is taken down
+//!   spread   many measurements of one thing
+//!   rescue   for programs: takes everything down after a failure or Ctrl-C
 //!   screen   for programs: plain text
-//!   raw      the shim binary alone, driven as containerd does, for what containerd would never send
-//!   driver   the Sandbox API as containerd 2.3 and later speaks it, for what no packaged containerd does yet
-//!   task     one container on such a shim, by Task calls
+//!   raw      the shim binary alone, driven as containerd does, for input that containerd would never send
+//!   driver   the Sandbox API as containerd 2.3 and later speaks it; no packaged containerd does so yet
+//!   task     one container on a shim of its own, by Task calls
 //!   direct   the Task service of one shim, from many threads at once
-//!   cgroups  the files of a process's cgroup, on either version
-//!   hold     a runc that waits, for who is killed in the middle of a call
+//!   cgroups  the files of a process's cgroup, under cgroup v1 or v2
+//!   hold     a runc that waits, for kills in the middle of a call
 //!   terminal a program on a terminal of its own
-//!   flood    output by the gigabyte that can be checked
+//!   flood    gigabytes of output that can be checked byte by byte
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
@@ -76,7 +76,7 @@ macro_rules! on_every_containerd {
     };
 }
 
-/// The same, and one more in which pods are made through the Sandbox API: `name::v2_1_sandbox_api`.
+/// As [`on_every_containerd`], and one more test with pods made through the Sandbox API: `name::v2_1_sandbox_api`.
 #[macro_export]
 macro_rules! in_every_mode {
     ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {
@@ -86,7 +86,7 @@ macro_rules! in_every_mode {
     };
 }
 
-/// What [`on_every_containerd`] and [`in_every_mode`] are made of.
+/// The common part of [`on_every_containerd`] and [`in_every_mode`].
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tests_of {
@@ -120,8 +120,8 @@ macro_rules! test_of {
     };
 }
 
-/// Ends a test early when what it tests cannot be had here. The test and the reason are written to
-/// `target/lab/left-out.txt`, so that a run says what it did not check.
+/// Ends a test early on a machine or containerd that lacks the subject of the test. The test and the reason are written
+/// to `target/lab/left-out.txt`: a run says what was not checked.
 #[macro_export]
 macro_rules! left_out {
     ($reason:expr) => {{
@@ -130,8 +130,8 @@ macro_rules! left_out {
     }};
 }
 
-/// Ends a test early under `SHIM_UNDER_TEST=runc`, when what it tests exists only in our shim. The test and the reason
-/// are written to `target/lab/left-out.txt`, as by [`left_out`].
+/// Ends a test early under `SHIM_UNDER_TEST=runc`, when only our shim has the subject of the test. The test and the
+/// reason are written to `target/lab/left-out.txt`, as by [`left_out`].
 #[macro_export]
 macro_rules! ours_only {
     ($reason:expr) => {

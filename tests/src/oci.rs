@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 /// An image with this name for podsandbox mode.
 ///
 /// # Errors
-/// What writing an archive into memory says.
+/// The error of writing an archive into memory.
 pub fn pause_image(name: &str) -> io::Result<Vec<u8>> {
     let layer = tar(&[("pause", pause::PROGRAM, 0o555)])?;
     let mut blobs = Vec::new();
@@ -77,7 +77,7 @@ fn tar(files: &[(&str, &[u8], u32)]) -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// The name that Go, and so an image's platform, has for this machine's architecture.
+/// This machine's architecture as Go names it, and so the platform of an image.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,23 +1,23 @@
-//! What `/proc` says of processes.
+//! Processes, as `/proc` shows them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-/// A process, told apart from a later one with the same pid by its start time.
+/// A process. The start time tells a process from a later one with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
     /// Its pid.
     pub pid: i32,
-    /// In clock ticks since boot.
+    /// The start time, in clock ticks since boot.
     pub start: u64,
     /// Its parent's pid.
     pub parent: i32,
-    /// `R`, `S`, `Z`, …
+    /// The state: `R`, `S`, `Z`, …
     pub state: char,
     /// Number of threads.
     pub threads: usize,
-    /// The short name of the kernel.
+    /// The name that the kernel has: at most 15 bytes of the program's name.
     pub name: String,
 }
 
@@ -37,7 +37,7 @@ impl Process {
         })
     }
 
-    /// Its arguments, joined by spaces; empty for a zombie or a kernel thread.
+    /// The arguments, joined by spaces; empty for a zombie or a kernel thread.
     pub fn command_line(&self) -> String {
         let raw = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         String::from_utf8_lossy(&raw)
@@ -45,7 +45,7 @@ impl Process {
             .replace('\0', " ")
     }
 
-    /// Still there, and the same one.
+    /// Whether this very process is still there.
     pub fn alive(&self) -> bool {
         Self::of(self.pid).is_some_and(|now| now.start == self.start)
     }
@@ -83,7 +83,7 @@ pub fn children(pid: i32) -> Vec<Process> {
         .collect()
 }
 
-/// Those in `roots` and everything below them, out of one listing.
+/// The processes of `roots` and their descendants, out of one listing.
 pub fn with_descendants(roots: &BTreeSet<i32>, listing: &[Process]) -> Vec<Process> {
     let mut pids = roots.clone();
     loop {
@@ -136,8 +136,8 @@ pub fn private_kb(pid: i32) -> u64 {
         .sum()
 }
 
-/// The memory of a process that no file backs, in kB: pages of the program count as its own or not, as other processes
-/// that run it come and go.
+/// The memory of a process that no file backs, in kB. Pages of the program file are left out: each counts as private or
+/// shared, as other processes of the same program come and go.
 pub fn anonymous_kb(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -147,7 +147,7 @@ pub fn anonymous_kb(pid: i32) -> u64 {
         .unwrap()
 }
 
-/// The CPU time that a process and its threads have used, without its children; in ticks of the clock.
+/// The CPU time of a process and its threads, children left out; as exact as the kernel's clock tick.
 #[track_caller]
 pub fn cpu_time(pid: i32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

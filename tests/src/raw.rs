@@ -27,15 +27,15 @@ pub struct Bundle<'a> {
     /// The bundle's folder.
     pub path: PathBuf,
     shim: ShimUnderTest,
-    /// More of the environment of the shim, as that of containerd may be.
+    /// More variables for the shim's environment, as containerd's environment may have.
     pub environment: Vec<(&'static str, String)>,
     _log: File,
 }
 
-/// What `start` or `delete` did.
+/// The result of `start` or `delete`.
 #[derive(Debug)]
 pub struct Ran {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
     /// stdout and stderr together, as containerd reads them.
     pub output: Vec<u8>,
@@ -67,7 +67,7 @@ impl<'a> Bundle<'a> {
         let namespace = daemon.names.name();
         let path = daemon.directory().join("raw").join(&namespace).join(id);
         fs::create_dir_all(path.join("rootfs")).unwrap();
-        // In containerd's, a link to a folder that outlives a restart of the machine.
+        // In containerd's bundles `work` is a link to a folder that outlives a restart of the machine.
         fs::create_dir_all(path.join("work")).unwrap();
         image::unpack_busybox(&path.join("rootfs"));
         mknodat(
@@ -78,14 +78,15 @@ impl<'a> Bundle<'a> {
             0,
         )
         .unwrap();
-        // containerd reads it all the time; open for both, neither side ever waits for the other.
+        // containerd reads the log all the time. A FIFO that is open for reading and writing lets neither side wait.
         let log = File::options()
             .read(true)
             .write(true)
             .open(path.join("log"))
             .unwrap();
         daemon.expect_task(id);
-        // One that an earlier run with another shim left under this name: containerd would remove it, too.
+        // The socket of an earlier run with another shim may still be there. containerd would remove such a socket,
+        // too.
         let stale = TaskId {
             namespace,
             id: id.to_owned(),
@@ -101,7 +102,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Driven by this shim and not by the one under test: to compare the two.
+    /// Takes this shim instead of the shim under test, to compare the two.
     #[must_use]
     pub fn driven_by(mut self, shim: ShimUnderTest) -> Self {
         self.shim = shim;
@@ -140,7 +141,7 @@ impl<'a> Bundle<'a> {
         })
     }
 
-    /// As [`Self::plain_spec`], with what a terminal needs, and with one if `terminal` says so.
+    /// As [`Self::plain_spec`], with the devices that a terminal needs; on a terminal if `terminal`.
     pub fn spec_with_dev(&self, command: &[&str], terminal: bool) -> Value {
         let mut spec = self.plain_spec(command);
         spec["process"]["terminal"] = json!(terminal);
@@ -213,7 +214,7 @@ impl<'a> Bundle<'a> {
         run(self.command("delete"), b"")
     }
 
-    /// Create on the shim at this address; the pid, or what it said.
+    /// Create on this shim: the pid, or the refusal.
     pub fn create(&self, shim: &Shim) -> Answer<u32> {
         self.create_of(shim, &Streams::default(), Vec::new())
     }
@@ -243,8 +244,8 @@ impl<'a> Bundle<'a> {
             .map(|response| response.pid)
     }
 
-    /// Starts the shim and creates the task, one of which must fail: what it said. Then asks the shim to shut down and
-    /// runs `delete`, as containerd does after a failure.
+    /// Starts the shim and creates the task. One of the two must fail; gives the text of the failure. Then asks the
+    /// shim to shut down and runs `delete`, as containerd does after a failure.
     #[track_caller]
     pub fn start_or_create_must_fail(&self, stdin: &[u8]) -> String {
         let started = self.start(stdin);
@@ -287,7 +288,7 @@ fn run(mut command: Command, stdin: &[u8]) -> Ran {
         .spawn()
         .unwrap();
     let described = format!("{command:?}");
-    // It holds our copies of the pipe's writing end.
+    // `command` holds copies of the pipe's writing end.
     drop(command);
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let status = within(Duration::from_secs(10), || {
@@ -300,7 +301,7 @@ fn run(mut command: Command, stdin: &[u8]) -> Ran {
         let _ = child.kill();
         panic!("{why}")
     });
-    // containerd reads to the end: a shim that keeps the pipe open hangs it.
+    // containerd reads to the end of the pipe: a shim that keeps the pipe open would hang containerd.
     let reader = std::thread::spawn(move || {
         let mut output = Vec::new();
         from.read_to_end(&mut output).map(|_| output)

@@ -1,7 +1,8 @@
-//! What happens when a program such as the demo fails or is interrupted: everything is taken down, and the person is told what to do.
+//! The end of a program, such as the demo, that fails or is interrupted: everything is taken down, and the person reads
+//! what to do.
 //!
-//! A panic aborts it, in both profiles, so nothing can be left to destructors. If even this file does not get to
-//! run (SIGKILL), the harness' guard takes the slot down.
+//! A panic aborts the program, in both profiles, so nothing can be left to destructors. After SIGKILL not even this
+//! file runs: then the harness' guard takes the slot down.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,12 +16,12 @@ use crate::slot::Names;
 use crate::until::{ok_if, within};
 use crate::{lab, leaks, proc, screen, takedown};
 
-/// What the program does now, and what to do when it fails.
+/// The present step of the program, and the advice for a failure of the step.
 static STEP: Mutex<(&str, &str)> = Mutex::new(("getting ready", ""));
-/// Somebody is taking everything down.
+/// A thread is taking everything down.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// From here on, failures and signals end in this file. `program` names the log that is kept.
+/// From here on, this file handles failures and signals. `program` names the log that is kept.
 pub fn arm(program: &'static str) {
     std::panic::set_hook(Box::new(move |info| {
         let message = info
@@ -54,21 +55,22 @@ pub fn arm(program: &'static str) {
     });
 }
 
-/// Says what the program does from here on, and what a person can do when that fails.
+/// Sets what the program does from here on, and what a person can do when the step fails.
 pub fn step(what: &'static str, advice: &'static str) {
     if let Ok(mut step) = STEP.lock() {
         *step = (what, advice);
     }
 }
 
-/// Ends the program with what is to be done, when there is nothing to take down yet.
+/// Ends the program with an advice, when there is nothing to take down yet.
 pub fn refuse(what: &str, advice: &str) -> ! {
     screen::alarm(&format!("This cannot run: {what}"));
     screen::note("what to do", advice);
     std::process::exit(1);
 }
 
-/// Failures that a failure causes are of no interest: only the first caller comes back from here.
+/// Returns to the first caller only; later callers wait for ever. A failure caused by another failure is of no
+/// interest.
 fn first_or_never() {
     if ENDING.swap(true, Ordering::SeqCst) {
         loop {
@@ -102,7 +104,7 @@ fn failed(program: &str, message: &str, place: &str) -> ! {
     std::process::exit(1);
 }
 
-/// What often stands behind such a message.
+/// The frequent cause of such a message, and the remedy.
 fn advice_for(message: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
     if has(&["cni", "bridge", "veth"]) {
@@ -121,7 +123,7 @@ fn advice_for(message: &str) -> &'static str {
     }
 }
 
-/// Copies the log out of the slot, before that is removed.
+/// Copies the log out of the slot, before the slot is removed.
 fn keep_log(program: &str) -> Option<(PathBuf, String)> {
     let directory = slot()?.directory();
     let folder = lab::lab().join("failed");
@@ -138,7 +140,7 @@ fn keep_log(program: &str) -> Option<(PathBuf, String)> {
 
 fn take_down() {
     let Some(names) = slot() else { return };
-    // Another thread may still be at work, until it comes to `checkpoint`.
+    // Another thread may still be at work, until its next `checkpoint`.
     let left = within(Duration::from_secs(5), || {
         let mut left = takedown::take_down(&names);
         left.extend(leaks::links(&names));
@@ -150,7 +152,7 @@ fn take_down() {
     }
 }
 
-/// Does not come back while everything is taken down.
+/// Waits for ever while everything is taken down.
 pub fn checkpoint() {
     if ENDING.load(Ordering::SeqCst) {
         loop {
@@ -159,7 +161,7 @@ pub fn checkpoint() {
     }
 }
 
-/// The slot that the harness took: its guard is our child and has the number as its last argument.
+/// The slot of this program. The slot's guard is a child of this process and has the number as its last argument.
 fn slot() -> Option<Names> {
     let ourselves = std::process::id().cast_signed();
     proc::children(ourselves).iter().find_map(|child| {

@@ -1,5 +1,5 @@
-//! Plain text of 100 columns; colour only on a terminal. A closed output is no reason to stop before all is taken down,
-//! so errors of writing are not looked at.
+//! Plain text of 100 columns; colour only on a terminal. Errors of writing are ignored: a program whose output is
+//! closed must still take everything down.
 
 use std::io::{IsTerminal, Write};
 
@@ -30,19 +30,19 @@ pub fn title(text: &str) {
     out(&paint(on_terminal(), BOLD, text));
 }
 
-/// A line, as it is.
+/// A line, never wrapped.
 pub fn line(text: &str) {
     out(format!("   {text}").trim_end());
 }
 
-/// Text of any length.
+/// Text of any length, wrapped.
 pub fn text(text: &str) {
     for part in wrapped(text, WIDTH - 3) {
         line(&part);
     }
 }
 
-/// `name` and text of any length beside it.
+/// `name`, and text of any length beside the name.
 pub fn item(name: &str, text: &str) {
     for (number, part) in wrapped(text, WIDTH - 15).iter().enumerate() {
         let name = if number == 0 { name } else { "" };
@@ -50,7 +50,7 @@ pub fn item(name: &str, text: &str) {
     }
 }
 
-/// Something that was checked, and is so.
+/// A check that has passed.
 pub fn ok(text: &str) {
     for (number, part) in wrapped(text, WIDTH - 7).iter().enumerate() {
         let mark = if number == 0 {
@@ -62,13 +62,13 @@ pub fn ok(text: &str) {
     }
 }
 
-/// On standard error, for what went wrong.
+/// A failure, on standard error.
 pub fn alarm(text: &str) {
     let terminal = std::io::stderr().is_terminal();
     let _ = writeln!(std::io::stderr(), "\n{}", paint(terminal, RED, text));
 }
 
-/// On standard error, `name` and text of any length beside it.
+/// `name`, and text of any length beside the name, on standard error.
 pub fn note(name: &str, text: &str) {
     for paragraph in text.lines() {
         for (number, part) in wrapped(paragraph, WIDTH - 15).iter().enumerate() {
@@ -104,7 +104,7 @@ pub fn table(rows: &[Vec<String>]) {
     }
 }
 
-/// At most this many characters, with a sign where some are missing.
+/// At most `width` characters; a `…` stands for the missing ones.
 pub fn short(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();

@@ -1,7 +1,8 @@
-//! What only this test has: a number, and the directory, bridge, subnet and cgroup parent that follow from it.
+//! The slot of a test: a number that only this test has, and the directory, bridge, subnet and cgroup parent that
+//! follow from the number.
 //!
-//! Tests run in parallel, each in its own process. The first free lock file gives the number; the lock is held by this
-//! process and by its guard (see [`crate::takedown`]), so a slot is free only when it is clean.
+//! Tests run in parallel, each in its own process. The first free lock file gives the number. The test and the test's
+//! guard (see [`crate::takedown`]) hold the lock, so a free slot is a clean slot.
 
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
@@ -46,12 +47,12 @@ impl Names {
         format!("10.213.{}", self.number)
     }
 
-    /// The cgroup that all pods of the test are below.
+    /// The parent cgroup of all pods of the test.
     pub fn cgroup_parent(&self) -> String {
         format!("/{}", self.name())
     }
 
-    /// The same as a slice of systemd's, for tests of its cgroup driver.
+    /// The parent slice of all pods, for tests of systemd's cgroup driver.
     pub fn slice(&self) -> String {
         format!("{}.slice", self.name())
     }
@@ -70,13 +71,13 @@ fn slots() -> PathBuf {
 /// A slot that belongs to this process.
 #[derive(Debug)]
 pub struct Slot {
-    /// What follows from its number.
+    /// The names that follow from the slot's number.
     pub names: Names,
     lock: File,
 }
 
 impl Slot {
-    /// Takes the first free one.
+    /// Takes the first free slot.
     pub fn take() -> Self {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -109,7 +110,7 @@ impl Slot {
     }
 }
 
-/// `path` as text; the harness makes only such paths.
+/// `path` as text. All paths of the harness are UTF-8.
 pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }

@@ -1,6 +1,6 @@
-//! Many figures of one thing.
+//! Many measurements of one thing.
 
-/// The figures, in order of size; there is at least one.
+/// The measurements, sorted; at least one.
 #[derive(Clone, Debug)]
 pub struct Spread(Vec<f64>);
 
@@ -14,28 +14,28 @@ impl FromIterator<f64> for Spread {
 }
 
 impl Spread {
-    /// The least of all figures that are not below this share of them, in percent.
+    /// The percentile by nearest rank: the least measurement with at least `percent` percent of all at or below it.
     pub fn percentile(&self, percent: usize) -> f64 {
         let rank = (self.0.len() * percent).div_ceil(100);
         self.0[rank.clamp(1, self.0.len()) - 1]
     }
 
-    /// The one in the middle.
+    /// The median.
     pub fn median(&self) -> f64 {
         self.percentile(50)
     }
 
-    /// The least.
+    /// The least measurement.
     pub fn least(&self) -> f64 {
         self.0[0]
     }
 
-    /// The most.
+    /// The greatest measurement.
     pub fn most(&self) -> f64 {
         self.0[self.0.len() - 1]
     }
 
-    /// How many there are.
+    /// The number of measurements.
     pub fn count(&self) -> usize {
         self.0.len()
     }

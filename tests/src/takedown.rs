@@ -1,8 +1,8 @@
-//! Removes everything that carries a slot's names, whatever state a test left it in.
+//! Removes everything that carries a slot's names, in whatever state a test ended.
 //!
-//! It runs at a test's end, and in a guard: a process of its own that holds the slot's lock and reads a pipe from the
-//! test. When the pipe closes without a word (the test was killed, by nextest's timeout for one), the guard takes the
-//! slot down. Processes are ended by pid, and only those that carry the slot's names.
+//! The takedown runs at a test's end, and in a guard. The guard is a process that holds the slot's lock and reads a
+//! pipe from the test. When the pipe closes without a word, the test was killed (for example by nextest's timeout), and
+//! the guard takes the slot down. Only processes with the slot's names are ended, each by its pid.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -36,7 +36,7 @@ pub fn take_down(names: &Names) -> Vec<String> {
         let _ = fs::remove_file(shim_socket(&grpc_address(names), task));
         let _ = fs::remove_dir_all(runc_state(&task.namespace).join(&task.id));
     }
-    // And of tasks whose bundle is gone: only this slot has a containerd namespace of this name.
+    // Tasks without a bundle may have left state, too. Only this slot has a containerd namespace of this name.
     forget_runc_state(names);
     if let Err(error) = fs::remove_dir_all(names.directory())
         && error.kind() != std::io::ErrorKind::NotFound
@@ -134,7 +134,7 @@ fn remove_cgroups(names: &Names) -> Result<(), String> {
     })
 }
 
-/// The process that takes a slot down when its test cannot.
+/// The process that takes a slot down when the slot's test cannot.
 #[derive(Debug)]
 pub struct Guard {
     child: Child,
@@ -142,13 +142,13 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts it, with a share in the slot's lock.
+    /// Starts the guard, which shares the slot's lock.
     pub fn start(slot: &Slot) -> Self {
         let mut child = Command::new(crate::lab::probe())
             .arg("guard")
             .arg(slot.names.number().to_string())
             .stdin(Stdio::piped())
-            // The lock lives as long as one process has it open.
+            // The lock lives as long as a process has the file open.
             .stdout(Stdio::from(slot.lock()))
             .stderr(Stdio::null())
             .spawn()
@@ -157,7 +157,7 @@ impl Guard {
         Self { child, pipe }
     }
 
-    /// The test has cleaned up itself.
+    /// Ends the guard after a test that has cleaned up by itself.
     pub fn dismiss(&mut self) {
         if let Some(mut pipe) = self.pipe.take() {
             let _ = pipe.write_all(b"done");
@@ -168,7 +168,7 @@ impl Guard {
 
 /// The guard's own program: waits for the test's end on stdin.
 pub fn guard_main(number: u8) {
-    // Out of the test's process group: what ends the test by a signal must not end the guard.
+    // Out of the test's process group: a signal to the test's group must not end the guard.
     let _ = rustix::process::setsid();
     let mut word = Vec::new();
     let _ = std::io::stdin().read_to_end(&mut word);

@@ -1,4 +1,4 @@
-//! One container on a shim of its own, by Task calls: for what neither CRI nor `ctr` can ask for.
+//! One container on a shim of its own, by Task calls that neither CRI nor `ctr` can make.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::calls::{Answer, Shim, Streams};
 use crate::raw::Bundle;
 use crate::until::eventually;
 
-/// A container whose init runs.
+/// A container and its shim.
 pub struct Task<'a> {
     bundle: Bundle<'a>,
     shim: Shim,
-    /// The init.
+    /// The init's pid.
     pub pid: i32,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Start of the init (`""`) or of an exec; its pid.
+    /// Start of the init (`""`) or of an exec. Gives the pid of the process.
     pub fn start(&self, exec: &str) -> Answer<i32> {
         self.shim.start(&self.bundle.id, exec).map(u32::cast_signed)
     }
@@ -54,13 +54,13 @@ impl<'a> Task<'a> {
             .exec(&self.bundle.id, exec, command, &Streams::default())
     }
 
-    /// Where the init (`""`) or an exec is in its life.
+    /// The status of the init (`""`) or of an exec.
     pub fn state(&self, exec: &str) -> Answer<Status> {
         let state = self.shim.state(&self.bundle.id, exec)?;
         Ok(state.status.enum_value_or_default())
     }
 
-    /// The end of the init (`""`) or of an exec: its exit code.
+    /// Waits for the end of the init (`""`) or of an exec. Gives the exit code.
     pub fn wait(&self, exec: &str) -> Answer<u32> {
         self.shim.wait(&self.bundle.id, exec)
     }
@@ -90,12 +90,12 @@ impl<'a> Task<'a> {
         self.shim.call::<Empty>("Kill", &request).map(drop)
     }
 
-    /// Freezes.
+    /// Pause: freezes the container.
     pub fn pause(&self) -> Answer<()> {
         self.shim.pause(&self.bundle.id)
     }
 
-    /// Thaws.
+    /// Resume: thaws the container.
     pub fn resume(&self) -> Answer<()> {
         self.shim.resume(&self.bundle.id)
     }
@@ -105,7 +105,7 @@ impl<'a> Task<'a> {
         self.shim.stats(&self.bundle.id)
     }
 
-    /// The processes: pid, and what is said of it.
+    /// The processes: pid and details of each.
     pub fn pids(&self) -> Answer<Vec<(i32, Option<Any>)>> {
         let listed = self.shim.pids(&self.bundle.id)?.into_iter();
         Ok(listed
@@ -113,7 +113,7 @@ impl<'a> Task<'a> {
             .collect())
     }
 
-    /// Changes limits: OCI resources.
+    /// Update: changes limits. `resources` are OCI resources.
     pub fn update(&self, resources: &Value) -> Answer<()> {
         let resources = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
@@ -128,15 +128,15 @@ impl<'a> Task<'a> {
         self.shim.call::<Empty>("Update", &request).map(drop)
     }
 
-    /// Removes the init (`""`), and with it the container, or an exec; the exit code.
+    /// Delete of the container (`""`) or of an exec. Gives the exit code.
     pub fn delete(&self, exec: &str) -> Answer<u32> {
         self.shim.delete(&self.bundle.id, exec)
     }
 
-    /// SIGKILL, Delete, Shutdown and `delete`, as containerd does it; the exit code.
+    /// SIGKILL, Delete, Shutdown and `delete`, in containerd's order. Gives the exit code.
     #[track_caller]
     pub fn end(self) -> u32 {
-        // It may have ended.
+        // The container may have ended by itself.
         let _ = self.kill("", 9);
         let code = eventually(Duration::from_secs(20), || {
             self.delete("").map_err(|refusal| refusal.to_string())

@@ -14,7 +14,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::until::{eventually, ok_if};
 
-/// The program and our end of its terminal.
+/// The program and the master end of its terminal.
 pub struct Terminal {
     child: Child,
     master: File,
@@ -42,13 +42,13 @@ impl Terminal {
         let master = File::from(master);
         resize(&master, 24, 80);
         let child = command.spawn().unwrap();
-        // The command still holds our copies of the terminal's other end.
+        // `command` holds copies of the terminal's slave end.
         drop(command);
         let output = Arc::new(Mutex::new(Vec::new()));
         let (into, mut from) = (Arc::clone(&output), master.try_clone().unwrap());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // Ends with EIO when the last one has closed the other end.
+            // A read fails with EIO when the last process has closed the slave end.
             while let Ok(length @ 1..) = from.read(&mut bytes) {
                 into.lock().unwrap().extend_from_slice(&bytes[..length]);
             }
@@ -60,12 +60,12 @@ impl Terminal {
         }
     }
 
-    /// What it has printed.
+    /// All that the program has printed.
     pub fn printed(&self) -> String {
         String::from_utf8_lossy(&self.output.lock().unwrap()).into_owned()
     }
 
-    /// Waits until it has printed `text`.
+    /// Waits until the program has printed `text`.
     #[track_caller]
     pub fn expect(&self, text: &str) {
         eventually(Duration::from_secs(10), || {
@@ -76,18 +76,18 @@ impl Terminal {
         });
     }
 
-    /// Types.
+    /// Types `text`.
     pub fn enter(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Changes the window's size, and says so as the kernel does to a foreground process.
+    /// Changes the window's size, and sends SIGWINCH as the kernel does to a foreground process.
     pub fn resize(&self, rows: u16, columns: u16) {
         resize(&self.master, rows, columns);
         crate::proc::kill(self.child.id().cast_signed(), Signal::WINCH);
     }
 
-    /// Waits for its end.
+    /// Waits for the program's end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         eventually(Duration::from_secs(10), || {

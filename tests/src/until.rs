@@ -1,12 +1,13 @@
-//! Waiting without sleeping for a guess: ask until it is so, or until the deadline.
+//! Waiting without guessed sleeps: a condition is asked again and again until it holds, or until the deadline.
 
 use std::time::{Duration, Instant};
 
-/// How long is waited at least before it is given up: a busy machine may do nothing for a test for seconds. So a short
-/// deadline asserts nothing: what must be quick is to be timed.
+/// The shortest wait before a failure: a busy machine may leave a test without CPU time for seconds. So a short
+/// deadline asserts nothing. A test of speed must measure the time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks `what` every few milliseconds until it answers `Ok`. After `deadline`, and [`PATIENCE`], panics with its last `Err`.
+/// Asks `what` every few milliseconds until the answer is `Ok`. After `deadline`, but not before [`PATIENCE`], panics
+/// with the last `Err`.
 #[track_caller]
 pub fn eventually<T>(deadline: Duration, mut what: impl FnMut() -> Result<T, String>) -> T {
     match within(deadline, &mut what) {
@@ -15,7 +16,7 @@ pub fn eventually<T>(deadline: Duration, mut what: impl FnMut() -> Result<T, Str
     }
 }
 
-/// As [`eventually`], but gives the last `Err` back. In the VM, which is slow, every deadline is six times as long.
+/// As [`eventually`], but returns the last `Err`. In the VM, which is slow, every deadline is six times as long.
 pub fn within<T>(
     deadline: Duration,
     mut what: impl FnMut() -> Result<T, String>,
@@ -31,7 +32,7 @@ pub fn within<T>(
     }
 }
 
-/// `Ok` when `condition` holds, else the text as `Err`: what [`eventually`] wants to hear.
+/// `Ok` when `condition` holds, else the text as `Err`: an answer for [`eventually`].
 ///
 /// # Errors
 /// `otherwise`, when `condition` does not hold.

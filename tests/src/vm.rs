@@ -5,8 +5,8 @@
 //!                    (this machine)                       (the VM)
 //! ```
 //!
-//! A test of the binary `vm` does not run on this machine. It hands itself to the VM, shows what that writes, and fails
-//! if that fails, or if there is no VM.
+//! A test of the binary `vm` does not run on this machine. The test hands itself to the VM and shows the output of the
+//! VM. The test fails if the test in the VM fails, or if there is no VM.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,31 +25,31 @@ use serde_json::{Value, json};
 use crate::lab::{self, ShimUnderTest};
 use crate::slot::text;
 
-/// Set on this machine by `vm run`: where the VM answers.
+/// The variable with the VM's address. `vm run` sets the variable on this machine.
 pub const ADDRESS: &str = "SHIM_TESTS_VM";
 
-/// Set in the VM.
+/// A variable that is set in the VM only.
 const INSIDE: &str = "SHIM_TESTS_IN_VM";
 
-/// The folder in the VM that has the lab (`tests/vm/main.rs` makes its disk), and what tests bring along.
+/// The folder in the VM with the lab (`tests/vm/main.rs` makes the disk), and with the files that tests bring.
 const LAB: &str = "/lab";
 
 /// The port of the agent in the VM.
 pub const PORT: u16 = 1024;
 
-/// The first thing that the agent says on every connection.
+/// The agent's first line on every connection.
 const GREETING: &str = "vm agent\n";
 
-/// Ends a test's output; its exit code follows.
+/// The byte after a test's output. The test's exit code follows.
 const END: u8 = 0;
 
-/// In the VM.
+/// Whether this process runs in the VM.
 pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Runs the body of a test: here, or in the VM if it belongs there. `module` is the test's `module_path!()`, and `name`
-/// its function's.
+/// Runs the body of a test: here, or in the VM if the test belongs there. `module` is the test's `module_path!()`, and
+/// `name` the name of the test's function.
 pub fn here_or_there(module: &str, name: &str, body: impl FnOnce()) {
     match module.strip_prefix("vm::") {
         Some(inner) if !inside() => there(&format!("{inner}::{name}")),
@@ -79,7 +79,7 @@ fn there(test: &str) {
 /// Connects to the agent and waits for its greeting.
 ///
 /// # Errors
-/// What connecting or reading says; `InvalidData` if that is not an agent.
+/// The error of connecting or reading; `InvalidData` if no agent answers.
 pub fn connect(address: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -94,7 +94,7 @@ pub fn connect(address: &str) -> io::Result<TcpStream> {
 
 fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
     let program = std::env::current_exe()?;
-    // Beside each other as cargo puts them: `lab::probe` looks for it there.
+    // Test and probe lie as cargo puts them: `lab::probe` looks for the probe there.
     let (there, shim) = (
         format!("{LAB}/test/deps/vm"),
         format!("{LAB}/shim/containerd-shim-pause-v2"),
@@ -127,7 +127,7 @@ fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
     )
 }
 
-/// Brings a file into the VM, unless it is there.
+/// Brings a file into the VM, unless the file is there.
 fn put(agent: &mut TcpStream, from: &Path, to: &str) -> io::Result<()> {
     let meta = fs::metadata(from)?;
     let changed = meta
@@ -146,11 +146,11 @@ fn put(agent: &mut TcpStream, from: &Path, to: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs a program in the VM; its output goes to `output`. Gives its exit code, 128 and the signal's number if one ended
-/// it. The program is killed when the connection ends.
+/// Runs a program in the VM; the output goes to `output`. Gives the exit code; 128 plus the signal's number if a signal
+/// ended the program. The program is killed when the connection ends.
 ///
 /// # Errors
-/// What the connection says, `UnexpectedEof` if the VM ended.
+/// The error of the connection; `UnexpectedEof` if the VM ended.
 pub fn run(
     agent: &mut TcpStream,
     program: &str,
@@ -180,7 +180,7 @@ fn say(stream: &mut TcpStream, what: &Value) -> io::Result<()> {
     stream.write_all(format!("{what}\n").as_bytes())
 }
 
-/// One line, byte by byte: what follows it belongs to another reader.
+/// Reads one line, byte by byte: the bytes after the line belong to another reader.
 fn listen(stream: &mut TcpStream) -> io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -198,7 +198,7 @@ fn listen(stream: &mut TcpStream) -> io::Result<String> {
 /// The agent in the VM: takes files and runs programs until the machine ends.
 ///
 /// # Errors
-/// What listening says.
+/// The error of listening.
 pub fn agent() -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", PORT))?;
     loop {
@@ -212,7 +212,7 @@ pub fn agent() -> io::Result<()> {
 }
 
 fn serve(mut stream: TcpStream) -> io::Result<()> {
-    /// Two tests that bring the same file: the second finds it there.
+    /// Of two tests that bring the same file, the second must find the file there.
     static ONE_FILE_AT_A_TIME: Mutex<()> = Mutex::new(());
     stream.write_all(GREETING.as_bytes())?;
     loop {
@@ -267,8 +267,8 @@ fn execute(mut stream: TcpStream, order: &Value) -> io::Result<()> {
         .spawn()?;
     let group = Pid::from_child(&child);
     let mut from = stream.try_clone()?;
-    // Whoever wanted the test is gone, killed by nextest's timeout for one. The test's guard is in a session of its own:
-    // it takes down what the test has started.
+    // The end of the connection means that the client is gone, for example killed by nextest's timeout. The test's
+    // guard is in a session of its own and takes the slot down.
     std::thread::spawn(move || {
         while from.read(&mut [0]).is_ok_and(|bytes| bytes != 0) {}
         let _ = kill_process_group(group, Signal::KILL);

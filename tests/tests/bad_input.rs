@@ -1,4 +1,5 @@
-//! What containerd would never send, or a user got wrong: each is refused by a message that names it, and leaves nothing.
+//! Input that containerd would never send, and mistakes of users. Each is refused by a message that names the mistake,
+//! and leaves nothing behind.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -155,7 +156,7 @@ on_every_containerd! {
     fn runc_is_missing(version) {
         let daemon = Daemon::with(version, &Options::runtime("BinaryName = '/nonexistent/runc'"));
         let message = match PodSpec::new("no-runc").try_run(&daemon) {
-            // A pod needs no runc, its containers do.
+            // A pod needs no runc; the pod's containers do.
             Ok(pod) => match pod.container("one").command(&["sleep", "3600"]).try_start() {
                 Ok(_) => panic!("the container runs"),
                 Err(failure) => failure.0,
@@ -177,7 +178,7 @@ on_every_containerd! {
             b"GET / HTTP/1.1\r\n\r\n".as_slice(),
             &[0; 10],
             &[0xff; 4096],
-            // A ttrpc header that announces 4 MiB, and then nothing; one that is a request of rubbish.
+            // A ttrpc header that announces 4 MiB without any data after it, and a request of rubbish.
             &[0, 0x40, 0, 0, 0, 0, 0, 1, 1, 0],
             &[0, 0, 0, 4, 0, 0, 0, 1, 1, 0, 0xde, 0xad, 0xbe, 0xef],
         ] {

@@ -1,4 +1,4 @@
-//! `make bench` still measures: one pod of each shim.
+//! `make bench` measures: one pod of each shim.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -46,7 +46,7 @@ fn one_round_has_every_figure_of_every_shim() {
         ] {
             let figure = &column["figures"][format!("latency loopback: {call}")];
             for value in ["median", "p90", "p99"] {
-                // What is not finite is null in JSON.
+                // JSON has no infinity: a value that is not finite is null.
                 let value = figure[value].as_f64();
                 assert!(value.is_some_and(|ms| ms > 0.0), "{call}: {figure}");
             }

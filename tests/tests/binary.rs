@@ -1,4 +1,4 @@
-//! The binary itself: one static file that says who it is.
+//! The binary itself: one static file, with its version, info and usage.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -43,7 +43,7 @@ fn it_prints_its_version_by_any_name() {
     }
 }
 
-/// containerd reads both streams as one, so a message is all that may be there.
+/// containerd reads both streams as one, so nothing but the message may be there.
 #[test]
 fn what_it_does_not_understand_it_names() {
     for (arguments, name) in [
@@ -68,7 +68,7 @@ fn what_it_does_not_understand_it_names() {
     }
 }
 
-/// containerd reads a bare `RuntimeInfo`. One in an `Any` would decode, too, with another name.
+/// containerd reads a bare `RuntimeInfo`. A `RuntimeInfo` in an `Any` would decode, too, with a wrong name.
 #[test]
 fn its_info_is_a_runtime_info() {
     let output = run_shim(&["-info"]);

@@ -1,5 +1,5 @@
-//! Checkpoint and restore, through criu. Where criu does not work (`criu check` is asked), what needs it is left out and
-//! counted; that its failure is told clearly is tested everywhere.
+//! Checkpoint and restore, through criu. Where `criu check` fails, tests that need criu are left out and counted. Clear
+//! messages about a failing criu are tested everywhere.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,7 +31,7 @@ use shim_tests::{
     Daemon, ShimUnderTest, eventually, lab, left_out, on_every_containerd, ours_only,
 };
 
-/// Says a word that only this run knows, and says it for ever: who still says it has its memory.
+/// Prints a random word for ever. A restored container that prints the same word has its memory back.
 const SAY: &str =
     "word=$(cat /proc/sys/kernel/random/uuid); while :; do echo $word; sleep 0.1; done";
 
@@ -39,8 +39,8 @@ fn is_our_shim() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
-/// A criu that works here: what `CRIU` names, the installed one, or the one that `lab/prepare criu` gets. An error says
-/// why there is none.
+/// A criu that works on this machine: the one named by `CRIU`, the installed one, or the one of `lab/prepare criu`. The
+/// error says why no criu works.
 fn find_criu() -> Result<PathBuf, String> {
     if let Some(given) = std::env::var_os("CRIU") {
         return check_criu(PathBuf::from(given));
@@ -71,7 +71,7 @@ fn check_criu(criu: PathBuf) -> Result<PathBuf, String> {
     Err(format!("{} check: {first}", criu.display()))
 }
 
-/// A containerd whose PATH has a criu that works; or the reason why there is none.
+/// A containerd with a working criu in its PATH; or the reason why no criu works.
 fn daemon_with_criu(version: shim_tests::Version) -> Result<Daemon, String> {
     let criu = find_criu()?;
     let daemon = Daemon::start(version);
@@ -104,7 +104,7 @@ fn open_reader(fifo: &str) -> File {
     options.open(fifo).unwrap()
 }
 
-/// A container with devices of its own, which a restored one gets with its memory.
+/// A container with devices of its own. A restored container gets them from the checkpoint.
 fn spec_with_devices(bundle: &Bundle<'_>) -> Value {
     let mut spec = bundle.plain_spec(&["sh", "-c", SAY]);
     let mounts = spec["mounts"].as_array_mut().unwrap();
@@ -119,7 +119,7 @@ fn spec_with_devices(bundle: &Bundle<'_>) -> Value {
 }
 
 impl<'a> Task<'a> {
-    /// Makes a container, or one that is to be restored from this folder.
+    /// Makes a container: a new one, or one to be restored from the folder `from`.
     #[track_caller]
     fn create(daemon: &'a Daemon, id: &str, from: Option<&Path>) -> Self {
         let bundle = Bundle::new(daemon, id);
@@ -127,7 +127,7 @@ impl<'a> Task<'a> {
         Self::from_bundle(bundle.write_spec(&spec), false, from)
     }
 
-    /// The same, of this bundle, maybe on a terminal.
+    /// As [`Self::create`], of this bundle; on a terminal if `terminal`.
     #[track_caller]
     fn from_bundle(bundle: Bundle<'a>, terminal: bool, from: Option<&Path>) -> Self {
         let fifo = |name: &str| {
@@ -173,7 +173,7 @@ impl<'a> Task<'a> {
         self.shim.state(&self.bundle.id, "").unwrap()
     }
 
-    /// The next word that it says.
+    /// The next word that the container prints.
     #[track_caller]
     fn next_word(&mut self) -> String {
         let mut said = String::new();
@@ -224,7 +224,7 @@ impl<'a> Task<'a> {
         self.shim.kill(&self.bundle.id, "", 9)
     }
 
-    /// Kills it, if it runs, and deletes it as containerd does.
+    /// Kills the container, if it runs, and deletes the container as containerd does.
     #[track_caller]
     fn end(self) {
         let state = self.state();

@@ -1,7 +1,7 @@
-//! Every file in `config/` is loaded here: the containerd files by the three containerd versions that this project
-//! supports, the YAML files by a parser that checks what must agree between them.
+//! Every file in `config/` is loaded: the containerd files by the three supported containerd versions, the YAML files
+//! by a parser. Values that must agree between files are compared.
 //!
-//! What `config/README.md` says of drop-ins is checked against the daemons, too.
+//! The statements of `config/README.md` on drop-ins are checked against the daemons, too.
 
 use std::error::Error;
 use std::fs;

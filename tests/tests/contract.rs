@@ -1,4 +1,4 @@
-//! Which ttrpc code each call gives in each state and race, asked of the shim directly: containerd branches on the code.
+//! The ttrpc code of each call in each state and race, asked of the shim directly. containerd branches on these codes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ use shim_tests::slot::text;
 use shim_tests::until::ok_if;
 use shim_tests::{Daemon, eventually, on_every_containerd, ours_only};
 
-/// Our code, and the one that the stock shim gives.
+/// The code of the shim under test: `ours` or `stock`.
 fn ours_or_stock(ours: Code, stock: Code) -> Code {
     match ShimUnderTest::get() {
         ShimUnderTest::Pause => ours,
@@ -32,7 +32,7 @@ fn ours_or_stock(ours: Code, stock: Code) -> Code {
     }
 }
 
-/// A call that does not fit the state: the stock shim has no code for it.
+/// The code of a call that does not fit the state. The stock shim has no code for such calls.
 fn misfit_code() -> Code {
     ours_or_stock(Code::FAILED_PRECONDITION, Code::UNKNOWN)
 }
@@ -69,7 +69,7 @@ on_every_containerd! {
         let group = Group::start(&daemon, "unknown");
         let shim = &group.shim;
         group.run("there", "sleep 3600");
-        // The task, and an exec of one that is there.
+        // An unknown task, and an unknown exec of a known task.
         for (id, exec) in [("nobody", ""), ("there", "nobody")] {
             assert_code(&shim.state(id, exec), Code::NOT_FOUND);
             assert_code(&shim.start(id, exec), Code::NOT_FOUND);
@@ -84,7 +84,7 @@ on_every_containerd! {
         assert_code(&group.shim.stats("nobody"), Code::NOT_FOUND);
         assert_code(&group.shim.pause("nobody"), Code::NOT_FOUND);
         assert_code(&group.shim.resume("nobody"), Code::NOT_FOUND);
-        // Not an error: a containerd that comes back asks this before it asks anything else.
+        // Not an error: a restarted containerd makes this call before any other.
         assert_eq!(shim.pids_of("nobody").unwrap().task_pid, 0);
         group.remove("there");
         group.end();
@@ -154,7 +154,7 @@ on_every_containerd! {
         assert_eq!(shim.delete("c", "").unwrap(), 137);
         assert_events(&events, "c", &["create", "exit", "delete"]);
         group.remove_bundle("c");
-        // Deleted as it is: ended by that.
+        // A Delete of a created container also ends the container.
         group.create("d", "true").unwrap();
         shim.delete("d", "").unwrap();
         assert_code(&shim.state("d", ""), Code::NOT_FOUND);
@@ -245,7 +245,7 @@ on_every_containerd! {
         group.run("c", "exec sleep 3600");
         let shim = daemon.shim().pid;
         let fds = || std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
-        // One client that has come and gone, for what the shim makes at the first.
+        // A first client comes and goes: the shim opens some descriptors at the first connection.
         drop(group.connect());
         let before = eventually(Duration::from_secs(5), || Ok(fds()));
         for _ in 0..20 {
@@ -284,7 +284,7 @@ on_every_containerd! {
         let highest = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(1000), maximum: highest }).unwrap();
         let daemon = Daemon::start(version);
-        // Not the container's: the runc of some distributions raises its own, and hands that on.
+        // Measured at runc, not in the container: the runc of some distributions raises its own limit, and hands it on.
         let said = daemon.directory().join("limits");
         let runc = daemon.directory().join("bin/runc");
         let script = format!(
@@ -326,7 +326,7 @@ on_every_containerd! {
                 let start = scope.spawn(|| tasks.shim.start("c", exec));
                 hold.wait_until_held("exec-done");
                 let called = scope.spawn(call);
-                // Long enough for an answer that does not wait.
+                // Long enough for an answer that does not wait for the start.
                 std::thread::sleep(Duration::from_millis(200));
                 let waited = !called.is_finished();
                 hold.release("exec-done");
@@ -390,11 +390,11 @@ on_every_containerd! {
                 assert!(answer.is_ok(), "{answer:?}");
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // Nor do a kill and a Wait of another process wait for it.
+            // Pids answers, too, while runc hangs.
             tasks.shim.pids("steady").unwrap();
             assert!(!start.is_finished() && !exec.is_finished() && !create.is_finished(), "nothing was held up");
             took.sort_unstable();
-            // A machine that is busy with other things may be slow now and then, but not always.
+            // The median: a busy machine may be slow now and then, but not always.
             assert!(took[50] < Duration::from_millis(100), "{took:?}");
             fs::remove_file(&gate).unwrap();
             start.join().unwrap().unwrap();

@@ -1,7 +1,7 @@
-//! Events while containerd is away: everything comes, once, in order, when it is back.
+//! Events while containerd is away: when containerd is back, every event comes, once, in order.
 //!
-//! containerd is killed, and something else listens at its ttrpc address: nobody, or one that takes an event and goes
-//! away without an answer, or that says it has no time. See ttrpc's frames:
+//! containerd is killed. At its ttrpc address nobody listens, or a listener of the test: the listener takes an event,
+//! closes the connection without an answer, or answers UNAVAILABLE. See ttrpc's frames:
 //! <https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md>.
 #![allow(
     clippy::unwrap_used,
@@ -25,18 +25,18 @@ use shim_tests::direct::Group;
 use shim_tests::leaks::grpc_address;
 use shim_tests::{Daemon, on_every_containerd};
 
-/// What the listener does with an event.
+/// The listener's reaction to an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reply {
-    /// Takes it.
+    /// Takes the event.
     Taken,
     /// Closes the connection instead of an answer.
     Silence,
-    /// Says that it has no time now.
+    /// Answers UNAVAILABLE.
     Unavailable,
 }
 
-/// In containerd's place at its ttrpc address.
+/// A listener in containerd's place, at containerd's ttrpc address.
 struct Listener {
     path: PathBuf,
     events: mpsc::Receiver<(Envelope, Reply)>,
@@ -80,7 +80,7 @@ impl Drop for Listener {
     }
 }
 
-/// Answers the requests of one connection, until it ends or an event is met with silence.
+/// Answers the requests of one connection, until the connection ends or an event is met with silence.
 fn serve(mut connection: UnixStream, mut event: impl FnMut(Envelope) -> Reply) {
     let mut header = [0; 10];
     while connection.read_exact(&mut header).is_ok() {
@@ -129,7 +129,7 @@ fn topic_id_and_code(envelope: &Envelope) -> String {
     }
 }
 
-/// Five containers, one after the other; the events that they must make.
+/// Runs five containers, one after the other. Gives the events that must come.
 fn five_containers(group: &Group<'_>, round: u32) -> Vec<String> {
     let mut expected = Vec::new();
     for number in 0..5 {
@@ -153,7 +153,7 @@ on_every_containerd! {
         let _ = std::fs::remove_file(&address);
         // Nobody listens.
         let mut expected = five_containers(&group, 1);
-        // Then somebody who is unreliable: every third event is met with silence, every fifth is not wanted now.
+        // Then an unreliable listener: every third event is met with silence, every fifth with UNAVAILABLE.
         let listener = Listener::start(&address, |number| match number {
             n if n % 3 == 2 => Reply::Silence,
             n if n % 5 == 4 => Reply::Unavailable,
@@ -164,14 +164,14 @@ on_every_containerd! {
         while taken.len() < expected.len() {
             let (envelope, reply) = listener.next_event();
             let line = topic_id_and_code(&envelope);
-            // What was not taken is tried again before anything else is.
+            // An event that was not taken is sent again before any later event.
             assert_eq!(line, expected[taken.len()], "after {taken:?}");
             if reply == Reply::Taken {
                 taken.push(line);
             }
         }
         drop(listener);
-        // The container's end is heard by the containerd that comes back.
+        // The restarted containerd hears of the container's end.
         daemon.start_again();
         let events = daemon.events();
         five_containers(&group, 3);

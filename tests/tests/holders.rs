@@ -1,4 +1,4 @@
-//! The option `holder`: what keeps the namespaces of a sandbox. (The default is what all other suites run with.)
+//! The option `holder`: what keeps the namespaces of a sandbox. (All other suites run with the default.)
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +11,7 @@ use shim_tests::image::PauseImage;
 use shim_tests::proc::{children, namespace};
 use shim_tests::{Daemon, Pod, PodSpec, on_every_containerd, ours_only};
 
-/// The pod has namespaces of its own, and its containers share those of the sandbox.
+/// The pod has namespaces of its own, and the pod's containers share the sandbox's namespaces.
 fn assert_containers_share_net_ipc_and_uts(pod: &Pod<'_>) {
     let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
     let node = std::process::id().cast_signed();
@@ -58,7 +58,7 @@ on_every_containerd! {
         assert!(pod.ready());
         shim_tests::proc::kill(pod.pid(), rustix::process::Signal::KILL);
         pod.wait_until_not_ready();
-        // The containers end when kubelet stops them, with their grace period, as with the stock shim.
+        // The containers run until kubelet stops them with their grace period, as with the stock shim.
         assert_eq!(one.output(&["echo", "still here"]), "still here");
         daemon.end();
     }

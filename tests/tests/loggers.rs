@@ -19,7 +19,7 @@ use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
 use shim_tests::{Daemon, eventually, lab, on_every_containerd, ours_only};
 
-/// A folder for the probe's logger, and what is in it.
+/// The folder of a logger: its mode and its output.
 struct Logger {
     folder: PathBuf,
 }
@@ -45,7 +45,7 @@ impl Logger {
         fs::read_to_string(self.folder.join(file)).unwrap_or_default()
     }
 
-    /// Waits until it has this as output.
+    /// Waits until the logger has exactly these outputs.
     #[track_caller]
     fn wait_for_output(&self, stdout: &str, stderr: &str) {
         eventually(Duration::from_secs(10), || {
@@ -56,7 +56,7 @@ impl Logger {
         });
     }
 
-    /// The process, while it is there.
+    /// The logger's process, while it lives.
     fn process(&self) -> Option<Process> {
         let pid = self.read("pid").parse().ok()?;
         Process::of(pid)
@@ -88,7 +88,7 @@ fn assert_succeeded(output: &Output) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// What `ctr run` said when it failed.
+/// The message of a `ctr run` that must fail.
 #[track_caller]
 fn run_that_must_fail(daemon: &Daemon, uri: &str, id: &str) -> String {
     let output = run_with_log_uri(daemon, &["--rm"], uri, id, "echo never");
@@ -137,13 +137,13 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let logger = Logger::new(&daemon, "one", "");
         assert_succeeded(&run_with_log_uri(&daemon, &["--rm"], &logger.uri("binary"), "c", "echo out; echo err >&2"));
-        // Nothing that was written is lost, and it had the time to come to its end.
+        // Nothing is lost, and the logger had the time to end by itself.
         logger.wait_for_output("out\n", "err\n");
         eventually(Duration::from_secs(10), || ok_if(logger.folder.join("end").exists(), || "cut off".to_owned()));
         let namespace = daemon.names.name();
         assert_eq!(logger.read("environment"), format!("CONTAINER_ID=c CONTAINER_NAMESPACE={namespace}"));
         let fds = logger.read("fds");
-        // What this test was started with goes down through containerd and is nothing of the shim's.
+        // Descriptors that this test inherited go down through containerd, and are not the shim's.
         let ours: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
         let given = |(number, target): &(&str, &str)| number.len() == 1 || !ours.contains(&PathBuf::from(target));
         let numbers: Vec<&str> = fds.lines().filter_map(|fd| fd.split_once(' ')).filter(given).map(|(number, _)| number).collect();
@@ -322,7 +322,7 @@ on_every_containerd! {
         let file = daemon.directory().join("made/on the way/c.log");
         // ctr parses the URI and writes it anew.
         let uri = format!("file://{}", file.display()).replace(' ', "%20");
-        // One container writes both. It goes on when the first line is there: two pipes have no order.
+        // One container writes both outputs. The second line waits for the first: two pipes have no order.
         let go = daemon.directory().join("go");
         fs::create_dir(&go).unwrap();
         let mount = format!("type=bind,src={},dst=/go,options=rbind:rw", go.display());
@@ -385,7 +385,7 @@ on_every_containerd! {
         let logger = Logger::new(&daemon, "bg", "waits-for-sigterm");
         let file = daemon.directory().join("bg.log");
         for (kind, uri) in [("l", logger.uri("binary")), ("f", format!("file://{}", file.display()))] {
-            // A busy machine may take its time once.
+            // The best of some rounds: a busy machine may be slow once.
             let times = [1, 2, 3].map(|round| {
                 let exec = format!("{kind}-{round}");
                 shim.exec("s", &exec, &["sh", "-c", "sleep 3600 & echo done"], &Streams::both(&uri)).unwrap();

@@ -1,4 +1,5 @@
-//! Output through FIFOs: all of it arrives, nobody is read faster than the other side takes it, nothing stays open.
+//! Output through FIFOs: every byte arrives, the shim reads no faster than the reader on the other side, and nothing
+//! stays open.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,7 +32,7 @@ use shim_tests::{
     on_every_containerd, ours_only,
 };
 
-/// A FIFO that [`finish`] removes.
+/// A FIFO that [`remove_fifos_and_end`] removes.
 fn make_fifo(daemon: &Daemon, name: &str) -> PathBuf {
     let folder = daemon.directory().join("streams");
     fs::create_dir_all(&folder).unwrap();
@@ -42,7 +43,7 @@ fn make_fifo(daemon: &Daemon, name: &str) -> PathBuf {
 
 /// Opens a FIFO for reading, as containerd does before it makes a process.
 fn open_reader(path: &Path) -> File {
-    // So that opening does not wait for the writer; the end still comes when the last one is gone.
+    // Non-blocking: the open does not wait for a writer. The end of file still comes with the last writer's end.
     let nonblock = OFlags::NONBLOCK.bits().cast_signed();
     File::options()
         .read(true)
@@ -51,7 +52,7 @@ fn open_reader(path: &Path) -> File {
         .unwrap()
 }
 
-/// Reads a FIFO to its end, once somebody has written.
+/// Reads a FIFO to its end, from the first write on.
 fn read_to_end_in_thread(mut file: File) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut all = Vec::new();
@@ -68,7 +69,7 @@ fn read_to_end_in_thread(mut file: File) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// What was read, once the end has come.
+/// Waits for the end of file. Gives all bytes.
 #[track_caller]
 fn bytes_at_end(reader: JoinHandle<Vec<u8>>, deadline: Duration) -> Vec<u8> {
     eventually(deadline, || {
@@ -105,7 +106,7 @@ fn start_container<'a>(
 
 #[track_caller]
 fn kill_and_delete(bundle: Bundle<'_>, shim: &Shim) {
-    // It may have ended by itself.
+    // The container may have ended by itself.
     let _ = shim.kill(&bundle.id, "", 9);
     shim.wait(&bundle.id, "").unwrap();
     shim.delete(&bundle.id, "").unwrap();
@@ -113,7 +114,7 @@ fn kill_and_delete(bundle: Bundle<'_>, shim: &Shim) {
     drop(bundle);
 }
 
-/// The end of a test with FIFOs: they are the client's to remove.
+/// The end of a test with FIFOs. The client must remove its FIFOs, and the client is the test.
 #[track_caller]
 fn remove_fifos_and_end(daemon: Daemon) {
     fs::remove_dir_all(daemon.directory().join("streams")).unwrap();
@@ -124,7 +125,7 @@ fn shim_pid(shim: &Shim, id: &str) -> i32 {
     shim.pids_of(id).unwrap().shim_pid.cast_signed()
 }
 
-/// What a process has open, for a failure text. Our own shim's sockets to clients come and go and are left out.
+/// The open files of a process, for a failure text. Sockets are left out: our shim's connections come and go.
 fn descriptors(pid: i32) -> Vec<String> {
     let mut found: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -136,12 +137,12 @@ fn descriptors(pid: i32) -> Vec<String> {
     found
 }
 
-/// The times of three rounds: a busy machine may take its time once.
+/// The times of three rounds: a busy machine may be slow once.
 fn times_of_three_rounds(round: impl FnMut(u32) -> Duration) -> [Duration; 3] {
     [1, 2, 3].map(round)
 }
 
-/// How long until a call has its answer.
+/// The result of a call, and the time until the result.
 fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
     let begin = Instant::now();
     let answer = call();
@@ -207,7 +208,7 @@ on_every_containerd! {
         for terminal in [false, true] {
             let id = format!("c-{terminal}");
             let out = make_fifo(&daemon, &id);
-            // Somebody who has it open and does not read.
+            // A reader that has the FIFO open and does not read.
             let _reader = File::options().read(true).write(true).open(&out).unwrap();
             let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
             let begin = Instant::now();
@@ -370,7 +371,7 @@ on_every_containerd! {
                 let out = make_fifo(&daemon, &id);
                 let bundle = Bundle::new(&daemon, &id);
                 let mut spec = bundle.spec_with_dev(&["sh", "-c", "trap '' HUP; sleep 3600 & echo done"], terminal);
-                // In the node's process namespace nobody takes the child along.
+                // In the node's process namespace, the end of the init does not end the child.
                 spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
                 let bundle = bundle.write_spec(&spec);
                 let shim = Shim::connect(&bundle.start(b""));
@@ -646,7 +647,7 @@ impl<'a> Flood<'a> {
         });
     }
 
-    /// The writer waits in a write: its FIFO, and whatever the shim has in between, is full.
+    /// Waits until the writer waits in a write: its FIFO, and the shim's buffers, are full.
     fn wait_until_it_stands_still(&self) {
         let mut steady = 0;
         let mut last = None;
@@ -665,7 +666,7 @@ impl<'a> Flood<'a> {
         });
     }
 
-    /// The first half is in the log, with its last line.
+    /// Waits until the first half is in the log, with its last line.
     fn wait_for_half(&self, mib: u64) {
         let mut last = flood::line(flood::half(mib) - 1);
         last.push(b'\n');

@@ -1,4 +1,5 @@
-//! Kills for lack of memory: each is told, before the exit it leads to, and to nobody whose processes live.
+//! Kills for lack of memory. An OOM event comes before the exit that the kill causes, and never for a container whose
+//! processes live.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -29,12 +30,13 @@ fn assert_events(events: &Events, container: &str, expected: &[&str]) {
     });
 }
 
-/// The reason that CRI gives for an end.
+/// The reason that CRI gives for the container's end.
 fn reason_in_cri(container: &Container<'_>) -> String {
     container.status().0.reason
 }
 
-/// CRI says so. It hears of the exit and of the cause on two ways, and may know the exit first.
+/// Waits until CRI's reason is `OOMKilled`. CRI hears of the exit and of the cause on two ways, and may know the exit
+/// first.
 #[track_caller]
 fn assert_oom_killed(container: &Container<'_>) {
     eventually(Duration::from_secs(10), || {
@@ -43,7 +45,7 @@ fn assert_oom_killed(container: &Container<'_>) {
     });
 }
 
-/// How often somebody in the shim has gone to sleep: a process that does nothing adds none.
+/// The number of voluntary context switches of the shim's threads. A shim that does nothing adds none.
 fn voluntary_switches(shim: i32) -> u64 {
     let of = |thread: &Path| {
         let status = fs::read_to_string(thread.join("status")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the kernel counts, limits and freezes of a container, by Task calls on the shim itself.
+//! The kernel's counters, limits and freezer of a container, by Task calls on the shim itself.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +30,7 @@ use shim_tests::{
 
 const MIB: i64 = 1024 * 1024;
 
-/// A task that runs `script`.
+/// A running task: `sh -c SCRIPT`.
 fn run_script<'a>(daemon: &'a Daemon, id: &str, script: &str) -> Task<'a> {
     let bundle = Bundle::new(daemon, id);
     let spec = bundle.plain_spec(&["sh", "-c", script]);
@@ -44,7 +44,7 @@ fn pids_in_cgroup(pid: i32) -> Vec<i32> {
     text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
-/// Whether the process gets any time: its own and the kernel's, in ticks.
+/// The CPU time of a process, in user mode and in the kernel, in clock ticks.
 fn cpu_ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat
@@ -99,7 +99,7 @@ on_every_containerd! {
         assert_eq!(get("pids.max", "pids.max"), "77");
         update(json!({"cpu": {"cpus": "0"}}));
         assert_eq!(get("cpuset.cpus", "cpuset.cpus"), "0");
-        // What an earlier update has set stays.
+        // The limit of an earlier update stays.
         assert_eq!(get("pids.max", "pids.max"), "77");
         if hierarchy() == Hierarchy::V2 {
             update(json!({"unified": {"memory.high": (48 * MIB).to_string()}}));
@@ -117,7 +117,7 @@ on_every_containerd! {
         task.pause().unwrap();
         update(json!({"pids": {"limit": 78}}));
         assert_eq!(get("pids.max", "pids.max"), "78");
-        // runc holds a container still while it changes some limits: it must not be let go by that.
+        // runc freezes a container while some limits change: the thaw afterwards must not end the pause.
         assert_eq!(task.state("").unwrap(), Status::PAUSED);
         let frozen = get("freezer.state", "cgroup.freeze");
         assert!(["FROZEN", "1"].contains(&&*frozen), "{frozen}");
@@ -204,7 +204,7 @@ on_every_containerd! {
     fn killed_while_it_is_being_paused_is_dead(version) {
         let daemon = Daemon::start(version);
         for round in 0..8 {
-            // The more processes, the longer it takes to freeze them.
+            // Many processes take long to freeze.
             let task = run_script(&daemon, &format!("paused-{round}"), "for n in $(seq 50); do sleep 3600 & done; sleep 3600");
             task.pause_and_kill().unwrap();
             assert_eq!(task.wait("").unwrap(), 137);
@@ -302,12 +302,12 @@ on_every_containerd! {
         pod.stop();
         pod.remove();
         eventually(Duration::from_secs(10), || ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned()));
-        // It is the operator's, and stays.
+        // The cgroup is the operator's, and stays.
         let made: Vec<_> = shim_tests::leaks::cgroups(&daemon.names)
             .into_iter().filter(|path| path.ends_with("of-shims")).collect();
         assert!(!made.is_empty());
         for path in made {
-            // It leaves the cgroup a moment after it has lost its name.
+            // An ending process leaves its cgroup a moment after its name is gone.
             eventually(Duration::from_secs(10), || fs::remove_dir(&path).map_err(|error| error.to_string()));
         }
         daemon.end();

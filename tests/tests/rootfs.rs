@@ -1,5 +1,5 @@
-//! The root filesystem that containerd describes with mounts, straight to the shim: made in their order, and gone after
-//! Delete, after `delete`, and after a create that failed.
+//! The root filesystem that containerd describes by mounts, sent to the shim directly. The shim mounts in the given
+//! order; all mounts are gone after Delete, after `delete`, and after a failed create.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,7 +44,7 @@ fn make_busybox_folder(daemon: &Daemon) -> PathBuf {
     path
 }
 
-/// What is mounted at or below `path`.
+/// The mount points at or below `path`.
 fn mounts_below(path: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
@@ -62,7 +62,7 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Its shim is started, and not asked for anything yet.
+    /// Starts the shim, and makes no call yet.
     fn new(daemon: &'a Daemon, command: &[&str]) -> Self {
         Self::with(daemon, command, |_| ())
     }
@@ -113,7 +113,7 @@ impl<'a> Task<'a> {
         self.wait();
     }
 
-    /// Delete, after which nothing may be mounted, and the end of the shim.
+    /// Delete, after which nothing may be mounted; then ends the shim.
     #[track_caller]
     fn delete(self) {
         self.shim.delete(&self.bundle.id, "").unwrap();
@@ -121,7 +121,7 @@ impl<'a> Task<'a> {
         self.end();
     }
 
-    /// As containerd does after a delete or a create that failed.
+    /// Ends the shim as containerd does after a delete or a failed create.
     fn end(self) {
         self.bundle.shut_down(&self.shim);
         eventually(Duration::from_secs(10), || {

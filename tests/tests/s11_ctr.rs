@@ -19,8 +19,8 @@ fn stdout_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Resizes the terminal of a `probe winsize`, which prints it. ctr listens for changes only some time after it has passed
-/// on the first size.
+/// Resizes the terminal until `probe winsize` inside has printed the new size. ctr passes on the first size, and begins
+/// to listen for changes some time later.
 fn resize_until_seen(terminal: &mut Terminal, rows: u16, columns: u16) {
     eventually(Duration::from_secs(30), || {
         terminal.resize(rows, columns);
@@ -31,8 +31,8 @@ fn resize_until_seen(terminal: &mut Terminal, rows: u16, columns: u16) {
     });
 }
 
-/// Runs, waits for the line `ready`, and then gives this on stdin. (`ctr` forgets to tell the shim of an end of input
-/// that comes before its task is made.)
+/// Runs the command, waits for the line `ready`, and then writes `input` to stdin. (`ctr` does not tell the shim of an
+/// end of input that comes before the task is made.)
 fn run_with_input(mut command: Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -107,11 +107,11 @@ on_every_containerd! {
         assert_eq!(state, "RUNNING");
         assert_eq!(Process::of(pid).unwrap().name, "sleep");
         assert_eq!(Process::of(pid).unwrap().parent, daemon.shim().pid);
-        // As PID 1 of its namespace it does not see what it has no handler for.
+        // PID 1 of a namespace does not get signals without a handler: hence SIGKILL.
         daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", "d"]);
         daemon.wait_for_task("d", "STOPPED");
         assert_eq!(daemon.delete_task("d"), 137);
-        // A second kill and a second delete say that there is nothing.
+        // A second kill and a second delete fail: there is no task.
         assert!(!daemon.try_ctr(&["tasks", "kill", "d"]).status.success());
         assert!(!daemon.try_ctr(&["tasks", "delete", "d"]).status.success());
         daemon.ctr(&["containers", "delete", "d"]);
@@ -252,7 +252,7 @@ on_every_containerd! {
         daemon.end();
     }
 
-    /// containerd runs the shim's `delete` for the first one; the second must not notice.
+    /// containerd runs the shim's `delete` for the first container; the second container must go on.
     fn s11_containers_of_a_group_outlive_the_first(version) {
         let daemon = Daemon::start(version);
         let group = ["--annotation", "io.containerd.runc.v2.group=together"];
@@ -286,7 +286,7 @@ on_every_containerd! {
         daemon.ctr(&["tasks", "pause", "p"]);
         daemon.wait_for_task("p", "PAUSED");
         let before = ticks();
-        // An exec into a paused container would wait for ever; it is refused.
+        // An exec in a paused container would wait for ever, and is refused.
         let refused = daemon.ctr_exec(&[], "e", "p", &["true"]).output().unwrap();
         assert!(!refused.status.success(), "{refused:?}");
         assert_eq!(ticks(), before);

@@ -1,4 +1,4 @@
-//! S1: a pod shares what it should, seen from the node, from containerd and from inside.
+//! S1: what the containers of a pod share, seen from the node, from containerd and from inside.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +11,7 @@ use std::time::Duration;
 use shim_tests::proc::{namespace, namespaces};
 use shim_tests::{Container, Daemon, Pod, PodSpec, eventually, image, in_every_mode};
 
-/// The seeds' pod: a web server and a client.
+/// The pod of `config/pod.yaml`: a web server and a client.
 fn start_web_and_client<'a>(pod: &Pod<'a>) -> (Container<'a>, Container<'a>) {
     let web = pod.container("myweb2-nginx").image(image::NGINX).start();
     let client = pod
@@ -36,7 +36,7 @@ in_every_mode! {
             assert_eq!(in_web[shared], namespace(sandbox, shared), "{shared} is not the sandbox's");
             assert_ne!(in_web[shared], node[shared], "{shared} is the node's");
         }
-        // On cgroup v1 runc gives no cgroup namespace unless asked: then it is the node's for both.
+        // On cgroup v1 both containers are in the node's cgroup namespace: runc makes none unless asked.
         for own in ["mnt", "pid"] {
             assert_ne!(in_web[own], in_client[own], "{own} is shared");
             assert_ne!(in_web[own], node[own], "{own} is the node's");

@@ -1,4 +1,4 @@
-//! S3: IPC objects made in one container are seen in the other, and nowhere else.
+//! S3: IPC objects of one container are seen in the pod's other containers, and nowhere else.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -18,7 +18,7 @@ fn start_prober<'a>(pod: &Pod<'a>, name: &str) -> Container<'a> {
         .start()
 }
 
-/// PID 1 of the process namespace that `member` is in, as the node counts.
+/// PID 1 of the process namespace of `member`. Both pids are the node's numbers.
 fn pid_1_of(member: i32) -> i32 {
     let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let is_pid_1 = |pid: i32| {
@@ -44,7 +44,7 @@ in_every_mode! {
             let seen = container.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
             assert!(seen.contains("sleep 3601") && seen.contains("sleep 3602"), "{seen}");
         }
-        // Never the node's: a sandbox without a PID 1 of its own would put them there without a word.
+        // A sandbox without a PID 1 of its own would silently put the containers into the node's namespace.
         let node = namespace(std::process::id().cast_signed(), "pid");
         assert_ne!(namespace(one.pid(), "pid"), node, "the containers are in the node's pid namespace");
         assert_eq!(namespace(one.pid(), "pid"), namespace(two.pid(), "pid"));
@@ -56,8 +56,8 @@ in_every_mode! {
         let pod = PodSpec::new("shared").shared_processes().run(&daemon);
         let one = pod.sleeper("one");
         assert_eq!(one.shell("cat /proc/1/comm"), "pause");
-        // On the node it is a process of the pod's shim. (Not the sandbox's pid with us: when the sandbox is made, nothing
-        // tells that its containers will share a process namespace, so PID 1 comes with the first that does.)
+        // On the node, PID 1 is a child of the pod's shim. With our shim PID 1 is not the sandbox's pid: the sandbox's
+        // spec does not tell of a shared process namespace, so PID 1 comes with the first container that joins one.
         let pid_1 = pid_1_of(one.pid());
         if ShimUnderTest::get() == ShimUnderTest::Pause {
             let status = std::fs::read_to_string(format!("/proc/{pid_1}/status")).unwrap();
@@ -115,7 +115,7 @@ in_every_mode! {
         let attacker =
             pod.container("attacker").probe().capabilities(&["SYS_PTRACE"]).command(&["sleep", "3600"]).start();
         let got = attacker.output(&["/probe", "attack", "1"]);
-        // That PID 1's own few kilobytes can be looked at is another test: here nothing may lead further.
+        // PID 1's own few kilobytes are the subject of the next test. Here nothing may lead beyond PID 1.
         let further: Vec<&str> = got
             .lines()
             .filter(|line| !["nothing", "maps", "ptrace"].contains(line))
@@ -128,8 +128,8 @@ in_every_mode! {
         daemon.end();
     }
 
-    /// The kernel lets CAP_SYS_PTRACE (of the first user namespace) look into any process of the namespace, so what
-    /// protects PID 1 is that there is nothing: no environment, and two pages, the published program and its name.
+    /// The kernel lets CAP_SYS_PTRACE (of the first user namespace) look into any process of the namespace. PID 1 is
+    /// safe because PID 1 holds nothing: no environment, and two pages, the published program and its name.
     fn s5_an_attacker_finds_nothing_in_the_memory_of_pid_1(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("attacked").shared_processes().run(&daemon);

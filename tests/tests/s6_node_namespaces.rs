@@ -9,7 +9,7 @@
 use shim_tests::proc::namespaces;
 use shim_tests::{Daemon, PodSpec, in_every_mode, on_every_containerd};
 
-/// What a pod has of the node's, by kind.
+/// Asserts that `pid` shares exactly these kinds of namespaces with the node.
 fn assert_shared_with_the_node(pid: i32, expected: &[&str]) {
     let (inside, node) = (
         namespaces(pid),
@@ -58,7 +58,7 @@ in_every_mode! {
         assert_ne!(a["pid"], namespaces(beside.pid())["pid"]);
         assert_ne!(a["mnt"], b["mnt"]);
         assert!(debug.shell("cat /proc/1/cmdline | tr '\\0' ' '").starts_with("sleep 4711"));
-        // Its end takes nothing along; its target's end takes it along.
+        // The end of the debug container does not end the target. (The end of the target ends the debug container.)
         debug.stop(0);
         debug.wait();
         assert!(target.running());
@@ -117,7 +117,7 @@ on_every_containerd! {
 
 }
 
-/// A link of the node that no test makes.
+/// A network link of the node that no test has made.
 fn first_link() -> String {
     let mut links: Vec<String> = std::fs::read_dir("/sys/class/net")
         .unwrap()

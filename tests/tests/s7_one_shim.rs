@@ -1,4 +1,4 @@
-//! S7: one shim per pod, the containers are its children, and no pause process is beside them.
+//! S7: one shim per pod, the containers are the shim's children, and there is no pause process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,7 +26,7 @@ in_every_mode! {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("three").run(&daemon);
         let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
-        // A runc that just ended may still be there for a moment.
+        // A runc that has just ended may still be seen for a moment.
         eventually(Duration::from_secs(2), || {
             let now = daemon.processes();
             ok_if(now.len() == 3, || format!("{} processes:\n  {}", now.len(), describe(&now)))
@@ -60,7 +60,7 @@ in_every_mode! {
             one.output(&["true"]);
         }
         let shim = daemon.shim();
-        // Threads that did blocking work go away again.
+        // Threads for blocking work end after some idle seconds.
         let threads = eventually(Duration::from_secs(12), || {
             let threads = proc::threads(shim.pid);
             ok_if(threads <= 4, || format!("{threads} threads: {:?}", proc::thread_names(shim.pid))).map(|()| threads)
@@ -71,8 +71,8 @@ in_every_mode! {
 
     fn s7_the_shim_ends_at_once_with_its_pod(version) {
         let daemon = Daemon::start(version);
-        // It waits for what it has still to say, up to five seconds; a listener that is there takes that at once, if it is
-        // not kept from it by something else.
+        // A shim waits up to five seconds for the delivery of its last events. A listening containerd takes events at
+        // once, unless a busy machine delays containerd.
         let at_once = |name: &str| {
             let pod = PodSpec::new(name).run(&daemon);
             pod.sleeper("one");

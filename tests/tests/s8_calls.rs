@@ -1,7 +1,7 @@
 //! S8, call by call: containerd dies in the middle of a Task call, and is started again.
 //!
-//! A `runc` of the test's own waits ([`Hold`]). So the call is under way in the shim when containerd dies, and ends before
-//! containerd is back, or after. What the shim does without runc waits in the socket of a shim that is stopped.
+//! A `runc` of the test's own waits ([`Hold`]). So the call is under way in the shim when containerd dies, and ends
+//! before containerd is back, or after. What the shim does without runc waits in the socket of a shim that is stopped.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -45,7 +45,7 @@ fn ctr_command(daemon: &Daemon, arguments: &[&str]) -> Command {
     command
 }
 
-/// An exec that must work.
+/// Asserts that an exec in the container works.
 #[track_caller]
 fn assert_exec_works(daemon: &Daemon, id: &str, exec: &str) {
     let output = daemon
@@ -55,7 +55,7 @@ fn assert_exec_works(daemon: &Daemon, id: &str, exec: &str) {
     assert_eq!(output.stdout, b"works\n", "{output:?}");
 }
 
-/// Waits until an exec has done this.
+/// Waits until the shell condition holds in the container `c`.
 #[track_caller]
 fn wait_until_true_inside(daemon: &Daemon, exec: &str, condition: &str) {
     let script = format!("while ! {condition}; do sleep 0.05; done");
@@ -66,7 +66,7 @@ fn wait_until_true_inside(daemon: &Daemon, exec: &str, condition: &str) {
     assert!(looked.status.success(), "{looked:?}");
 }
 
-/// Whether something waits to be read in a socket of the shim.
+/// Whether unread bytes wait in a socket of the shim.
 fn has_unread_call(shim: i32) -> bool {
     let pidfd = pidfd_open(Pid::from_raw(shim).unwrap(), PidfdFlags::empty()).unwrap();
     fs::read_dir(format!("/proc/{shim}/fd"))
@@ -78,8 +78,8 @@ fn has_unread_call(shim: i32) -> bool {
         .any(|socket| ioctl_fionread(&socket).is_ok_and(|bytes| bytes > 0))
 }
 
-/// containerd dies while the shim, which is stopped, has this call in its socket, and has not read it. `ask` makes a
-/// client ask, and may be called again until it has.
+/// Kills containerd while the stopped shim has an unread call in its socket, and starts containerd again. `ask` makes a
+/// client send the call, and is called again until the call has come.
 #[track_caller]
 fn kill_containerd_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMut()) {
     let shim = daemon.shim().pid;
@@ -98,12 +98,12 @@ fn kill_containerd_with_a_call_in_the_socket(daemon: &Daemon, mut ask: impl FnMu
     daemon.start_again();
 }
 
-/// The container's task is made anew, runs, and ends as it should.
+/// The container's task is made anew, runs, and ends.
 #[track_caller]
 fn assert_task_runs_again(daemon: &Daemon, id: &str) {
     let fifos = daemon.directory().join("fifo");
-    // What the killed client's containerd knows of the old one goes first, if it knows anything. 1.6 knows nothing of a
-    // task before its Create has ended, and then has it.
+    // containerd may still know the task of the killed client: that task goes first. containerd 1.6 knows nothing of a
+    // task before the end of its Create.
     eventually(Duration::from_secs(20), || {
         daemon.try_ctr(&["tasks", "delete", "--force", id]);
         let again = daemon.try_ctr(&[
@@ -131,7 +131,7 @@ fn kill_and_delete(daemon: &Daemon, id: &str) {
     remove_fifos(daemon);
 }
 
-/// The FIFOs of a client that died are nobody's.
+/// Removes the FIFOs of killed clients: nobody else does.
 fn remove_fifos(daemon: &Daemon) {
     let fifos = daemon.directory().join("fifo");
     fs::remove_dir_all(&fifos).unwrap();
@@ -140,7 +140,7 @@ fn remove_fifos(daemon: &Daemon) {
 
 const SLEEPS: &[&str] = &["sleep", "3600"];
 
-/// containerd dies in the Create of `c`, which hangs.
+/// Kills containerd in the Create of `c`, which hangs.
 #[track_caller]
 fn kill_containerd_in_a_create(daemon: &Daemon) -> Hold {
     let hold = Hold::install(daemon);
@@ -175,7 +175,7 @@ on_every_containerd! {
     fn s8_containerd_dies_in_a_create_that_hangs(version) {
         let daemon = Daemon::start(version);
         let hold = kill_containerd_in_a_create(&daemon);
-        // It must come up all the same.
+        // containerd must start although the Create hangs.
         daemon.start_again();
         daemon.try_ctr(&["tasks", "delete", "--force", "c"]);
         hold.release("create");
@@ -216,7 +216,7 @@ on_every_containerd! {
             let mark = format!("echo ran > /tmp/{exec}; exec sleep 3600");
             let mut client = spawn_without_streams(daemon.ctr_exec(&[], exec, "c", &["sh", "-c", &mark]));
             hold.wait_until_held("exec");
-            // First its client, which would remove the FIFOs when it hears of the other's death.
+            // The client dies first: on containerd's death the client would remove the FIFOs.
             client.kill().unwrap();
             client.wait().unwrap();
             daemon.kill();
@@ -227,7 +227,7 @@ on_every_containerd! {
             if !meanwhile {
                 hold.release("exec");
             }
-            // It has run, and runs.
+            // The exec has run, and still runs.
             let look = format!("look-{exec}");
             let ran = format!("while [ ! -e /tmp/{exec} ]; do sleep 0.05; done");
             let found = daemon.ctr_exec(&[], &look, "c", &["sh", "-c", &ran]).output().unwrap();
@@ -261,7 +261,8 @@ on_every_containerd! {
             } else {
                 let bundle = daemon.directory();
                 let restart = std::thread::spawn(move || {
-                    // With a shim that keeps containerd from starting while it deletes, it would hang here.
+                    // In a thread: a shim may keep containerd from starting during a Delete, and then the test would
+                    // hang.
                     std::thread::sleep(Duration::from_secs(2));
                     fs::remove_file(bundle.join("hold/delete")).unwrap();
                 });
@@ -276,7 +277,7 @@ on_every_containerd! {
             });
             daemon.ctr(&["containers", "delete", id]);
             remove_fifos(&daemon);
-            // A shim that has deleted its last container and hears nothing more ends by itself, some time later.
+            // A shim without containers that gets no call ends by itself, some time later.
             eventually(Duration::from_secs(50), || ok_if(daemon.shims().is_empty(), || "the shim stays".to_owned()));
             daemon.assert_nothing_left(Duration::from_secs(10));
         }
@@ -292,18 +293,18 @@ on_every_containerd! {
             &["tasks", "list"],
             &["tasks", "metrics", "c"],
             &["tasks", "resume", "c"],
-            // Its Wait is under way when containerd dies.
+            // A Wait is under way when containerd dies.
             &["tasks", "attach", "c"],
         ];
         for call in calls {
             let mut client = spawn_without_streams(ctr_command(&daemon, call));
-            // It may be before, in or after the call: each must be survived.
+            // The kill may hit before, in or after the call: the task must survive each.
             std::thread::sleep(Duration::from_millis(30));
             daemon.kill();
             let _ = client.kill();
             client.wait().unwrap();
             daemon.start_again();
-            // Repeated, it works; or what it asks for is so already.
+            // The repeated call works, or its effect is there already.
             let again = match call[1] {
                 "attach" => None,
                 _ => Some(daemon.try_ctr(call)),
@@ -371,12 +372,12 @@ on_every_containerd! {
             (client, input)
         };
         let (mut client, input) = start_reader("first");
-        // Its client sees the end and says so.
+        // The client sees the end of its input and sends CloseIO.
         let mut input = Some(input);
         kill_containerd_with_a_call_in_the_socket(&daemon, || drop(input.take()));
         client.kill().unwrap();
         client.wait().unwrap();
-        // That one may be lost with its containerd, but no other is.
+        // The first call may be lost with its containerd; a later call must not be.
         let (mut client, input) = start_reader("second");
         drop(input);
         wait_until_true_inside(&daemon, "look", "[ -e /tmp/second ]");
@@ -399,7 +400,7 @@ on_every_containerd! {
         let terminal = start_size_writer("first");
         kill_containerd_with_a_call_in_the_socket(&daemon, || terminal.resize(31, 97));
         drop(terminal);
-        // That one may be lost with its containerd, but no other is.
+        // The first call may be lost with its containerd; a later call must not be.
         let terminal = start_size_writer("second");
         let mut looks = 0;
         eventually(Duration::from_secs(30), || {
@@ -432,10 +433,10 @@ on_every_containerd! {
             })
             .collect();
         let tty = pod.container("tty").tty().mount(go.to_str().unwrap(), "/go").shell(&format!("{wait}; exit 5")).start();
-        // More than it may have: the kernel ends it.
+        // More memory than the limit: the kernel kills the container.
         let script = format!("{wait}; exec tail /dev/zero");
         let oom = pod.container("oom").mount(go.to_str().unwrap(), "/go").memory_limit(16 << 20).shell(&script).start();
-        // An exec that is there when containerd goes.
+        // An exec that has come and gone before containerd dies.
         assert_eq!(inside[0].0.output(&["echo", "exec"]), "exec");
         let mount = format!("type=bind,src={},dst=/go,options=rbind:rw", go.display());
         let plain: Vec<_> = [("d0", 0), ("d9", 9)]

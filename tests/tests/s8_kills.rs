@@ -17,7 +17,8 @@ use shim_tests::proc::{Process, kill};
 use shim_tests::until::ok_if;
 use shim_tests::{Daemon, Pod, PodSpec, eventually, in_every_mode};
 
-/// What is left of the pod; what CRI itself keeps until StopPodSandbox (its netns mount, /dev/shm, the link) left out.
+/// What is left of the pod, without things that CRI keeps until StopPodSandbox (the mounts of netns and /dev/shm, the
+/// link).
 fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
     daemon
         .left()
@@ -26,12 +27,12 @@ fn left_of_the_pod(daemon: &Daemon) -> Vec<String> {
         .collect()
 }
 
-/// A bundle, or the FIFO in it that containerd makes and reads.
+/// A bundle, or the bundle's FIFO that containerd makes and reads.
 fn is_of_a_bundle(line: &str) -> bool {
     line.starts_with("bundle ") || (line.starts_with("socket or FIFO ") && line.ends_with("/log"))
 }
 
-/// Kills the daemon's only shim, and waits until nothing is left of its pod: five seconds at the most.
+/// Kills the daemon's only shim, and waits until nothing is left of the shim's pod.
 #[track_caller]
 fn kill_the_shim(daemon: &Daemon) {
     daemon.look();
@@ -49,13 +50,14 @@ fn wait_until_nothing_is_left(daemon: &Daemon) {
     });
 }
 
-/// As [`kill_the_shim`], while a runc of it is held. It is let go only then: it must not go on without its shim.
+/// As [`kill_the_shim`], while a runc of the shim is held. The runc is released only after the kill, and must not go on
+/// without the shim.
 #[track_caller]
 fn kill_the_shim_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
     daemon.look();
     let shim = daemon.shim();
     kill(shim.pid, Signal::KILL);
-    // It may be a zombie for as long as the held runc keeps containerd's `delete` from its end.
+    // The shim may be a zombie as long as the held runc delays containerd's `delete`.
     eventually(Duration::from_secs(5), || {
         let lives = Process::of(shim.pid).filter(|now| now.start == shim.start && now.state != 'Z');
         ok_if(lives.is_none(), || "the shim lives on".to_owned())
@@ -64,7 +66,7 @@ fn kill_the_shim_in_a_call(daemon: &Daemon, hold: &Hold, point: &str) {
     wait_until_nothing_is_left(daemon);
 }
 
-/// `StartContainer` of a container that sleeps, in a thread: whether it failed.
+/// `StartContainer` of a container that sleeps, in a thread. The thread tells whether the call failed.
 #[track_caller]
 fn start_in_thread(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
     let id = pod.container("two").command(&["sleep", "3600"]).create().id;
@@ -72,7 +74,7 @@ fn start_in_thread(daemon: &Daemon, pod: &Pod<'_>) -> JoinHandle<bool> {
     std::thread::spawn(move || Cri::new(&address).try_start(&id).is_err())
 }
 
-/// CRI has seen it, and can remove the pod.
+/// CRI notices the pod's end, and can remove the pod.
 #[track_caller]
 fn remove_pod_that_has_ended(daemon: &Daemon, pod: &Pod<'_>) {
     pod.wait_until_not_ready();
@@ -131,7 +133,7 @@ in_every_mode! {
             let client = start_in_thread(&daemon, &pod);
             hold.wait_until_held("create");
             hold.release("create");
-            // It may hit anything: each must be survived.
+            // The kill may hit any step: nothing may be left in any case.
             std::thread::sleep(Duration::from_millis(milliseconds));
             daemon.look();
             kill(daemon.shim().pid, Signal::KILL);
@@ -143,7 +145,7 @@ in_every_mode! {
             let _ = client.join().unwrap();
             remove_pod_that_has_ended(&daemon, &pod);
         }
-        // It looks for such bundles when it starts.
+        // containerd looks for such bundles at its start.
         daemon.kill();
         daemon.start_again();
         daemon.assert_nothing_left(Duration::from_secs(10));
@@ -157,7 +159,7 @@ in_every_mode! {
             let pod = PodSpec::new(&format!("killed{number}")).run(&daemon);
             let _one = pod.sleeper("one");
             hold.hold(point);
-            // containerd deletes its task when it hears of the exit.
+            // containerd deletes the task when it hears of the exit.
             let _two = pod.container("two").shell("exit 3").start();
             hold.wait_until_held(point);
             kill_the_shim_in_a_call(&daemon, &hold, point);
@@ -182,11 +184,11 @@ in_every_mode! {
         assert_eq!((one.pid(), pod.pid(), pod.ip()), (pid, sandbox, ip));
         assert_eq!(one.output(&["echo", "exec works"]), "exec works");
         let two = pod.sleeper("two");
-        // The same process; how many threads it has just now is its own business.
+        // The same process. The number of threads may differ.
         let now = daemon.shim();
         assert_eq!((now.pid, now.start), (shim.pid, shim.start));
         assert_eq!(two.shell("hostname"), "stays");
-        // Nothing that was printed meanwhile is lost. (A line that containerd had read, and not written yet, goes with it.)
+        // Nothing that was printed meanwhile is lost, but for a line that containerd had read and not written yet.
         let seen = one.log_lines("stdout").len();
         eventually(Duration::from_secs(5), || {
             let lines = one.log_lines("stdout");

@@ -79,7 +79,7 @@ in_every_mode! {
         let options = Options { cri: "drain_exec_sync_io_timeout = '2s'".to_owned(), ..Options::default() };
         let daemon = Daemon::with(version, &options);
         let container = PodSpec::new("exec").run(&daemon).sleeper("one");
-        // The child keeps the output open: CRI waits as long as it is told to, and then says so.
+        // The child keeps the output open: CRI waits for the configured time, and then fails the call.
         let begin = Instant::now();
         let failure = container.try_exec_for(&["sh", "-c", "sleep 300 & echo done"], 20).unwrap_err();
         assert!(failure.0.contains("io"), "{failure}");
@@ -106,7 +106,7 @@ in_every_mode! {
             ("exit 0", 0),
             ("exit 42", 42),
             ("exit 255", 255),
-            // PID 1 of a namespace is not ended by its own signals: a child is.
+            // A signal of its own does not end PID 1 of a namespace, but ends a child.
             ("sh -c 'kill -TERM $$'; exit $?", 143),
         ]
         .into_iter()
@@ -171,8 +171,8 @@ in_every_mode! {
             let exit = events.bodies(&pod.id).into_iter().find(|event| event.topic == "/tasks/exit").unwrap();
             assert_eq!(exit.body["exit_status"], 137, "StopPodSandbox kills the sandbox");
         } else {
-            // containerd's own (/sandbox/…) tell of it. As a task there is none, but for the two that containerd itself
-            // publishes of every shim that has gone.
+            // containerd's own events (/sandbox/…) tell of the sandbox. There are no task events, but for the two that
+            // containerd itself publishes for every shim that has gone.
             let seen = events.of(&pod.id);
             assert!(seen.iter().all(|topic| ["exit", "delete"].contains(&topic.as_str())), "{seen:?}");
         }
@@ -197,7 +197,7 @@ in_every_mode! {
                 _ => Err(format!("{seen:?}")),
             }
         });
-        // The FIFOs of a detached exec are its client's to remove.
+        // The client of a detached exec must remove the FIFOs.
         std::fs::remove_dir_all(&fifos).unwrap();
         daemon.end();
     }

@@ -1,5 +1,5 @@
-//! The Sandbox API beyond what the scenarios show in that mode: on containerd 2.1.9, and call by call as containerd 2.3
-//! makes them ([`shim_tests::driver`]).
+//! The Sandbox API beyond the scenarios: on containerd 2.1.9, and call by call as containerd 2.3 makes the calls
+//! ([`shim_tests::driver`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -163,7 +163,7 @@ fn the_shim_is_executed_twice_and_runc_only_for_the_containers() {
     );
     fs::write(&runc, script).unwrap();
     fs::set_permissions(&runc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // A file of this test alone, so that nobody else's executions count.
+    // A copy for this test alone: executions by other tests must not count.
     let link = daemon
         .directory()
         .join("bin")
@@ -203,7 +203,7 @@ fn the_shim_is_executed_twice_and_runc_only_for_the_containers() {
     daemon.end();
 }
 
-/// How often a file has been opened: an execution opens it once.
+/// Counts the opens of a file. An execution opens the file once.
 struct Opened(std::os::fd::OwnedFd);
 
 impl Opened {
@@ -220,11 +220,11 @@ impl Opened {
         Self(fd)
     }
 
-    /// Since the last time that it was asked.
+    /// The number of opens since the last call.
     fn count(&self) -> usize {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut events = rustix::fs::inotify::Reader::new(&self.0, &mut buffer);
-        // Equal events in a row become one: hence the reads, which each execution begins with.
+        // inotify merges equal events in a row. The reads at the start of each execution keep the opens apart.
         let mut count = 0;
         while let Ok(event) = events.next() {
             count += usize::from(
@@ -245,7 +245,7 @@ fn config(name: &str, daemon: &Daemon) -> api::PodSandboxConfig {
     config
 }
 
-/// A network namespace at a path, and with it, if wanted, a user namespace that owns it.
+/// A network namespace at a path; with `--user`, also a user namespace that owns the network namespace.
 struct Network {
     path: PathBuf,
     holder: Child,
@@ -625,7 +625,7 @@ fn a_killed_shim_leaves_nothing_of_the_pod() {
     let shim = driver.shim();
     shim_tests::proc::kill(shim, Signal::KILL);
     wait_until_gone(shim);
-    // The sandbox's `delete` is the only one that there will be.
+    // containerd runs `delete` for the sandbox only, not for its containers.
     let deleted = driver.bundle.delete();
     assert!(deleted.status.success(), "{}", deleted.text());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();

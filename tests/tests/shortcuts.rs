@@ -1,5 +1,5 @@
-//! A container is started and deleted without a run of runc, and that nobody can tell: for each release of runc, with
-//! hooks, and with what has to be left to runc.
+//! The shim starts and deletes a container without running runc, and the difference cannot be seen: for each release of
+//! runc, with hooks, and with the cases that are left to runc.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -59,7 +59,7 @@ fn options_table(options: &str) -> Any {
     }
 }
 
-/// Hooks that write their names into `log`, and what state the runtime tells them.
+/// Hooks that write into `log` their name and the state that the runtime tells.
 fn recording_hooks(log: &Path, names: &[&str]) -> Value {
     let hook = |name: &&str| {
         let script = format!(
@@ -84,7 +84,7 @@ on_every_containerd! {
                 let bundle = group.bundle(&id, "echo program >>/out; exit 7", |spec| {
                     fs::write(&log, "").unwrap();
                     spec["hooks"] = recording_hooks(&log, &["createRuntime", "poststart", "poststop"]);
-                    // This one runs in the container.
+                    // This hook runs in the container.
                     spec["hooks"]["startContainer"] = recording_hooks(Path::new("/out"), &["startContainer"])["startContainer"].clone();
                     let mount = json!({"destination": "/out", "type": "bind", "source": text(&log), "options": ["bind"]});
                     spec["mounts"].as_array_mut().unwrap().push(mount);
@@ -113,7 +113,7 @@ on_every_containerd! {
         for (turn, runc) in copy_both_runcs(&daemon).iter().enumerate() {
             let kept = runc.with_extension("kept");
             let options = format!("BinaryName = '{}'", text(runc));
-            // One that ends by itself, one that is killed, one that was never started.
+            // A container that ends by itself, one that is killed, and one that was never started.
             for (fate, exit) in [("ends", 3), ("killed", 137), ("unstarted", 137)] {
                 let id = format!("c{turn}-{fate}");
                 let bundle = group.bundle(&id, if fate == "ends" { "exit 3" } else { "exec sleep 3600" }, |_| {});
@@ -149,7 +149,7 @@ on_every_containerd! {
         let kept = runc.with_extension("kept");
         fs::rename(&runc, &kept).unwrap();
         fs::copy("/bin/false", &runc).unwrap();
-        // Not deleted as long as its poststop hook cannot be run.
+        // The container is not deleted as long as its poststop hook cannot be run.
         group.shim.delete("c", "").unwrap_err();
         assert!(!log.exists());
         fs::rename(&kept, &runc).unwrap();
@@ -164,7 +164,7 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "shared");
-        // Its other process does not end with the init.
+        // The container's other process does not end with the init.
         let bundle = group.bundle("c", "sleep 3600 & exit 5", |spec| {
             let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
             namespaces.retain(|namespace| namespace["type"] != "pid");

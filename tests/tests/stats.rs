@@ -1,4 +1,4 @@
-//! The statistics of a container: the kernel's numbers, and those that the stock shim gives.
+//! The statistics of a container, compared with the kernel's numbers and with the stock shim's.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -93,7 +93,7 @@ fn fields_by_path(stats: &Any) -> BTreeMap<String, String> {
     found
 }
 
-/// What is no limit and no count of ours: it may be zero in one container and not in the other.
+/// Fields that are no limit and no count of the test's own work: zero in one container, perhaps not in the other.
 const MAY_BE_ZERO: [&str; 24] = [
     "dirty",
     "writeback",
@@ -126,7 +126,7 @@ fn assert_alike(ours: &BTreeMap<String, String>, stock: &BTreeMap<String, String
     let may_be_zero = |path: &str| MAY_BE_ZERO.iter().any(|word| path.contains(word));
     let mut wrong = Vec::new();
     for path in ours.keys().chain(stock.keys()) {
-        // What a device has read or written differs, and so do the lists of devices.
+        // Reads and writes of devices differ, and so do the lists of devices.
         if path.contains("blkio") || path.contains("io.") {
             continue;
         }
@@ -147,7 +147,7 @@ fn assert_alike(ours: &BTreeMap<String, String>, stock: &BTreeMap<String, String
             continue;
         };
         let both = |what: &str| path.contains(what);
-        // Each has run where and when the kernel let it, and the kernel counts whole ticks.
+        // The kernel schedules each container differently, and counts whole ticks.
         let split = [
             "per_cpu",
             "thrott",
@@ -169,7 +169,7 @@ fn assert_alike(ours: &BTreeMap<String, String>, stock: &BTreeMap<String, String
             wrong.push(format!("{path}: {one} and {other}"));
         }
     }
-    // Both messages are long, or they have not been read as they are.
+    // Both messages are long, or the reading of them is wrong.
     assert!(ours.len() > 40 && stock.len() > 40, "{ours:#?} {stock:#?}");
     wrong.sort();
     wrong.dedup();
@@ -224,7 +224,7 @@ on_every_containerd! {
             let end = path.rsplit("MessageField.").next().unwrap();
             assert_eq!(number(&found, end).to_string(), value, "{path}");
         }
-        // It has worked for more than 20 ms, and for less than the minute that it was given.
+        // The container has worked for more than 20 ms, and for less than the minute of the deadline.
         let (used, millisecond) = cpu;
         assert!(used > 20 * millisecond && used < 60_000 * millisecond, "{used}");
         assert_eq!(get("pids.max", "pids.max"), "50");
@@ -277,7 +277,7 @@ on_every_containerd! {
         task.resume().unwrap();
         task.kill("", 9).unwrap();
         task.wait("").unwrap();
-        // Nobody has removed its cgroup yet.
+        // The cgroup has not been removed yet.
         is_metrics(task.stats().unwrap());
         eventually(Duration::from_secs(10), || task.delete("").map_err(|refusal| refusal.to_string()));
         assert_eq!(code(&task.stats()), Code::NOT_FOUND);

@@ -1,7 +1,7 @@
-//! Many containers and execs at once on one shim: every exit code, every event, and nothing that grows.
+//! Many containers and execs at once on one shim: every exit code is right, every event comes, and nothing grows.
 //!
-//! `STORM_CONTAINERS` and `STORM_EXECS` set the numbers (100 and 200 when they are not set). What was measured is printed:
-//! `cargo nextest run -p shim-tests --test storm --no-capture`.
+//! `STORM_CONTAINERS` and `STORM_EXECS` set the numbers (100 and 200 when they are not set). The measurements are
+//! printed: `cargo nextest run -p shim-tests --test storm --no-capture`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -35,7 +35,7 @@ use shim_tests::{Daemon, eventually, on_every_containerd};
 /// How many at a time.
 const CONTAINER_LANES: usize = 8;
 const EXEC_LANES: usize = 16;
-/// Memory that may be there more after the storm than after its first part, in kB: what an allocator keeps.
+/// How much the shim's memory may grow after the storm's first part, in kB: an allocator keeps some.
 const MEMORY_SLACK: u64 = 1024;
 
 fn number_from_environment(variable: &str, otherwise: usize) -> usize {
@@ -48,14 +48,14 @@ fn open_descriptors(pid: i32) -> usize {
         .count()
 }
 
-/// What happens to one of them besides its own end.
+/// What happens to a container or an exec besides its own end.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
-    /// Nothing: it exits by itself.
+    /// Nothing: the process exits by itself.
     Exits,
-    /// It exits by itself, and is killed at the same time.
+    /// The process exits by itself, and is killed at the same time.
     Raced,
-    /// It would run for ever, and is killed.
+    /// The process would run for ever, and is killed.
     Killed,
 }
 
@@ -86,7 +86,7 @@ impl Fate {
     }
 }
 
-/// The ids of the containers and execs that live now, for those who look at them all the time.
+/// The ids of the containers and execs that live now, for the thread that calls State all the time.
 #[derive(Default)]
 struct Living(Mutex<BTreeSet<(String, String)>>);
 
@@ -105,7 +105,7 @@ impl Living {
             .remove(&(id.to_owned(), exec.to_owned()));
     }
 
-    /// One of them; another one each time.
+    /// One of the ids; a different one each turn.
     fn pick(&self, turn: usize) -> Option<(String, String)> {
         let living = self.0.lock().unwrap();
         living.iter().nth(turn % living.len().max(1)).cloned()
@@ -206,8 +206,8 @@ fn run_one_container(tasks: &Tasks, living: &Living, index: usize) {
     tasks.remove_bundle(&id);
 }
 
-/// The FIFOs of an exec that writes, and an open end of the one for errors: the stock shim opens both, and waits for a
-/// reader of each.
+/// The FIFOs of an exec that writes. The FIFO for errors has a reader, because the stock shim waits for a reader of
+/// each.
 struct Fifos {
     output: PathBuf,
     errors: PathBuf,
@@ -261,7 +261,7 @@ impl Fifos {
 fn run_one_exec(tasks: &Tasks, living: &Living, fifos: &Path, index: usize, lane: usize) {
     let (id, fate, exit) = (format!("lane{lane}"), Fate::of(index), (index % 120) as u32);
     let shim = &tasks.shim;
-    // Some of them write.
+    // Every eighth exec writes.
     let fifos = index.is_multiple_of(8).then(|| Fifos::make(fifos, index));
     let script = match fifos {
         Some(_) => format!("echo {index}; {}", fate.script(exit)),
@@ -318,7 +318,7 @@ fn start_and_wait_for_exec(
     })
 }
 
-/// The events of a container: in order, once, with one exit code.
+/// Checks the events of a container: in order, each once, with one exit code.
 fn check_container_events(events: &[Event], index: usize) {
     let id = format!("c{index}");
     let topics: Vec<&str> = events.iter().map(|event| event.topic.as_str()).collect();
@@ -339,7 +339,7 @@ fn check_container_events(events: &[Event], index: usize) {
     Fate::of(index).check(&id, seen, (index % 120) as u32);
 }
 
-/// The events of all execs: of each lane, one exec after the other.
+/// Checks the events of all execs: in each lane, one exec after the other.
 fn check_exec_events(events: &Events, execs: usize) {
     let seen = eventually(Duration::from_secs(60), || {
         let seen = events.of("base");
@@ -399,8 +399,8 @@ on_every_containerd! {
             let took = run_on_lanes(tasks, &living, execs, EXEC_LANES, |index, lane| run_one_exec(tasks, &living, &fifos, index, lane));
             report("execs", count, begin.elapsed(), took);
         };
-        // What is made once is made by the first part. All are of one size: the queue of events is as long as containerd is
-        // behind, and the allocator keeps what the longest took.
+        // The first part makes everything that is made once. All parts have one size: the queue of events grows while
+        // containerd is behind, and the allocator keeps the memory of the longest queue.
         let part = ((containers / 10).max(16), (execs / 10).max(32));
         let idle = open_descriptors(shim);
         let mut done = (0, 0);

@@ -1,5 +1,5 @@
-//! Each call of the Task service by itself, driven directly: what it answers, what it refuses and with which code, which
-//! events it sends. The stock shim has the same expectations; where it falls short of one, the test says so.
+//! Each call of the Task service by itself, driven directly: the answers, the refusals and their codes, the events. The
+//! stock shim must fulfil the same expectations; where the stock shim does not, the test says so.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -206,7 +206,7 @@ impl<'a> Task<'a> {
         let _ = self.shim.call::<Empty>("Shutdown", &request);
     }
 
-    /// Kills the container, if it still runs, and takes everything down as containerd does.
+    /// Kills the container, if it still runs, and takes everything down in containerd's order.
     #[track_caller]
     fn end(self) {
         let _ = self
@@ -235,7 +235,7 @@ fn process_json(command: &[&str]) -> Vec<u8> {
     serde_json::to_vec(&process).unwrap()
 }
 
-/// Seconds since 1970 that are of the last minute.
+/// Asserts that a time, in seconds since 1970, is within the last minute.
 #[track_caller]
 fn assert_recent(seconds: i64) {
     let now = SystemTime::now()
@@ -249,7 +249,7 @@ fn assert_recent(seconds: i64) {
     );
 }
 
-/// What must be refused: with this code by us, and at all by the stock shim, which has UNKNOWN for many.
+/// Asserts a refusal: with this code by our shim, with this code or UNKNOWN by the stock shim.
 #[track_caller]
 fn assert_refused(shim: &Shim, method: &str, request: &impl Message, code: Code) {
     let (got, text) = shim.must_refuse(method, request);
@@ -260,7 +260,7 @@ fn assert_refused(shim: &Shim, method: &str, request: &impl Message, code: Code)
     assert!(!text.is_empty());
 }
 
-/// What must be refused with this code by both, because containerd or its clients branch on it.
+/// Asserts a refusal with this code by both shims: containerd or its clients branch on the code.
 #[track_caller]
 fn assert_refused_alike(shim: &Shim, method: &str, request: &impl Message, code: Code) {
     let (got, text) = shim.must_refuse(method, request);
@@ -354,7 +354,7 @@ on_every_containerd! {
         assert_refused_alike(&task.shim, "Kill", &task.kill_request("real-time", 9, false), Code::FAILED_PRECONDITION);
         task.start("real-time").unwrap();
         for process in ["", "real-time"] {
-            // 0 asks whether it is there.
+            // Signal 0 asks whether the process is there.
             task.kill(process, 0);
             assert_refused(&task.shim, "Kill", &task.kill_request(process, 65, false), Code::INVALID_ARGUMENT);
             assert_refused(&task.shim, "Kill", &task.kill_request(process, 12345, false), Code::INVALID_ARGUMENT);
@@ -458,7 +458,7 @@ on_every_containerd! {
         daemon.end();
     }
 
-    /// The request decides about the terminal, not the process in it.
+    /// The field `terminal` of the request decides, not the one of the process in the request.
     fn an_exec_whose_process_wants_a_terminal(version) {
         let daemon = Daemon::start(version);
         let task = Task::run(&daemon, "terminal", SLEEP);
@@ -508,7 +508,7 @@ on_every_containerd! {
             assert_refused(&task.shim, "Update", &task.update_request(broken), Code::INVALID_ARGUMENT);
         }
         if is_our_shim() {
-            // The stock shim dies of this one.
+            // The stock shim dies of this call.
             let none = UpdateTaskRequest { id: task.id(), ..UpdateTaskRequest::default() };
             assert_refused(&task.shim, "Update", &none, Code::INVALID_ARGUMENT);
         }
@@ -612,7 +612,7 @@ on_every_containerd! {
         daemon.end();
     }
 
-    /// What `delete` says of a container whose shim was killed.
+    /// The answer of `delete` for a container whose shim was killed.
     fn delete_of_a_dead_shim_tells_the_pid(version) {
         let daemon = Daemon::start(version);
         let task = Task::run(&daemon, "dead", SLEEP);
@@ -636,7 +636,7 @@ on_every_containerd! {
         daemon.end();
     }
 
-    /// What `start` and the shim leave in the bundle, for containerd to find it again after a restart.
+    /// The files that `start` and the shim leave in the bundle, by which a restarted containerd finds the shim.
     fn the_bundle_leads_back_to_the_shim(version) {
         let daemon = Daemon::start(version);
         let task = Task::run(&daemon, "files", SLEEP);

@@ -12,7 +12,7 @@ use crate::until::eventually;
 /// A container to be.
 pub struct ContainerSpec<'a> {
     pod: Pod<'a>,
-    /// The CRI message; change what has no method here.
+    /// The CRI message, for changes without a method here.
     pub config: api::ContainerConfig,
 }
 
@@ -165,7 +165,7 @@ impl<'a> ContainerSpec<'a> {
         self
     }
 
-    /// How likely it is killed when memory runs out, as kubelet sets it.
+    /// How likely the kernel kills the container when memory runs out, as kubelet sets it: -1000 (never) to 1000.
     #[must_use]
     pub fn oom_score_adj(mut self, score: i64) -> Self {
         let linux = self.config.linux.as_mut().unwrap();
@@ -214,18 +214,18 @@ impl<'a> ContainerSpec<'a> {
     }
 }
 
-/// What an exec gave.
+/// The result of an exec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
-    /// Its exit code.
+    /// The exit code.
     pub code: i32,
-    /// Its output.
+    /// The standard output.
     pub stdout: String,
-    /// Its error output.
+    /// The standard error.
     pub stderr: String,
 }
 
-/// A container that runs, or ran.
+/// A container that was created.
 pub struct Container<'a> {
     /// Its pod.
     pub pod: Pod<'a>,
@@ -270,7 +270,7 @@ impl Container<'_> {
             .unwrap_or_else(|failure| panic!("{command:?}: {failure}"))
     }
 
-    /// `ExecSync` that must succeed; its output, trimmed.
+    /// `ExecSync` that must succeed. Gives the standard output, trimmed.
     #[track_caller]
     pub fn output(&self, command: &[&str]) -> String {
         let executed = self.exec(command);
@@ -278,7 +278,7 @@ impl Container<'_> {
         executed.stdout.trim().to_owned()
     }
 
-    /// A shell script by `ExecSync` that must succeed; its output, trimmed.
+    /// A shell script by `ExecSync` that must succeed. Gives the standard output, trimmed.
     #[track_caller]
     pub fn shell(&self, script: &str) -> String {
         self.output(&["sh", "-c", script])
@@ -302,7 +302,7 @@ impl Container<'_> {
         pid(&self.status().1)
     }
 
-    /// Waits for its end; the exit code.
+    /// Waits for the container's end. Gives the exit code.
     #[track_caller]
     pub fn wait(&self) -> i32 {
         eventually(Duration::from_secs(10), || {
@@ -315,7 +315,7 @@ impl Container<'_> {
         })
     }
 
-    /// `true` while CRI calls it running.
+    /// Whether the container runs, according to CRI.
     #[track_caller]
     pub fn running(&self) -> bool {
         self.status().0.state() == api::ContainerState::ContainerRunning
@@ -363,7 +363,7 @@ impl Container<'_> {
         response.stats.unwrap()
     }
 
-    /// The lines of one stream (`stdout` or `stderr`) in its log.
+    /// The lines of one stream (`stdout` or `stderr`) in the container's log.
     pub fn log_lines(&self, stream: &str) -> Vec<String> {
         // 2026-01-01T00:00:00.0Z stdout F text
         let mut lines = Vec::new();

@@ -18,10 +18,10 @@ pub use self::container::{Container, ContainerSpec, Executed};
 pub use self::pod::{Pod, PodSpec};
 use crate::until::{eventually, ok_if};
 
-/// No call may take longer: CRI's own limit for a container's start is in the minutes.
+/// The longest time for any call. CRI's own limit for a container's start is minutes.
 const DEADLINE: Duration = Duration::from_secs(100);
 
-/// What a failed call said.
+/// The error of a failed call.
 #[derive(Clone, Debug)]
 pub struct Failure(pub String);
 
@@ -95,7 +95,7 @@ impl Cri {
     /// `UpdateContainerResources` of any container.
     ///
     /// # Errors
-    /// What CRI said, or that the connection is gone.
+    /// CRI's error, or a lost connection.
     pub fn try_update(
         &self,
         container: &str,
@@ -112,7 +112,7 @@ impl Cri {
     /// `StartContainer` of any container.
     ///
     /// # Errors
-    /// What CRI said, or that the connection is gone.
+    /// CRI's error, or a lost connection.
     pub fn try_start(&self, container: &str) -> Result<(), Failure> {
         let request = api::StartContainerRequest {
             container_id: container.to_owned(),
@@ -120,7 +120,7 @@ impl Cri {
         call!(self, start_container, request).map(drop)
     }
 
-    /// `Ok` when containerd answers and has its network.
+    /// `Ok` when containerd answers and its network is ready.
     pub fn ready(&self) -> Result<(), String> {
         let status = call!(self, status, api::StatusRequest { verbose: false })
             .map_err(|failure| failure.0)?;
@@ -134,7 +134,7 @@ impl Cri {
         ok_if(not_ready.is_empty(), || format!("{not_ready:?}"))
     }
 
-    /// What CRI tells kubelet of a runtime handler: does it offer user namespaces?
+    /// Whether a runtime handler offers user namespaces, as CRI tells kubelet.
     #[track_caller]
     pub fn offers_user_namespaces(&self, handler: &str) -> bool {
         let status = call!(self, status, api::StatusRequest { verbose: false })
@@ -176,11 +176,11 @@ impl Cri {
             .unwrap_or_default()
     }
 
-    /// Stops and removes every pod. As kubelet does, it asks again while containerd still works on an exit.
+    /// Stops and removes every pod. Each call is repeated, as kubelet does, while containerd still works on an exit.
     #[track_caller]
     pub fn remove_all_pods(&self) {
         for id in self.pods() {
-            // As kubelet, which asks again: a shim may just be going.
+            // kubelet repeats the call, too: a shim may just be ending.
             eventually(Duration::from_secs(15), || {
                 self.stop_pod(&id).map_err(|failure| failure.to_string())
             });
@@ -220,7 +220,7 @@ fn verbose(info: &HashMap<String, String>) -> serde_json::Value {
         .unwrap_or_default()
 }
 
-/// The pid in what [`verbose`] gives.
+/// The pid in a document of [`verbose`].
 #[track_caller]
 fn pid(info: &serde_json::Value) -> i32 {
     info["pid"]

@@ -11,14 +11,14 @@ use crate::until::eventually;
 /// A pod to be.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
-    /// The CRI message; change what has no method here.
+    /// The CRI message, for changes without a method here.
     pub config: api::PodSandboxConfig,
-    /// The runtime handler; the one under test when empty.
+    /// The runtime handler; when empty, the handler under test.
     pub handler: String,
 }
 
 impl PodSpec {
-    /// An ordinary pod: own network, ipc and uts namespaces.
+    /// An ordinary pod with network, ipc and uts namespaces of its own.
     pub fn new(name: &str) -> Self {
         let security = api::LinuxSandboxSecurityContext {
             namespace_options: Some(api::NamespaceOption {
@@ -144,14 +144,14 @@ impl PodSpec {
         self
     }
 
-    /// Runs it; panics when that fails.
+    /// `RunPodSandbox`; panics when the call fails.
     #[track_caller]
     pub fn run(self, daemon: &Daemon) -> Pod<'_> {
         self.try_run(daemon)
             .unwrap_or_else(|failure| panic!("{failure}"))
     }
 
-    /// Runs it.
+    /// `RunPodSandbox`.
     pub fn try_run(mut self, daemon: &Daemon) -> Result<Pod<'_>, Failure> {
         let name = self.config.metadata.as_ref().unwrap().name.clone();
         self.linux().cgroup_parent = daemon.cgroup_parent();
@@ -174,7 +174,7 @@ impl PodSpec {
     }
 }
 
-/// A pod that runs, or ran.
+/// A pod that was run.
 #[derive(Clone)]
 pub struct Pod<'a> {
     pub(super) daemon: &'a Daemon,
@@ -199,14 +199,14 @@ impl<'a> Pod<'a> {
         Ok((response.status.unwrap(), verbose(&response.info)))
     }
 
-    /// `true` while CRI calls it ready.
+    /// Whether the pod is ready, according to CRI.
     #[track_caller]
     pub fn ready(&self) -> bool {
         self.status().0.state() == api::PodSandboxState::SandboxReady
     }
 
-    /// Waits until CRI no longer calls it ready. Where the shim has been killed, containerd with the Sandbox API asks it
-    /// all the same and answers with an error, until it has noticed.
+    /// Waits until the pod is no longer ready, according to CRI. With the Sandbox API, containerd asks even a killed
+    /// shim, and answers with an error until containerd has noticed the shim's end.
     #[track_caller]
     pub fn wait_until_not_ready(&self) {
         eventually(Duration::from_secs(5), || match self.try_status() {
@@ -216,7 +216,7 @@ impl<'a> Pod<'a> {
         });
     }
 
-    /// The pid that containerd knows the sandbox by (may be a thread's id).
+    /// The pid that containerd has for the sandbox; with our shim, this may be the id of a thread.
     #[track_caller]
     pub fn pid(&self) -> i32 {
         pid(&self.status().1)
@@ -228,12 +228,12 @@ impl<'a> Pod<'a> {
         self.status().0.network.unwrap_or_default().ip
     }
 
-    /// A container of busybox to be; see [`ContainerSpec`].
+    /// A container of busybox, not created yet; see [`ContainerSpec`].
     pub fn container(&self, name: &str) -> ContainerSpec<'a> {
         ContainerSpec::new(self.clone(), name)
     }
 
-    /// A busybox that sleeps, running.
+    /// A running busybox that sleeps.
     #[track_caller]
     pub fn sleeper(&self, name: &str) -> Container<'a> {
         self.container(name).command(&["sleep", "3600"]).start()

@@ -1,4 +1,4 @@
-//! `ctr`, and plain containers by it.
+//! `ctr`, and plain containers started by `ctr`.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -53,7 +53,7 @@ impl Daemon {
         self.ctr_command().args(arguments).output().unwrap()
     }
 
-    /// Puts a task of the slot's own containerd namespace on the list of what must be gone at the end.
+    /// Puts a task of the slot's own containerd namespace on the list of tasks that must be gone at [`Self::end`].
     pub fn expect_task(&self, id: &str) {
         self.seen.borrow_mut().task(&self.names.name(), id);
     }
@@ -64,7 +64,7 @@ impl Daemon {
         run.args(["run", "--runtime", ShimUnderTest::get().runtime_type()]);
         run.args(["--fifo-dir", &text(&self.directory().join("fifo"))])
             .args(flags);
-        // With --rootfs the first argument is a folder, and the id comes behind it.
+        // With --rootfs the first argument is a folder, and the id is the second.
         if !flags.contains(&"--rootfs") {
             self.expect_task(id);
             self.ctr_image();
@@ -106,7 +106,7 @@ impl Daemon {
         });
     }
 
-    /// `ctr tasks delete`; the exit code of the task, which it tells in a warning.
+    /// `ctr tasks delete`. Gives the task's exit code, which `ctr` prints in a warning.
     #[track_caller]
     pub fn delete_task(&self, id: &str) -> u32 {
         let output = self.try_ctr(&["tasks", "delete", id]);
@@ -130,7 +130,7 @@ impl Daemon {
         run
     }
 
-    /// busybox in the slot's own containerd namespace.
+    /// Imports busybox into the slot's own containerd namespace, once.
     pub fn ctr_image(&self) {
         if !self
             .ctr(&["images", "list", "--quiet"])

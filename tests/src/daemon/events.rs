@@ -9,16 +9,16 @@ use std::time::Duration;
 use super::Daemon;
 use crate::until::{eventually, ok_if};
 
-/// A task event: `/tasks/start` and the JSON that came with it.
+/// An event: its topic and its JSON.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// `/tasks/create`, …
+    /// The topic: `/tasks/create`, …
     pub topic: String,
     /// The event's fields.
     pub body: serde_json::Value,
 }
 
-/// The events since [`Daemon::events`].
+/// All events since [`Daemon::events`].
 pub struct Events {
     child: Child,
     seen: Arc<Mutex<Vec<Event>>>,
@@ -50,7 +50,7 @@ impl Events {
             }
         });
         let events = Self { child, seen };
-        // Subscribed only when a first event comes through: make some until one does.
+        // The first event that arrives shows that the subscription works: events are made until one arrives.
         let mut number = 0;
         eventually(Duration::from_secs(10), || {
             number += 1;
@@ -67,7 +67,8 @@ impl Events {
         events
     }
 
-    /// The topics (without `/tasks/`) of one container, in order of arrival; an exec's have its id behind a colon.
+    /// The topics (without `/tasks/`) of one container's events, in order of arrival. The id of an exec follows the
+    /// topic after a colon.
     pub fn of(&self, container: &str) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         seen.iter()
@@ -89,7 +90,7 @@ impl Events {
             .collect()
     }
 
-    /// How many events of tasks there were so far.
+    /// The number of task events so far.
     pub fn count(&self) -> usize {
         let seen = self.seen.lock().unwrap();
         seen.iter()
@@ -108,7 +109,7 @@ impl Events {
         all
     }
 
-    /// All of one container, with their bodies.
+    /// All task events of one container, with their bodies.
     pub fn bodies(&self, container: &str) -> Vec<Event> {
         let seen = self.seen.lock().unwrap();
         seen.iter()

@@ -25,9 +25,9 @@ use crate::until::{eventually, ok_if};
 
 /// A running containerd.
 pub struct Daemon {
-    /// Which one.
+    /// The version of the containerd.
     pub version: Version,
-    /// The names of its slot.
+    /// The names of the containerd's slot.
     pub names: Names,
     environment: Vec<(String, String)>,
     guard: RefCell<Guard>,
@@ -40,17 +40,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one with the usual options.
+    /// Starts a containerd with the usual options.
     pub fn start(version: Version) -> Self {
         Self::with(version, &Options::default())
     }
 
-    /// Starts one with nginx at hand.
+    /// Starts a containerd with the image of nginx.
     pub fn with_nginx(version: Version) -> Self {
         Self::with(version, &Options::nginx())
     }
 
-    /// Starts one.
+    /// Starts a containerd with these options.
     pub fn with(version: Version, options: &Options) -> Self {
         lab::prepare();
         let shim = ShimUnderTest::get().binary(version);
@@ -98,7 +98,7 @@ impl Daemon {
 
     fn import(&self, archive: &str, name: &str) {
         self.ctr_in("k8s.io", &["images", "import", archive]);
-        // CRI learns of images through events.
+        // CRI hears of a new image through an event, which takes a moment.
         eventually(Duration::from_secs(10), || {
             ok_if(self.cri.has_image(name), || {
                 format!("CRI does not know the image {name}")
@@ -146,7 +146,7 @@ impl Daemon {
         )
     }
 
-    /// The cgroup parent that pods are made with, in the form that the cgroup driver wants.
+    /// The cgroup parent of the pods, in the form of the cgroup driver.
     pub fn cgroup_parent(&self) -> String {
         match self.driver {
             Driver::Cgroupfs => self.names.cgroup_parent(),
@@ -159,7 +159,7 @@ impl Daemon {
         &self.cri
     }
 
-    /// SIGKILL to containerd, and only to it.
+    /// SIGKILL to containerd, and to no other process.
     pub fn kill(&self) {
         self.look();
         let mut child = self.process.borrow_mut().take().expect("containerd is up");
@@ -167,18 +167,18 @@ impl Daemon {
         child.wait().unwrap();
     }
 
-    /// Starts it again after [`Self::kill`].
+    /// Starts containerd again after [`Self::kill`].
     pub fn start_again(&self) {
         assert!(self.process.borrow().is_none(), "containerd is up");
         self.launch();
     }
 
-    /// Remembers the slot's processes and tasks, so that none of them can hide later.
+    /// Remembers the slot's present processes and tasks. [`Self::left`] looks for all of them, wherever they move.
     pub fn look(&self) {
         self.seen.borrow_mut().look(&self.names);
     }
 
-    /// The slot's processes; those that the test itself started (containerd, `ctr`) left out.
+    /// The slot's processes, without the children of the test itself (containerd, `ctr`).
     pub fn processes(&self) -> Vec<Process> {
         let all = leaks::processes(&self.names).into_iter();
         all.filter(|process| !leaks::is_our_own(process)).collect()
@@ -193,13 +193,13 @@ impl Daemon {
             let mut words = command.split(' ');
             words.next().is_some_and(|program| program.ends_with(name))
         });
-        // Not a child of one that has not become its program yet.
+        // A fork of a shim that has not executed its program yet looks like a shim.
         let pids: Vec<i32> = shims.iter().map(|shim| shim.pid).collect();
         shims.retain(|shim| !pids.contains(&shim.parent));
         shims
     }
 
-    /// The only shim; panics when there is another number of them.
+    /// The only shim; panics unless there is exactly one.
     #[track_caller]
     pub fn shim(&self) -> Process {
         let mut shims = self.shims();
@@ -221,7 +221,7 @@ impl Daemon {
     pub fn log_tail(&self, lines: usize) -> String {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
         let all: Vec<&str> = log.lines().collect();
-        // Debug lines of CRI hold whole specs.
+        // Lines are cut: debug lines of CRI hold whole specs.
         let short = |line: &&str| line.chars().take(400).collect::<String>();
         all[all.len().saturating_sub(lines)..]
             .iter()
@@ -234,7 +234,7 @@ impl Daemon {
         self.directory().join("containerd.log")
     }
 
-    /// What is left of pods and containers now, one line each; containerd itself does not count.
+    /// What is left of pods and containers now, one line each. containerd itself does not count.
     pub fn left(&self) -> Vec<String> {
         let process = self.process.borrow();
         let daemon: Vec<i32> = process
@@ -244,7 +244,7 @@ impl Daemon {
         self.seen.borrow().left(&self.names, &daemon)
     }
 
-    /// Fails unless, within `deadline`, nothing is left of pods and containers. containerd stays.
+    /// Fails if something is left of pods and containers after `deadline`. containerd goes on.
     #[track_caller]
     pub fn assert_nothing_left(&self, deadline: Duration) {
         eventually(deadline, || {
@@ -255,7 +255,7 @@ impl Daemon {
         });
     }
 
-    /// Stops and removes all pods and containers, and fails if anything is left of them; then ends containerd.
+    /// Stops and removes all pods and containers, fails if anything is left of them, and ends containerd.
     #[track_caller]
     pub fn end(self) {
         self.look();

@@ -1,4 +1,4 @@
-//! The machine is what it is here for, and what only such a machine shows.
+//! The machine has cgroup v2 and systemd, and what only such a machine can show.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,11 +56,11 @@ pub(super) fn assert_pause_and_resume(daemon: &Daemon, container: &Container<'_>
     assert_eq!(container.output(&["echo", "awake"]), "awake");
 }
 
-/// What containerd shows of a container's statistics is what the kernel says.
+/// The statistics that containerd shows of a container are the kernel's.
 #[track_caller]
 pub(super) fn assert_metrics_are_the_kernels(daemon: &Daemon, container: &Container<'_>) {
     let group = cgroup_of(container.pid());
-    // The kernel counts on while we look: what it says before and after are the bounds.
+    // The kernel counts on during the test: the values before and after are the bounds.
     let before = (
         number_in_file(&group, "cpu.stat", "usage_usec"),
         number_in_file(&group, "memory.stat", "pgfault"),
@@ -100,8 +100,8 @@ pub(super) fn assert_metrics_are_the_kernels(daemon: &Daemon, container: &Contai
     assert!(metrics.pointer("/memory_events").is_some(), "{text}");
 }
 
-/// A container of a pod with a shared process namespace, with children that its end must take along: it is stopped and
-/// removed. The container that was, and its cgroup.
+/// Stops and removes a container with children, in a pod with a shared process namespace. Gives the removed container
+/// and its cgroup.
 #[track_caller]
 pub(super) fn end_a_shared_process_namespace(daemon: &Daemon) -> (Container<'_>, PathBuf) {
     let pod = PodSpec::new("shared").shared_processes().run(daemon);
@@ -133,7 +133,7 @@ on_every_containerd! {
         let containerds = oom_score_adj(daemon.pid());
         let pod = PodSpec::new("oom-scores").run(&daemon);
         assert_eq!(oom_score_adj(daemon.shim().pid), containerds + 1);
-        // What kubelet gives a guaranteed pod.
+        // kubelet's value for a guaranteed pod.
         let container = pod.container("one").oom_score_adj(-997).command(&["sleep", "3600"]).start();
         assert_eq!(oom_score_adj(container.pid()), -997);
         daemon.end();

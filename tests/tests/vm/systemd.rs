@@ -1,4 +1,4 @@
-//! systemd's cgroup driver: a pod is a slice, a container a scope in it, and both go when they end.
+//! systemd's cgroup driver: a pod is a slice, a container a scope in the slice, and neither outlives pod or container.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ fn scope_cgroup(daemon: &Daemon, container: &Container<'_>) -> PathBuf {
         .join(scope_name(container))
 }
 
-/// What systemd knows of a unit; `not-found` for LoadState if nothing.
+/// A property of a systemd unit. LoadState of an unknown unit is `not-found`.
 fn unit_property(unit: &str, name: &str) -> String {
     let output = Command::new("systemctl")
         .args(["show", "--value", "--property", name, unit])
@@ -61,7 +61,7 @@ on_every_containerd! {
         assert_eq!(unit_property(&scope_name(&container), "MemoryMax"), (64 << 20).to_string());
         assert_metrics_are_the_kernels(&daemon, &container);
         assert_pause_and_resume(&daemon, &container);
-        // One that ends by itself, one that is stopped, one that never starts.
+        // A container that ends by itself, one that is stopped, and one that never starts.
         let short = pod.container("two").shell("exit 3").start();
         assert_eq!(short.wait(), 3);
         wait_until_no_scope(&daemon, &short);
@@ -86,7 +86,7 @@ on_every_containerd! {
         });
         assert_eq!(read_file(&group, "memory.max").trim(), (96 << 20).to_string());
         assert_eq!(read_file(&group, "cpu.max").trim(), "50000 100000");
-        // What systemd does not know it would undo at its next reload.
+        // systemd would undo an unknown limit at its next reload.
         assert_eq!(unit_property(&scope_name(&container), "MemoryMax"), (96 << 20).to_string());
         assert_eq!(unit_property(&scope_name(&container), "CPUQuotaPerSecUSec"), "500ms");
         assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
@@ -113,7 +113,7 @@ on_every_containerd! {
             let seen = events.of(&container.id);
             ok_if(seen == ["create", "start", "oom", "exit", "delete"], || format!("{seen:?}"))
         });
-        // It hears of the exit and of the cause on two ways, and may know the exit first.
+        // CRI hears of the exit and of the cause on two ways, and may know the exit first.
         eventually(Duration::from_secs(10), || {
             let reason = container.status().0.reason;
             ok_if(reason == "OOMKilled", || reason)
@@ -135,7 +135,7 @@ on_every_containerd! {
         let container = pod.sleeper("one");
         daemon.look();
         proc::kill(daemon.shim().pid, Signal::KILL);
-        // The socket is another test's: the stock shim leaves it.
+        // The socket is the subject of another test: the stock shim leaves the socket.
         wait_until_no_scope(&daemon, &container);
         eventually(Duration::from_secs(10), || {
             let alive: Vec<_> = daemon.processes().iter().map(proc::Process::describe).collect();
