@@ -1,4 +1,4 @@
-//! Other OCI runtimes than the machine's runc, and how the runtime options reach them.
+//! Other OCI runtimes than the machine's runc, and the way of the runtime options to a runtime.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,7 +14,7 @@ use shim_tests::daemon::Handler;
 use shim_tests::slot::text;
 use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, lab, on_every_containerd};
 
-/// A runtime that writes down how it is called, and then does as runc.
+/// A runtime that writes its arguments down, and then runs runc.
 struct Recorder {
     directory: tempfile::TempDir,
 }
@@ -50,7 +50,7 @@ impl Recorder {
         )
     }
 
-    /// Every call went to that root, and `create` had the flags of [`Self::options`]. Nothing stays there.
+    /// Every call named the root of [`Self::options`], and `create` had the flags. No state stays in the root.
     #[track_caller]
     fn assert_calls(&self, namespace: &str) {
         self.assert_calls_with_flags(namespace, &["--no-pivot", "--no-new-keyring"]);
@@ -81,7 +81,7 @@ impl Recorder {
     }
 }
 
-/// crun, which refuses a machine with cgroup v1 and v2 side by side: it does not get to see the v2 there.
+/// crun, without the sight of cgroup v2: crun refuses a machine with v1 and v2 side by side.
 struct Crun {
     directory: tempfile::TempDir,
 }
@@ -112,7 +112,7 @@ fn run_pod_and_exec(daemon: &Daemon, handler: &str) {
     assert_eq!(container.output(&["hostname"]), "optional");
 }
 
-/// What a pod and its container do every day, with this runtime.
+/// The everyday calls for a pod and its containers, with this runtime.
 fn assert_everyday_calls_work(version: Version, runtime: &Path) {
     let options = format!("BinaryName = '{}'", text(runtime));
     let daemon = Daemon::with(version, &Options::runtime(&options));
@@ -171,7 +171,7 @@ on_every_containerd! {
         let recorder = Recorder::new();
         let daemon = Daemon::start(version);
         let [file, binary, root] = ["options.toml", "recorder", "root"].map(|name| text(&recorder.path(name)));
-        // ctr takes the options one by one for the stock shim's type only; for others it passes on the path of a file.
+        // ctr takes single options for the stock shim's type only. For other types ctr passes on the path of a file.
         let (flags, expected): (&[&str], &[&str]) = match ShimUnderTest::get() {
             ShimUnderTest::Pause => {
                 fs::write(&file, recorder.options()).unwrap();
@@ -203,16 +203,12 @@ on_every_containerd! {
 /// 1.6, which reads `runtime_path` and does not use it.
 fn options_of_a_handler_by_path_reach_the_runtime(version: Version) {
     let recorder = Recorder::new();
-    let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
-    let handler = Handler {
-        name: "typed".to_owned(),
-        runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
-        runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
-        options: recorder.options(),
-        sandbox_api: false,
-    };
     let options = Options {
-        handlers: vec![handler],
+        handlers: vec![Handler::of_the_stock_type(
+            "typed",
+            version,
+            &recorder.options(),
+        )],
         ..Options::default()
     };
     let daemon = Daemon::with(version, &options);

@@ -1,5 +1,5 @@
 //! S6: pods with a user namespace (`hostUsers: false`), as kubelet asks CRI for them. Not on containerd 1.6, which does
-//! not know the request and would run such a pod as the node's root.
+//! not know the request, and would run such a pod as the node's root.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,21 +18,15 @@ use shim_tests::{
     Container, Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, lab,
 };
 
-/// The node's user that is root in the pods.
+/// The node's user id of the pods' root.
 const ROOT: u32 = 300_000;
 
-/// containerd 2.0 to 2.2 offer user namespaces only to handlers of this type; the shim comes in by its path.
+/// containerd 2.0 to 2.2 offer user namespaces only to handlers of the stock shim's type. The shim under test comes in
+/// by its path.
 fn options_with_runc(version: Version, runtime: &str) -> Options {
-    let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
-    let handler = Handler {
-        name: "userns".to_owned(),
-        runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
-        runtime_path: ours.then(|| ShimUnderTest::Pause.binary(version)),
-        options: format!("BinaryName = '{runtime}'"),
-        sandbox_api: false,
-    };
+    let runtime = format!("BinaryName = '{runtime}'");
     Options {
-        handlers: vec![handler],
+        handlers: vec![Handler::of_the_stock_type("userns", version, &runtime)],
         ..Options::default()
     }
 }
@@ -43,7 +37,7 @@ fn daemon_with_newer_runc(version: Version) -> Daemon {
     if version != Version::V2_1SandboxApi {
         return Daemon::with(version, &options_with_runc(version, &text(&runc)));
     }
-    // In that mode containerd 2.0 to 2.2 have no way to name a runc: it is the first in PATH.
+    // With the Sandbox API, containerd 2.0 to 2.2 have no way to name a runc: the newer runc comes first in PATH.
     let daemon = Daemon::start(version);
     std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
     daemon
@@ -62,7 +56,7 @@ fn owner_of_file(path: String) -> u32 {
     std::fs::metadata(path).unwrap().uid()
 }
 
-/// The user that a process runs as, as the node counts.
+/// The user id of a process, as the node counts.
 fn user_of(pid: i32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -199,8 +193,8 @@ fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
     daemon.end();
 }
 
-/// runc 1.1 cannot map the owners of mounts. containerd 1.7 does without (it copies the layers); 2.1 asks what runc can,
-/// does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
+/// runc 1.1 cannot map the owners of mounts. containerd 1.7 does without (it copies the layers); 2.1 asks what runc
+/// can, does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
 fn a_runc_that_is_too_old(version: Version) {
     let runc = text(&lab::lab().join("host/runc"));
     let daemon = Daemon::with(version, &options_with_runc(version, &runc));

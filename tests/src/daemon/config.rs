@@ -1,4 +1,4 @@
-//! What a containerd is told: its configuration, and what a test may want different in it.
+//! The configuration of a test's containerd, and what a test may change in the configuration.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,39 +14,54 @@ pub const HANDLER: &str = "under-test";
 /// A runtime handler of the CRI plugin.
 #[derive(Clone, Debug)]
 pub struct Handler {
-    /// What `RunPodSandbox` calls it.
+    /// The handler's name in `RunPodSandbox`.
     pub name: String,
     /// `runtime_type`.
     pub runtime_type: String,
-    /// `runtime_path`, where it is wanted.
+    /// `runtime_path`, if the handler has one.
     pub runtime_path: Option<PathBuf>,
-    /// The options table's content, TOML. On 1.6 it goes to a file that `ConfigPath` names. `$CGROUP_PARENT` becomes
-    /// the slot's.
+    /// The options table's content, TOML. On 1.6 the content goes into a file that `ConfigPath` names. `$CGROUP_PARENT`
+    /// becomes the slot's cgroup parent.
     pub options: String,
-    /// Pods are made through the Sandbox API, also where the version's name does not say so. Not with options.
+    /// Pods are made through the Sandbox API, also under a [`Version`] that does not say so. Not together with options.
     pub sandbox_api: bool,
 }
 
-/// What CNI gives a pod.
+impl Handler {
+    /// A handler with the stock shim's `runtime_type` and the `runtime_path` of the shim under test. Not for containerd
+    /// 1.6, which reads `runtime_path` and does not use the path.
+    pub fn of_the_stock_type(name: &str, version: Version, options: &str) -> Self {
+        let shim = ShimUnderTest::get();
+        Self {
+            name: name.to_owned(),
+            runtime_type: ShimUnderTest::Runc.runtime_type().to_owned(),
+            runtime_path: (shim == ShimUnderTest::Pause).then(|| shim.binary(version)),
+            options: options.to_owned(),
+            sandbox_api: false,
+        }
+    }
+}
+
+/// The network that CNI gives a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     /// An address on the slot's bridge.
     Bridge,
-    /// Nothing but loopback, for what measures the rest.
+    /// Nothing but loopback, for measurements of everything else.
     Loopback,
 }
 
-/// Who makes the cgroups of the pods.
+/// The cgroup driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// runc.
+    /// runc makes the cgroups.
     Cgroupfs,
-    /// systemd, asked by runc.
+    /// systemd makes the cgroups; runc asks systemd.
     Systemd,
 }
 
 impl Driver {
-    /// The runtime option that chooses it.
+    /// The runtime option that chooses the driver.
     fn option(self) -> &'static str {
         match self {
             Self::Cgroupfs => "",
@@ -55,24 +70,24 @@ impl Driver {
     }
 }
 
-/// What a test may want different.
+/// What a test may change.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The options table of the default handler, TOML lines such as `holder = "process"`.
     pub runtime_options: String,
     /// Handlers beside the default one.
     pub handlers: Vec<Handler>,
-    /// What the pause image holds.
+    /// The content of the pause image.
     pub pause_image: PauseImage,
-    /// Import nginx, too.
+    /// Whether nginx is imported, too.
     pub nginx: bool,
     /// More lines for the CRI plugin's own table.
     pub cri: String,
-    /// `debug` level in containerd and shim.
+    /// Whether containerd and shim log at the level `debug`.
     pub debug: bool,
-    /// Whose cgroups the pods are in. [`Self::systemd`] also tells the runtime.
+    /// The cgroup driver of the pods. [`Self::systemd`] also sets the runtime option.
     pub driver: Driver,
-    /// What CNI does.
+    /// The network of the pods.
     pub network: Network,
     /// More environment variables for containerd.
     pub environment: Vec<(String, String)>,
@@ -98,7 +113,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// With nginx.
+    /// The usual options, with nginx.
     pub fn nginx() -> Self {
         Self {
             nginx: true,
@@ -106,7 +121,7 @@ impl Options {
         }
     }
 
-    /// With systemd's cgroup driver, as kubelet's `cgroupDriver: systemd` wants it.
+    /// The usual options, with systemd's cgroup driver, as for kubelet's `cgroupDriver: systemd`.
     pub fn systemd() -> Self {
         Self {
             driver: Driver::Systemd,
@@ -114,7 +129,7 @@ impl Options {
         }
     }
 
-    /// With these runtime options.
+    /// The usual options, with these runtime options.
     pub fn runtime(options: &str) -> Self {
         Self {
             runtime_options: options.to_owned(),
@@ -126,7 +141,7 @@ impl Options {
 /// The pods' network: a bridge of the slot.
 pub(super) fn cni_config(names: &Names, network: Network) -> String {
     if network == Network::Loopback {
-        // The plugin makes nothing; it answers the address that containerd wants to hear.
+        // The plugin makes nothing, and answers with the address that containerd asks for.
         let address = format!("{}.2/24", names.subnet());
         return serde_json::json!({
             "cniVersion": "0.4.0",
@@ -208,7 +223,7 @@ fn handlers(options: &Options) -> Vec<Handler> {
     }];
     handlers.extend(options.handlers.iter().cloned());
     if !handlers.iter().any(|handler| handler.name == "runc") {
-        // 1.6 and 1.7 want a handler of this name whenever a table is given.
+        // containerd 1.6 and 1.7 need a handler of this name as soon as there is a table of handlers.
         handlers.push(Handler {
             name: "runc".to_owned(),
             runtime_type: "io.containerd.runc.v2".to_owned(),
@@ -238,7 +253,7 @@ fn handler_table(version: Version, cri: &str, names: &Names, handler: &Handler) 
     table
 }
 
-/// The options of a handler, or the name of the file with the options where containerd does not pass them on.
+/// The options of a handler, or the name of a file with the options: containerd 1.6 passes on nothing else.
 fn handler_options(version: Version, names: &Names, handler: &Handler) -> String {
     let lines = handler
         .options
@@ -290,7 +305,7 @@ default_runtime_name = '{HANDLER}'
 {handlers}
 ",
         address = leaks::grpc_address(names),
-        // A machine whose root may not lower an oom_score_adj cannot start a CRI pod otherwise.
+        // Without this, a machine whose root may not lower an oom_score_adj cannot start a CRI pod.
         restricted = !proc::may_lower_oom_scores(),
         more = options.cri,
     )
