@@ -269,18 +269,24 @@ fn files_stay_short() -> Result {
     Ok(())
 }
 
+/// The page with the table "I want to change …".
+const CHANGING: &str = "docs/changing.md";
+
 #[test]
 fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
     let readme = fs::read_to_string(root().join("README.md"))?;
-    let table = readme
-        .split_once("| I want to change")
-        .map(|(_, table)| table);
-    let table = table.ok_or("README.md has no table \"I want to change …\"")?;
+    assert!(
+        links(&readme).contains(&CHANGING),
+        "README.md does not lead to {CHANGING}"
+    );
+    let page = fs::read_to_string(root().join(CHANGING))?;
+    let table = page.split_once("| I want to change");
+    let (_, table) = table.ok_or("docs/changing.md has no table \"I want to change …\"")?;
     let named: Vec<_> = table
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|name| name.contains('/'))
+        .filter(|name| name.contains('/') && !name.contains([' ', '<', ':']))
         .collect();
     let gone: Vec<_> = named
         .iter()
@@ -288,19 +294,96 @@ fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
         .collect();
     assert!(
         gone.is_empty(),
-        "README.md names {gone:?}, which are not there"
+        "{CHANGING} names {gone:?}, which are not there"
     );
 
-    let mut modules = Vec::new();
-    for entry in fs::read_dir(root().join("shim/src"))? {
-        modules.push(ident(&entry?.file_name().to_string_lossy()).to_owned());
-    }
-    modules.retain(|module| !table.contains(&format!("`shim/src/{module}")));
+    let mut modules: Vec<_> = rust_files(&root().join("shim/src"))?
+        .into_iter()
+        .filter(|file| !is_test(file) && !file.ends_with("mod.rs"))
+        .map(|file| shown(&file))
+        .collect();
+    // By its own name, or by that of a folder in a room, such as `shim/src/kernel/cgroup/`.
+    modules.retain(|module| {
+        !named.iter().any(|name| {
+            name == module || (name.ends_with('/') && module.starts_with(name))
+        })
+    });
     assert!(
         modules.is_empty(),
-        "README.md does not say what {modules:?} are for"
+        "{CHANGING} does not say what {modules:?} are for"
     );
     Ok(())
+}
+
+#[test]
+fn links_between_the_pages_lead_somewhere() -> Result {
+    let mut wrong = Vec::new();
+    let mut pages = files(root())?;
+    pages.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    for page in pages {
+        let text = fs::read_to_string(&page)?;
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap_or(root()).join(path),
+            };
+            if !target.exists() {
+                wrong.push(format!("{}: {link} is not there", shown(&page)));
+            } else if !anchor.is_empty()
+                && !anchors(&fs::read_to_string(&target)?).contains(&anchor.to_owned())
+            {
+                wrong.push(format!("{}: {link} has no such heading", shown(&page)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// The lines of a page that are not in a fenced block.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    text.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    })
+}
+
+/// Where the links of a page lead: `](here)`.
+fn links(text: &str) -> Vec<&str> {
+    prose(text)
+        .flat_map(|line| line.split("](").skip(1))
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(link, _)| link)
+        .collect()
+}
+
+/// The anchors that GitHub gives to the headings of a page.
+fn anchors(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for line in prose(text).filter(|line| line.starts_with('#')) {
+        let anchor: String = line
+            .trim_start_matches('#')
+            .trim()
+            .to_lowercase()
+            .replace(' ', "-")
+            .chars()
+            .filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c))
+            .collect();
+        // The second of a name gets a number.
+        let again = |number: usize| match number {
+            0 => anchor.clone(),
+            number => format!("{anchor}-{number}"),
+        };
+        let free = (0..).map(again).find(|name| !found.contains(name));
+        found.extend(free);
+    }
+    found
 }
 
 #[test]
@@ -377,4 +460,11 @@ fn the_keyword_is_told_from_words_that_hold_it() {
     assert!(!has_unsafe("#![forbid(unsafe_code)]"));
     assert!(!has_unsafe("// unsafe { }"));
     assert!(!has_unsafe("let x = \"an unsafe value\";"));
+}
+
+#[test]
+fn links_and_anchors_are_read_as_a_browser_does() {
+    let page = "# The shim's options\nSee [a](b.md#c), [d](#e).\n```\n# no [f](g)\n```\n## `x://`, or y\n## `x://`, or y\n";
+    assert_eq!(links(page), ["b.md#c", "#e"]);
+    assert_eq!(anchors(page), ["the-shims-options", "x-or-y", "x-or-y-1"]);
 }
