@@ -304,9 +304,9 @@ fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
         .collect();
     // By its own name, or by that of a folder in a room, such as `shim/src/kernel/cgroup/`.
     modules.retain(|module| {
-        !named.iter().any(|name| {
-            name == module || (name.ends_with('/') && module.starts_with(name))
-        })
+        !named
+            .iter()
+            .any(|name| name == module || (name.ends_with('/') && module.starts_with(name)))
     });
     assert!(
         modules.is_empty(),
