@@ -19,7 +19,9 @@ const ROOMS: [&str; 8] = [
     "error",
 ];
 
-const LONGEST_FILE: usize = 500;
+/// In `shim/` and `pause/`, tests aside.
+const LONGEST_FILE: usize = 400;
+const LONGEST_FUNCTION: usize = 60;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -200,8 +202,19 @@ fn the_pause_crate_knows_neither_tokio_nor_ttrpc_nor_containerd() -> Result {
 
 #[test]
 fn the_shim_forbids_unsafe_code() -> Result {
-    let main = fs::read_to_string(root().join("shim/src/main.rs"))?;
-    assert!(main.contains("#![forbid(unsafe_code)]"));
+    for file in ["shim/src/main.rs", "shim/src/lib.rs"] {
+        let text = fs::read_to_string(root().join(file))?;
+        assert!(text.contains("#![forbid(unsafe_code)]"), "{file}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_binary_is_thin() -> Result {
+    let lines = fs::read_to_string(root().join("shim/src/main.rs"))?
+        .lines()
+        .count();
+    assert!(lines < 60, "shim/src/main.rs has {lines} lines");
     Ok(())
 }
 
@@ -246,19 +259,21 @@ fn has_unsafe(line: &str) -> bool {
     })
 }
 
+/// The files of the product: `shim/` and `pause/`, without those that hold tests alone.
+fn product_files() -> Result<Vec<PathBuf>> {
+    let mut found = rust_files(&root().join("shim"))?;
+    found.append(&mut rust_files(&root().join("pause"))?);
+    found.retain(|file| !is_test(file));
+    Ok(found)
+}
+
 #[test]
 fn files_stay_short() -> Result {
     let mut wrong = Vec::new();
-    for folder in ["shim", "pause"] {
-        for file in rust_files(&root().join(folder))? {
-            // Tests may be long.
-            if is_test(&file) {
-                continue;
-            }
-            let lines = fs::read_to_string(&file)?.lines().count();
-            if lines > LONGEST_FILE {
-                wrong.push(format!("{}: {lines} lines", shown(&file)));
-            }
+    for file in product_files()? {
+        let lines = fs::read_to_string(&file)?.lines().count();
+        if lines > LONGEST_FILE {
+            wrong.push(format!("{}: {lines} lines", shown(&file)));
         }
     }
     assert!(
@@ -269,8 +284,62 @@ fn files_stay_short() -> Result {
     Ok(())
 }
 
-/// The page with the table "I want to change …".
-const CHANGING: &str = "docs/changing.md";
+#[test]
+fn functions_stay_short() -> Result {
+    let mut wrong = Vec::new();
+    for file in product_files()? {
+        let text = fs::read_to_string(&file)?;
+        let product = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+        for (name, lines) in functions(&text[..product]) {
+            if lines > LONGEST_FUNCTION {
+                wrong.push(format!("{}: `{name}` has {lines} lines", shown(&file)));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "more than {LONGEST_FUNCTION} lines, name the steps:\n{}",
+        wrong.join("\n")
+    );
+    Ok(())
+}
+
+/// The functions of a text that rustfmt has formatted, with their numbers of lines, from `fn` to the closing brace.
+fn functions(text: &str) -> Vec<(&str, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (begin, line) in lines.iter().enumerate() {
+        let Some(name) = function_name(line) else {
+            continue;
+        };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let rest = lines[begin..].iter();
+        // A line with the function's own indentation that begins with the brace, or ends a declaration.
+        let end = rest.enumerate().find(|(at, line)| {
+            let own = line.strip_prefix(indent);
+            own.is_some_and(|own| own.starts_with('}')) || (*at == 0 && line.ends_with([';', '}']))
+        });
+        if let Some((length, _)) = end {
+            found.push((name, length + 1));
+        }
+    }
+    found
+}
+
+/// The name of the function that begins on a line.
+fn function_name(line: &str) -> Option<&str> {
+    let (before, after) = line.split_once("fn ")?;
+    let words = before.split_whitespace();
+    let modifier = |word: &str| {
+        word.starts_with("pub")
+            || ["const", "async", "unsafe", "extern", "\"C\""].contains(&word)
+            || word.starts_with("in")
+            || word.ends_with(')')
+    };
+    let begins = words.into_iter().all(modifier)
+        && !after.starts_with(|c: char| !c.is_alphabetic() && c != '_');
+    begins.then(|| ident(after))
+}
 
 #[test]
 fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
@@ -467,4 +536,10 @@ fn links_and_anchors_are_read_as_a_browser_does() {
     let page = "# The shim's options\nSee [a](b.md#c), [d](#e).\n```\n# no [f](g)\n```\n## `x://`, or y\n## `x://`, or y\n";
     assert_eq!(links(page), ["b.md#c", "#e"]);
     assert_eq!(anchors(page), ["the-shims-options", "x-or-y", "x-or-y-1"]);
+}
+
+#[test]
+fn the_lines_of_functions_are_counted() {
+    let text = "fn a() {\n    x();\n}\nimpl B {\n    pub(super) async fn c(\n        d: E,\n    ) -> F {\n        if g {\n            h\n        }\n    }\n}\n// A fn that is none.\nlet i = fn_name();\n";
+    assert_eq!(functions(text), [("a", 3), ("c", 7)]);
 }
