@@ -103,7 +103,7 @@ pub enum Signalled {
     Ends(u32),
     /// A thread holds the sandbox. A pause process would have ignored the signal.
     Nothing,
-    /// A process holds the sandbox and has the signal. If the process ends, its exit is waited for like any child's.
+    /// A process holds the sandbox and has the signal. If the process ends, wait for its exit as for any child's.
     Delivered,
 }
 
@@ -111,7 +111,7 @@ pub enum Signalled {
 #[derive(Debug)]
 pub struct Sandbox {
     pid: Pid,
-    /// The holder, unless the thread is. Killed by `Drop` before the thread ends that the process is tied to.
+    /// The holder, if a process is. `Drop` kills the process before the thread ends, which would kill it too.
     process: Option<PauseProcess>,
     open: OpenNamespaces,
     thread: ParkedThread,

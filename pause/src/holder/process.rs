@@ -39,7 +39,7 @@ const STEPS: [&str; 15] = [
     "close files and install the seccomp filter",
 ];
 
-/// How long the program may take until its next message. It takes a millisecond, and longer on a node that swaps.
+/// How long the program may take until its next message: a millisecond as a rule, longer on a node that swaps.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running pause program that has locked itself in. The program's exit goes to whoever waits for the children of this
@@ -183,7 +183,7 @@ impl Message {
         }
     }
 
-    /// The error of a message that is not the one to go on with.
+    /// The error for a message that ends the conversation: a failed step, or a breach of the protocol.
     fn failure(&self) -> Error {
         let Self::Failed { step, errno } = self else {
             return Error::ProgramEnded;

@@ -62,8 +62,7 @@ impl Drop for ParkedThread {
     }
 }
 
-/// Bytes of address space. A page of the stack takes memory once used, and two pages are (measured, in a release
-/// build).
+/// Bytes of address space, not of memory: the thread uses two pages of its stack (measured, in a release build).
 const STACK: usize = 128 * 1024;
 
 /// Starts the thread and waits until it has carried out the plan.
@@ -146,8 +145,8 @@ fn carry_out(plan: Plan) -> Result<HeldNamespaces, Error> {
 /// The thread stands in the pod's other namespaces already.
 fn start_pid_1() -> Result<PauseProcess, Error> {
     let program = crate::program_memfd().map_err(Error::program("copy it into memory"))?;
-    // An earlier attempt may have failed after it made a namespace. The kernel makes a new process namespace only for a
-    // thread whose children would be in its own (unshare(2), EINVAL).
+    // Undoes an earlier attempt that failed after its `make`. The kernel makes a new process namespace only while the
+    // thread's children would be in the thread's own (EINVAL of unshare(2)).
     enter(NamespaceKind::Pid, keep(NamespaceKind::Pid, "self", "pid")?)?;
     make(NamespaceKind::Pid)?;
     let namespaces = Namespaces {
