@@ -17,7 +17,7 @@ use crate::node::{self, OURS, PAUSELESS, STOCK};
 
 const ROUNDS: usize = 7;
 
-/// What one pod took.
+/// The measurements of one pod.
 struct Round {
     /// Milliseconds until the sandbox, until both containers, until all is stopped, and for all to go away.
     sandbox: f64,
@@ -32,7 +32,7 @@ struct Round {
 
 /// Measures, and shows the table. The last column is the stock shim's.
 pub(crate) fn run(daemon: &Daemon) {
-    // One more pod of each kind stays all the while, as on a node with many pods: what shims share is shared.
+    // One more pod of each kind stays all the time, as on a node with many pods: so the shims share their pages.
     let mut columns = vec![Column::new("this shim", OURS)];
     if node::has_pauseless(daemon.version) {
         columns.push(Column::new("Sandbox API", PAUSELESS));
@@ -46,7 +46,7 @@ pub(crate) fn run(daemon: &Daemon) {
     }
     let calls = Calls::new(&daemon.names);
     for round in 0..ROUNDS {
-        // None is always the first.
+        // No column is always the first.
         columns.rotate_left(1);
         for column in &mut columns {
             let taken = self::round(&calls, daemon, column.handler, round);
@@ -180,7 +180,7 @@ fn explain(daemon: &Daemon, columns: &[Column]) {
     ));
 }
 
-/// How much one and the same thing differed from pod to pod.
+/// The slowest pod's time divided by the fastest pod's.
 fn noise(column: &Column) -> f64 {
     let ready: Spread = column.rounds.iter().map(|round| round.ready).collect();
     ready.most() / ready.least()

@@ -3,11 +3,11 @@
 //! ```text
 //!   main     the story, in order
 //!   node     containerd, with a file of config/
-//!   view     what is looked at: processes, namespaces, addresses
+//!   view     the pod: processes, namespaces, addresses
 //!   compare  the same pod on this shim and on the stock shim, measured
 //! ```
 //!
-//! The harness of the tests does the work, and what the demo says was checked: it fails where something is not so.
+//! The harness of the tests does the work. The demo checks every statement, and fails when one is wrong.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +28,7 @@ use shim_tests::{
     Container, Daemon, Pod, PodSpec, Version, eventually, image, leaks, proc, rescue, screen,
 };
 
-/// What curl would do, in HTTP 0.9, because the `wget` of Debian's static busybox crashes.
+/// Fetches the page as curl would, in HTTP 0.9: the `wget` of Debian's static busybox crashes.
 const FETCH: &str = "echo GET / | nc localhost 80";
 /// The client of `config/pod.yaml`.
 const CLIENT: &str = "while true; do sleep 5; echo GET / | nc localhost 80; done";
@@ -125,7 +125,7 @@ fn take_everything_down(daemon: Daemon) {
     end(daemon);
 }
 
-/// The containerd that was asked for on the command line.
+/// The containerd that the command line names.
 fn wanted() -> Option<Version> {
     let line = std::env::args().nth(1)?;
     let found = [Version::V1_6, Version::V1_7, Version::V2_1]
@@ -140,7 +140,7 @@ fn wanted() -> Option<Version> {
     found
 }
 
-/// Stops the demo unless it is so; says it when it is.
+/// Prints `what` when `holds`; otherwise ends the demo.
 #[track_caller]
 fn check(holds: bool, what: &str) {
     assert!(holds, "not so: {what}");

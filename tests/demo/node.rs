@@ -1,4 +1,4 @@
-//! The demo's containerd: one of the harness, with a file of `config/` in place of the harness' own.
+//! The demo's containerd: a containerd of the harness, with a configuration file of `config/`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,13 +16,13 @@ pub(crate) const STOCK: &str = "runc";
 /// The handler of our shim whose pods are made through the Sandbox API.
 pub(crate) const PAUSELESS: &str = "pauseless";
 
-/// Whether the demo's containerd has that handler. Its options can only stand in the machine's own file: where there is
-/// one, it is not the demo's.
+/// Whether the demo's containerd has the handler [`PAUSELESS`]. The options of this handler can only be in the
+/// machine's own file. A machine with such a file may have other options than the demo's.
 pub(crate) fn has_pauseless(version: Version) -> bool {
     version == Version::V2_1 && !lab::has_options_of_the_machine()
 }
 
-/// The newest containerd that is there.
+/// The newest containerd of the lab.
 pub(crate) fn newest() -> Version {
     [Version::V2_1, Version::V1_7, Version::V1_6]
         .into_iter()
@@ -30,7 +30,7 @@ pub(crate) fn newest() -> Version {
         .unwrap_or(Version::V2_1)
 }
 
-/// Starts it, and says what it is.
+/// Starts the containerd, and prints what it is.
 pub(crate) fn start(version: Version) -> Daemon {
     let options = Options {
         nginx: true,
@@ -103,7 +103,7 @@ fn our_shim(directory: &Path) -> String {
     }
 }
 
-/// Whether the shim is a debug build, as far as its folder tells.
+/// Whether the shim is a debug build, judged by the folder's name.
 pub(crate) fn is_debug_build(directory: &Path) -> bool {
     fs::canonicalize(directory.join("bin/containerd-shim-pause-v2"))
         .is_ok_and(|binary| binary.iter().any(|part| part == "debug"))

@@ -1,4 +1,4 @@
-//! What the demo looks at: processes, namespaces, addresses.
+//! The demo's view of the pod: processes, namespaces, addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ use crate::{FETCH, check};
 pub(crate) fn processes(daemon: &Daemon, pod: &Pod<'_>, apps: &[&Container<'_>]) {
     let inits: BTreeSet<i32> = apps.iter().map(|app| app.pid()).collect();
     let shim = daemon.shim();
-    // A runc that just ended may still be there for a moment.
+    // A runc that has just ended may still be seen for a moment.
     let all = eventually(Duration::from_secs(2), || {
         let all = daemon.processes();
         let known = proc::with_descendants(&inits, &all).len() + 1;
@@ -148,7 +148,7 @@ fn namespace_row(kind: &str, of_node: u64, numbers: [u64; 3]) -> Vec<String> {
         [_, web, client] if web != client && web != of_node && client != of_node => "each its own",
         _ => "",
     };
-    // The three that a pod is about, and the two that must never be shared here.
+    // net, ipc and uts must be shared; mnt and pid must not be.
     match kind {
         "net" | "ipc" | "uts" => {
             assert!(what.starts_with('*'), "{kind}: {numbers:?}, node {of_node}");

@@ -1,9 +1,9 @@
-//! What an attacker with CAP_SYS_PTRACE gets at in another process. One line per thing that worked.
+//! What an attacker with CAP_SYS_PTRACE reaches in another process: one line per success.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 
-/// Tries everything on `pid` and says what worked, `nothing` when nothing did.
+/// Tries everything on `pid`. Gives the successes, one line each; `nothing` when there is none.
 pub(crate) fn attack(pid: i32) -> String {
     let got = [
         read_environment(pid),
@@ -170,7 +170,7 @@ fn one_line(what: &str, words: &[String]) -> Vec<String> {
 }
 
 fn trace(pid: i32) -> Vec<String> {
-    // SAFETY: no pointers are passed; a process that was attached to is let go again.
+    // SAFETY: no pointers are passed; an attached process is detached again.
     unsafe {
         let none = std::ptr::null_mut::<libc::c_void>();
         if libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) != 0 {

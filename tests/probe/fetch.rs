@@ -1,4 +1,4 @@
-//! A little HTTP client. busybox's own cannot look up names when it is linked statically with glibc.
+//! A little HTTP client. A busybox that is linked statically with glibc cannot look up names.
 
 use std::fs;
 use std::io::{self, Read, Write};

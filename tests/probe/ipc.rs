@@ -96,7 +96,7 @@ pub(crate) fn mq_send(name: &str, text: &str) -> io::Result<String> {
 pub(crate) fn mq_receive(name: &str) -> io::Result<String> {
     let name = CString::new(name)?;
     let mut buffer = [0_u8; 256];
-    // SAFETY: the name lives through the call; the buffer is as long as it is said to be.
+    // SAFETY: the name lives through the call; the length is the buffer's.
     let length = unsafe {
         let queue = checked(
             libc::mq_open(name.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK),

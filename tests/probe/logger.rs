@@ -1,4 +1,4 @@
-//! A logger as `binary://` starts it: it keeps what it is given in a folder, and behaves as the file `mode` there says.
+//! A logger for `binary://`. The logger keeps its input in a folder, and behaves as the folder's file `mode` says.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use rustix::process::getpid;
 
 /// Takes a descriptor that this program was started with.
 fn inherited(number: i32) -> File {
-    // SAFETY: whoever starts a logger gives it 3, 4 and 5, and nothing here has taken one of them.
+    // SAFETY: the shim starts a logger with the descriptors 3, 4 and 5, and each is taken once.
     unsafe { OwnedFd::from_raw_fd(number) }.into()
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn run(folder: &str) -> std::io::Result<String> {
     let mut fds: Vec<String> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .map(|fd| (fd.file_name(), fs::read_link(fd.path())))
-        // The listing's own is gone when it is asked for, or is the folder.
+        // The descriptor of the listing itself is closed by now, or leads to the folder `fd`.
         .filter_map(|(name, target)| Some((name.into_string().ok()?, target.ok()?)))
         .filter(|(_, target)| !target.ends_with("fd"))
         .map(|(name, target)| format!("{name} {}", target.display()))
@@ -56,7 +56,7 @@ pub(crate) fn run(folder: &str) -> std::io::Result<String> {
             fs::write(folder.join("stdout"), &buffer[..read])?;
             exit(0);
         }
-        // As a good logger: what is left in the pipes is still read.
+        // A good logger ignores SIGTERM, to read what is left in the pipes.
         "" | "closes" | "stubborn" => ignore_sigterm(),
         "waits-for-sigterm" => {}
         other => panic!("mode {other:?}"),

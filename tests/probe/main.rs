@@ -1,6 +1,6 @@
-//! What the tests need inside a container, on a terminal, or beside a test, in one static program without a shell:
-//! System V IPC, POSIX message queues, orphans by the thousand, a look at another process as an attacker has it, a terminal's
-//! size, the guard of a test.
+//! Helpers of the tests for use inside a container, on a terminal, or beside a test, in one static program without a
+//! shell: System V IPC, POSIX message queues, orphans by the thousand, an attacker's look at another process, a
+//! terminal's size, the guard of a test.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

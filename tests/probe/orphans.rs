@@ -1,9 +1,9 @@
-//! Processes that lose their parents, and what /proc shows.
+//! Processes that lose their parents, and the processes in /proc.
 
 use std::fs;
 use std::io;
 
-/// `count` processes that end after their parent did, so that someone else has to reap them.
+/// Makes `count` processes that end after their parent: PID 1 must reap them.
 pub(crate) fn make(count: i32) -> io::Result<String> {
     let mut left = count;
     while left > 0 {
@@ -27,7 +27,7 @@ pub(crate) fn make(count: i32) -> io::Result<String> {
                         libc::_exit(1);
                     }
                     if child == 0 {
-                        // End of file comes when the parent is gone: the only one with the writing end.
+                        // End of file comes when the parent is gone: only the parent has the writing end.
                         libc::close(pipe[1]);
                         let mut byte = 0_u8;
                         libc::read(pipe[0], (&raw mut byte).cast(), 1);
@@ -72,7 +72,7 @@ fn shown() -> Vec<Shown> {
     all
 }
 
-/// The number of zombies and, behind it, of processes.
+/// The number of zombies, and the number of processes.
 pub(crate) fn zombies() -> String {
     let all = shown();
     let zombies = all.iter().filter(|process| process.state == 'Z').count();

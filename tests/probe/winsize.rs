@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::process::exit;
 
-/// The set of these signals, blocked, so that `sigwait` gets them.
+/// Blocks these signals, for `sigwait`. Gives the set of the signals.
 fn block(signals: &[i32]) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set; the others read and change only that set and this thread's mask.

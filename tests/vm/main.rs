@@ -23,7 +23,7 @@ const USAGE: &str = "usage:
   vm sh COMMAND…     run a command in the VM that `vm run` has started: vm run vm sh systemctl status
   vm agent           in the VM: run what the tests ask for";
 
-/// How long the VM may take to boot. Software emulation, on a machine that may be busy.
+/// The longest time for the VM's boot: software emulation, on a machine that may be busy.
 const BOOT: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
@@ -84,14 +84,14 @@ fn run(program: &str, arguments: &[&str]) -> ExitCode {
     }
 }
 
-/// A running VM. It ends with this program, however that ends.
+/// A running VM. The VM ends with this program, even when the program is killed.
 struct Machine {
     qemu: Child,
     address: String,
 }
 
 impl Machine {
-    /// Boots it and waits until its agent answers.
+    /// Boots a VM and waits until its agent answers.
     fn start() -> Result<Self, String> {
         let parts = lab().join("vm");
         if !parts.join("root.ext4").is_file() {
@@ -103,7 +103,7 @@ impl Machine {
         let folder = tempfile::tempdir_in(&parts)
             .map_err(|error| format!("{}: {error}", parts.display()))?;
         let disk = lab_disk(folder.path())?;
-        // Free now, and for long enough that QEMU can have it.
+        // A port that is free now, and most likely still free when QEMU binds it.
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .map_err(|error| format!("no free port: {error}"))?
@@ -131,7 +131,7 @@ impl Machine {
                 parts.join("console.log").display()
             ));
         }
-        // QEMU has the disk open: without a name it goes when QEMU does.
+        // QEMU has the disk open: a file without a name goes with QEMU's end.
         let _ = folder.close();
         Ok(machine)
     }
@@ -148,12 +148,12 @@ impl Drop for Machine {
     }
 }
 
-/// A disk with the lab, made anew for each VM: the containerds, runc, what the images are made of, and this program.
+/// Makes a disk with the lab for one VM: the containerds, runc, the parts of the images, and this program.
 fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
     let (stage, disk) = (folder.join("lab"), folder.join("lab.ext4"));
     fs::create_dir(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
     let entries = fs::read_dir(lab()).map_err(|error| format!("{}: {error}", lab().display()))?;
-    // What the archive's packages and this machine's tests have left in the lab is of no use there.
+    // Debian's packages, and files that tests of this machine left in the lab, are of no use in the VM.
     let useless = ["apt", "debs", "failed", "vm", "images"];
     let parts: Vec<_> = entries
         .flatten()
@@ -162,7 +162,7 @@ fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
         })
         .map(|entry| entry.path())
         .collect();
-    // Links into this machine (runc, the CNI plugins) become what they lead to.
+    // Links into this machine (runc, the CNI plugins) become copies of their targets.
     command(
         Command::new("cp")
             .args(["--recursive", "--dereference", "--reflink=auto"])
@@ -260,7 +260,7 @@ fn add_kernel(command: &mut Command, parts: &Path) {
     ]);
 }
 
-/// What the VM writes to its root goes to a file without a name; the lab's disk has been made for this VM alone.
+/// Adds the root, whose writes go to a file without a name, and the lab's disk, which belongs to this VM alone.
 fn add_disks(command: &mut Command, root: &Path, disk: &Path) {
     command.args([
         "-drive",
@@ -272,7 +272,7 @@ fn add_disks(command: &mut Command, root: &Path, disk: &Path) {
     ]);
 }
 
-/// Random numbers, and a network that leads only to the agent: `port` of this machine.
+/// Adds random numbers, and a network in which only the agent can be reached, at `port` of this machine.
 fn add_devices(command: &mut Command, port: u16) {
     command.args([
         "-device",
