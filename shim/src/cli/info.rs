@@ -1,4 +1,4 @@
-//! `-v` and `-info`: who this is, and what its runc can do.
+//! `-v` and `-info`: this program's name and version, and the features of its runc.
 
 use std::process::{Command, Stdio};
 
@@ -6,8 +6,8 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
+use crate::containerd::options;
 use crate::error::{Error, IoError, Result};
-use crate::runtime::options::Options;
 
 const NAME: &str = "io.containerd.pause.v2";
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
@@ -17,8 +17,8 @@ pub fn version() -> String {
     format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// The bytes that `-info` prints: a `RuntimeInfo`, for options in `input` (an `Any`, or nothing). The features are those
-/// of the runc that the options name; one that does not tell them leaves them out.
+/// The bytes that `-info` prints: a `RuntimeInfo`, for the options in `input` (an `Any`, or nothing). The features are
+/// what `runc features` prints, for the runc that the options name; without an answer of runc there are none.
 ///
 /// # Errors
 /// `InvalidArgument` when the options cannot be understood.
@@ -30,7 +30,7 @@ pub fn runtime_info(input: &[u8]) -> Result<Vec<u8>> {
             .map_err(|e| Error::InvalidArgument(format!("-info: decode options: {e}")))?;
         Some(any)
     };
-    let options = Options::from_any(given.as_ref())?;
+    let options = options::from_any(given.as_ref())?;
     let features = Command::new(&options.binary_name)
         .arg("features")
         .stdin(Stdio::null())

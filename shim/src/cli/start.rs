@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use sha2::{Digest, Sha256};
 
+use crate::containerd::options;
 use crate::error::{Error, IoError, Result};
 use crate::kernel::cgroup::{Cgroup, Driver};
 use crate::runtime::options::Options;
@@ -75,7 +76,7 @@ enum Input {
 /// No server and no socket are left behind.
 pub fn start(start: &Start) -> Result<Vec<u8>> {
     let input = start.parse_input()?;
-    let options = Options::from_any(input.options())?;
+    let options = options::from_any(input.options())?;
     let purpose = start.purpose()?;
     let group = match &purpose {
         Purpose::Task(spec) => spec.group().unwrap_or(&start.id),

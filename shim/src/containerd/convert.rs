@@ -1,4 +1,4 @@
-//! Between our types and the messages on the wire.
+//! Conversions between the shim's types and the messages on the wire.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use rustix::process::Pid;
 use crate::kernel::cgroup::Metrics;
 use crate::kernel::mounts::Mount;
 
-/// A point in time; one before 1970 is not there.
+/// A point in time; none before 1970.
 pub fn timestamp(at: SystemTime) -> Option<Timestamp> {
     let since = at.duration_since(UNIX_EPOCH).ok()?;
     Some(Timestamp {
@@ -21,7 +21,7 @@ pub fn timestamp(at: SystemTime) -> Option<Timestamp> {
     })
 }
 
-/// `message` in an `Any` with the full name of its type as the URL, as containerd's typeurl package writes it.
+/// Wraps `message` in an `Any`. `type_url` is the full name of the message's type, as in containerd's typeurl package.
 pub fn any(type_url: &str, message: &impl Message) -> Any {
     Any {
         type_url: type_url.to_owned(),
@@ -39,7 +39,12 @@ pub fn metrics(metrics: &Metrics) -> Any {
     }
 }
 
-/// A pid as the protocols have it; 0 is none.
+/// The full name of the type in an `Any`: a type URL may have a prefix, which ends at the last slash (any.proto).
+pub fn type_name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// A pid on the wire; 0 for none.
 pub fn wire_pid(pid: Option<Pid>) -> u32 {
     pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
 }

@@ -26,9 +26,9 @@ use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use serde_json::{Value, json};
 
 use super::convert::{metrics, timestamp, wire_pid};
+use super::podconfig;
 use crate::container::mailbox::View;
 use crate::container::state::Status;
-use crate::pod::config::PodConfig;
 use crate::pod::sandbox::Request;
 use crate::pod::{CreateSandbox, Described, Pod};
 
@@ -50,7 +50,7 @@ impl Sandbox for SandboxService {
         req: CreateSandboxRequest,
     ) -> Rpc<CreateSandboxResponse> {
         let create = CreateSandbox {
-            config: PodConfig::from_any(req.options.as_ref())?,
+            config: podconfig::from_any(req.options.as_ref())?,
             id: req.sandbox_id,
             bundle: PathBuf::from(req.bundle_path),
             network: PathBuf::from(req.netns_path),

@@ -17,6 +17,7 @@ use containerd_shim_protos::ttrpc::Result as Rpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 
 use super::convert::{any, metrics, mount, timestamp, wire_pid};
+use super::{checkpoint, options};
 use crate::container::Create;
 use crate::container::mailbox::{KillScope, Listed, ProcessId, Request};
 use crate::container::state::Status as Seen;
@@ -24,8 +25,6 @@ use crate::error::Error;
 use crate::io;
 use crate::pod::Pod;
 use crate::pod::lifecycle::Occasion;
-use crate::runtime::criu::Checkpoint;
-use crate::runtime::options::Options;
 use crate::runtime::spec::Spec;
 
 /// The service.
@@ -68,7 +67,7 @@ impl Task for TaskService {
         let bundle = PathBuf::from(&req.bundle);
         let create = Create {
             spec: Spec::load(&bundle)?,
-            options: Options::from_any(req.options.as_ref())?,
+            options: options::from_any(req.options.as_ref())?,
             id: req.id,
             bundle,
             rootfs: req.rootfs.into_iter().map(mount).collect(),
@@ -127,7 +126,7 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> Rpc<Empty> {
-        let checkpoint = Checkpoint::new(&req.path, req.options.as_ref())?;
+        let checkpoint = checkpoint::from_request(&req.path, req.options.as_ref())?;
         self.pod
             .container(&req.id)?
             .ask(|reply| Request::Checkpoint(checkpoint, reply))

@@ -1,15 +1,16 @@
-//! criu, which runc calls to save a container and to bring it back.
+//! criu, which runc calls to save a container and to restore it.
 //!
 //! A container's output goes straight into containerd's FIFO (see `io`), a file outside of the container's own mounts.
-//! criu saves such a file only when it is told that it is external, and when it restores it must be told which of the new
-//! streams takes its place. runc says that of pipes only, so we say it, in a configuration file of criu's:
+//! criu saves such a file only when its configuration declares the file external, and restores only when its configuration
+//! names the new stream for the file. runc declares pipes only, so the shim declares the FIFOs, in a configuration file:
 //!
 //! ```text
-//!  checkpoint: FIFO ──▶ `external file[MOUNT:INODE]`, and noted in IMAGE/pause-streams.json
+//!  checkpoint: FIFO ──▶ `external file[MOUNT:INODE]`, and the note IMAGE/pause-streams.json
 //!  restore:    IMAGE/pause-streams.json ──▶ `inherit-fd fd[1]:file[MOUNT:INODE]`
 //! ```
 //!
-//! Images of the stock shim have no such note, and need none: their streams were pipes. See criu(8), "External resources".
+//! Images of the stock shim have no note, and need none: the stock shim's streams are pipes. See criu(8), "External
+//! resources".
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -22,9 +23,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_shim_protos::protobuf::Message;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::shim::oci::CheckpointOptions;
 use log::warn;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -35,46 +33,51 @@ use crate::kernel::exits::Exits;
 /// Names a configuration file that criu reads besides its own (criu(8), "Configuration files").
 pub const CONFIG_VARIABLE: &str = "CRIU_CONFIG_FILE";
 const NOTE: &str = "pause-streams.json";
-/// How long `criu check` may take. It tries out features of the kernel, in well under a second.
+/// The time limit of `criu check`, which tries out features of the kernel in well under a second.
 const CHECKING: Duration = Duration::from_secs(10);
-/// How many of criu's errors are told. The first are the cause.
+/// The number of criu's errors in an error message. The first ones are the cause.
 const TOLD: usize = 3;
 
-/// What is to be saved, and how.
+/// A container to save: where to, and how.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// The folder that the images go into.
+    /// The folder of the images.
     pub image: PathBuf,
-    options: CheckpointOptions,
+    /// How to save the container.
+    pub options: Options,
+}
+
+/// How to save a container, as `runc checkpoint` has the options. Empty text means runc's default.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The container ends with the checkpoint.
+    pub exit: bool,
+    /// Save open TCP connections.
+    pub open_tcp: bool,
+    /// Allow Unix sockets to processes outside of the container.
+    pub external_unix_sockets: bool,
+    /// Allow a terminal from outside of the container.
+    pub terminal: bool,
+    /// Save file locks.
+    pub file_locks: bool,
+    /// The namespaces to save without content, by their names in an OCI spec.
+    pub empty_namespaces: Vec<String>,
+    /// criu's `--manage-cgroups`: `soft`, `full`, `strict` or `ignore`.
+    pub cgroups_mode: String,
+    /// The folder of criu's log.
+    pub work: PathBuf,
 }
 
 impl Checkpoint {
-    /// A checkpoint into the folder `path`, with the options of a request.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when there is no path, and for options that are none of a checkpoint's.
-    pub fn new(path: &str, options: Option<&Any>) -> Result<Self> {
-        if path.is_empty() {
-            return Err(Error::InvalidArgument(
-                "checkpoint: the request names no folder for the images".into(),
-            ));
-        }
-        let options = options.filter(|any| !any.type_url.is_empty());
-        Ok(Self {
-            image: path.into(),
-            options: options.map(decode).transpose()?.unwrap_or_default(),
-        })
-    }
-
-    /// Whether the container goes on afterwards.
+    /// Whether the container runs on after the checkpoint.
     pub fn leaves_running(&self) -> bool {
         !self.options.exit
     }
 
-    /// The folder for criu's log that the request wants.
+    /// The folder of criu's log, if the request names one.
     pub fn work(&self) -> Option<&Path> {
-        let work = &self.options.work_path;
-        (!work.is_empty()).then(|| Path::new(work))
+        let work = &self.options.work;
+        (!work.as_os_str().is_empty()).then_some(work)
     }
 
     /// The flags of `runc checkpoint`.
@@ -105,23 +108,7 @@ impl Checkpoint {
     }
 }
 
-fn decode(any: &Any) -> Result<CheckpointOptions> {
-    let wrong = |why: String| {
-        Error::InvalidArgument(format!("options of a checkpoint: {}: {why}", any.type_url))
-    };
-    let decoded = CheckpointOptions::parse_from_bytes(&any.value).map_err(|e| wrong(e.to_string()));
-    match any.type_url.rsplit('/').next().unwrap_or_default() {
-        "containerd.runc.v1.CheckpointOptions" => decoded,
-        // What containerd 1.6 and 1.7 send to a runtime of another name than runc's. Two fields stand the other way round.
-        "containerd.linux.runc.CheckpointOptions" => decoded.map(|mut options| {
-            std::mem::swap(&mut options.work_path, &mut options.image_path);
-            options
-        }),
-        _ => Err(wrong("is not containerd.runc.v1.CheckpointOptions".into())),
-    }
-}
-
-/// A file as criu knows it.
+/// A file, in criu's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     mount: u64,
@@ -129,7 +116,7 @@ struct Place {
 }
 
 impl Place {
-    /// Where a stream of containerd's is; none if it is no file.
+    /// The file behind a stream's name in a request; none for a stream that is neither a FIFO nor a regular file.
     fn of(stream: &str) -> Option<Self> {
         let path = match stream.split_once("://") {
             None => stream,
@@ -146,7 +133,7 @@ impl Place {
         if !metadata.file_type().is_fifo() && !metadata.is_file() {
             return None;
         }
-        // proc(5): the id of the mount that the file was opened through.
+        // proc(5): `mnt_id` is the id of the mount that the file was opened through.
         let info = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
         let mount = std::fs::read_to_string(info)
             .ok()?
@@ -166,7 +153,7 @@ impl Place {
     }
 }
 
-/// The output streams of a container that are files outside of it.
+/// A container's output streams, as far as the streams are files outside of the container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Streams {
     stdout: Option<Place>,
@@ -174,7 +161,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Those with these names in containerd's request.
+    /// The streams with these names in containerd's request.
     pub fn find(stdout: &str, stderr: &str) -> Self {
         Self {
             stdout: Place::of(stdout),
@@ -182,7 +169,7 @@ impl Streams {
         }
     }
 
-    /// Notes them with the images, which have to be there.
+    /// Writes the note into the folder of the images, which exists.
     ///
     /// # Errors
     /// `Io` when the note cannot be written.
@@ -192,10 +179,10 @@ impl Streams {
         Ok(std::fs::write(&note, text).map_err(IoError::at("write", &note))?)
     }
 
-    /// What was noted with the images; nothing when another shim made them.
+    /// Reads the note in the folder of the images; empty when another shim made the images.
     ///
     /// # Errors
-    /// `Io` when the note is there and cannot be read.
+    /// `Io` when the note exists and cannot be read or decoded.
     pub fn load(image: &Path) -> Result<Self> {
         let note = image.join(NOTE);
         match std::fs::read(&note) {
@@ -211,13 +198,13 @@ impl Streams {
     pub fn when_saved(&self) -> String {
         let mut config = String::new();
         for place in [self.stdout, self.stderr].into_iter().flatten() {
-            // Writing to a String does not fail.
+            // Writing to a string does not fail.
             let _ = writeln!(config, "external {}", place.key());
         }
         config
     }
 
-    /// criu's configuration for a restore. Its standard streams are the container's new ones.
+    /// criu's configuration for a restore. criu's own standard streams are the container's new streams.
     pub fn when_restored(&self) -> String {
         let mut config = String::new();
         for (number, place) in [(1, self.stdout), (2, self.stderr)] {
@@ -229,20 +216,20 @@ impl Streams {
     }
 }
 
-/// Where criu works and logs.
+/// The folder of criu's logs and work files, and criu's configuration file.
 #[derive(Debug)]
 pub struct Work {
     folder: PathBuf,
-    /// Ours to remove.
+    /// The shim made the folder, and removes the folder.
     own: bool,
     config: PathBuf,
 }
 
 impl Work {
-    /// `wanted`, or a new folder in `bundle`; `config` is written there for criu.
+    /// The folder `wanted`, else a new folder in `bundle`; the configuration file in `bundle` has the text `config`.
     ///
     /// # Errors
-    /// `Io` when it cannot be made.
+    /// `Io` when the folder or the file cannot be made.
     pub fn new(bundle: &Path, wanted: Option<&Path>, config: &str) -> Result<Self> {
         let own = bundle.join("criu-work");
         let folder = wanted.map_or_else(|| own.clone(), Path::to_owned);
@@ -252,7 +239,7 @@ impl Work {
             config: bundle.join("criu.conf"),
             folder,
         };
-        // The operator's own comes first.
+        // The operator's own configuration comes first.
         let mut text = match std::env::var_os(CONFIG_VARIABLE) {
             Some(path) => std::fs::read_to_string(&path)
                 .map_err(IoError::at("read (CRIU_CONFIG_FILE)", &path))?,
@@ -274,8 +261,8 @@ impl Work {
         &self.config
     }
 
-    /// Why runc's call of criu failed: that criu cannot work here at all, or what criu wrote into `log`, which is kept in
-    /// the bundle.
+    /// Adds to runc's error why criu failed: criu cannot work on this node at all, or the errors in criu's `log`. The log
+    /// is kept in the bundle.
     pub async fn explain(&self, failed: Error, log: &str, exits: &Arc<Exits>) -> Error {
         let Error::Runc {
             command,
@@ -309,7 +296,7 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // What stays goes with the bundle.
+        // A leftover goes with the bundle.
         let _ = std::fs::remove_file(&self.config);
         if self.own {
             let _ = std::fs::remove_dir_all(&self.folder);
@@ -317,7 +304,7 @@ impl Drop for Work {
     }
 }
 
-/// Why criu works for nobody here; none when `criu check` is content.
+/// Why criu cannot work on this node; none when `criu check` succeeds.
 async fn unusable(folder: &Path, exits: &Arc<Exits>) -> Option<String> {
     let log = folder.join("check.log");
     let mut command = Command::new("criu");
@@ -343,7 +330,7 @@ async fn unusable(folder: &Path, exits: &Arc<Exits>) -> Option<String> {
     })
 }
 
-/// criu's first errors in a log of its.
+/// The first errors in criu's log.
 fn errors(log: &Path) -> String {
     let text = match std::fs::read(log) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -365,46 +352,6 @@ fn errors(log: &Path) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::containerd::convert::any;
-
-    fn options() -> CheckpointOptions {
-        CheckpointOptions {
-            exit: true,
-            open_tcp: true,
-            file_locks: true,
-            empty_namespaces: vec!["network".into()],
-            cgroups_mode: "full".into(),
-            work_path: "/w".into(),
-            ..CheckpointOptions::default()
-        }
-    }
-
-    #[test]
-    fn options_become_flags() {
-        let plain = Checkpoint::new("/i", None).unwrap();
-        assert_eq!(plain.flags(), ["--image-path", "/i", "--leave-running"]);
-        assert_eq!(plain.work(), None);
-        let wanted = any("containerd.runc.v1.CheckpointOptions", &options());
-        let wanted = Checkpoint::new("/i", Some(&wanted)).unwrap();
-        let flags = "--image-path /i --tcp-established --file-locks --empty-ns network --manage-cgroups-mode full";
-        assert_eq!(wanted.flags(), flags.split(' ').collect::<Vec<_>>());
-        assert_eq!(wanted.work(), Some(Path::new("/w")));
-    }
-
-    #[test]
-    fn the_old_message_has_two_fields_the_other_way_round() {
-        let old = any("containerd.linux.runc.CheckpointOptions", &options());
-        assert_eq!(Checkpoint::new("/i", Some(&old)).unwrap().work(), None);
-    }
-
-    #[test]
-    fn other_options_are_refused() {
-        let other = any("containerd.runc.v1.Options", &options());
-        for (path, any) in [("", None), ("/i", Some(&other))] {
-            let error = Checkpoint::new(path, any).unwrap_err();
-            assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-        }
-    }
 
     #[test]
     fn files_are_streams_that_criu_is_told_of() {
