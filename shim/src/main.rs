@@ -1,4 +1,4 @@
-//! The binary `containerd-shim-pause-v2`: reads the command line, runs it, and says why it failed.
+//! The binary `containerd-shim-pause-v2`: runs the command line, and prints the error.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match cli::run(std::env::args_os().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The one place where a person or containerd reads why.
+            // A person or containerd reads the error from here; nobody is left to tell when stderr is closed.
             let _ = writeln!(std::io::stderr(), "containerd-shim-pause-v2: {error}");
             ExitCode::FAILURE
         }

@@ -1,8 +1,8 @@
 //! `delete`: takes down what a shim that no longer answers has left.
 //!
-//! containerd runs it for each container whose shim it cannot reach, with the bundle as the working directory, and reads
-//! a `DeleteResponse` from standard output. For the pod's first bundle that means the whole pod: containers that joined
-//! the shim directly get no `delete` of their own.
+//! containerd runs `delete` for each container whose shim is out of reach, with the bundle as the working directory, and
+//! reads a `DeleteResponse` from standard output. `delete` of the pod's first bundle takes down the whole pod: containers
+//! that joined the shim directly get no `delete` of their own.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,9 @@ use std::time::SystemTime;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::socket;
 use crate::containerd::convert::{timestamp, wire_pid};
 use crate::error::{IoError, Result, first_failure};
 use crate::kernel::exits::Exits;
@@ -27,13 +28,13 @@ const DYING: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Takes down container `id` of `bundle`, and the pod that `bundle` is the first of. Returns the bytes for containerd.
+/// Takes down container `id` of `bundle`, and the pod whose first bundle is `bundle`. Returns the bytes for containerd.
 ///
-/// containerd also runs this after an ordinary deletion, when it lets go of the connection. Then the shim has said so in
-/// the bundle, and a shim that is there ends by itself, or serves others.
+/// containerd also runs `delete` after an ordinary deletion, when containerd closes the connection. Then the shim has
+/// noted the deletion in the bundle, and a living shim ends by itself, or serves other containers.
 ///
 /// # Errors
-/// The first failure; everything else is taken down all the same.
+/// The first failure; the teardown goes on after a failure.
 pub fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
     let shim = find_shim(bundle)?;
     if shim.is_none() || !bundle::is_deleted(bundle) {
@@ -67,7 +68,7 @@ fn take_down_pod(id: &str, bundle: &Path, shim: Option<Shim>) -> Result<()> {
             }
             Err(error) => steps.push(Err(error)),
         }
-        // A record is written before anything is made, so without a record there is nothing.
+        // The shim writes the record before it makes anything: without a record nothing has been made.
         if let Some(record) = Record::load(bundle).transpose() {
             steps.push(take_down_member(id, record, bundle, &exits).await);
         }
@@ -76,7 +77,8 @@ fn take_down_pod(id: &str, bundle: &Path, shim: Option<Shim>) -> Result<()> {
     first_failure([ended, taken_down, remove_socket(bundle)])
 }
 
-/// Takes down one container or the sandbox. runc writes the log into the pod's `first` bundle: the container's own may be gone.
+/// Takes down one container or the sandbox. runc's log goes into the pod's `first` bundle: the container's own bundle may
+/// be gone.
 async fn take_down_member(
     id: &str,
     record: Result<Record>,
@@ -99,31 +101,28 @@ async fn take_down_member(
     teardown::take_down(remains, Why::ShimDied).await
 }
 
-/// The shim that was started in a bundle, alive or dying.
+/// The shim that `start` made in a bundle.
 struct Shim {
     pidfd: OwnedFd,
+    /// The shim has received its SIGKILL already.
     dying: bool,
 }
 
-/// Finds the shim of `bundle`: only a process that is this program, in this bundle. The number may be another's by now.
+/// Finds the shim of `bundle`. Checks the program and its working directory: another process may have the pid by now.
 fn find_shim(bundle: &Path) -> Result<Option<Shim>> {
-    let Some(pid) = std::fs::read_to_string(bundle.join("shim.pid"))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .and_then(Pid::from_raw)
-    else {
+    let Ok(pid) = runc::read_pid(&bundle.join("shim.pid")) else {
         return Ok(None);
     };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
         return Ok(None);
     };
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    // Read after the pidfd is open, so they are of the process that a signal would go to.
+    // Race-free: the pidfd is open, so /proc/PID now describes the process that the pidfd signals.
     let comm = std::fs::read_to_string(proc.join("comm")).unwrap_or_default();
     if !comm.starts_with("containerd-shim") {
         return Ok(None);
     }
-    // The link has no symbolic links in it.
+    // The kernel's link `cwd` is free of symbolic links.
     let bundle = std::fs::canonicalize(bundle).map_err(IoError::at("find", bundle))?;
     Ok(match std::fs::read_link(proc.join("cwd")) {
         Ok(here) if here == bundle => Some(Shim {
@@ -131,13 +130,13 @@ fn find_shim(bundle: &Path) -> Result<Option<Shim>> {
             dying: false,
         }),
         Ok(_) => None,
-        // Its connections may be closed already, and its listening socket not yet.
+        // The kernel has taken the working directory of a dying process, but its listening socket may still be open.
         Err(_) => Some(Shim { pidfd, dying: true }),
     })
 }
 
 impl Shim {
-    /// Ends a shim that does not answer, for its holder thread keeps the pod's namespaces; waits until it is gone.
+    /// Kills a shim that does not answer, because its holder thread keeps the pod's namespaces. Waits for the exit.
     fn end(self, bundle: &Path) -> Result<()> {
         if !self.dying {
             match pidfd_send_signal(&self.pidfd, Signal::KILL) {
@@ -145,7 +144,7 @@ impl Shim {
                 Err(error) => return Err(IoError::at("end the shim of", bundle)(error).into()),
             }
         }
-        // A pidfd is readable once the process has ended (pidfd_open(2)); what it held is free only then.
+        // A pidfd becomes readable when the process has ended (pidfd_open(2)); its resources are free only then.
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         match poll(&mut fds, Some(&DYING)) {
             Ok(0) => {
@@ -157,19 +156,10 @@ impl Shim {
     }
 }
 
-/// The socket that `start` made for this bundle. One that another shim answers at stays.
+/// Removes the socket that `start` noted in `bundle`. A socket that another shim listens at stays.
 fn remove_socket(bundle: &Path) -> Result<()> {
     let Ok(address) = std::fs::read_to_string(bundle.join("address")) else {
         return Ok(());
     };
-    let socket = Path::new(address.trim().trim_start_matches("unix://"));
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        return Ok(());
-    }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(IoError::at("remove", socket)(error).into())
-        }
-        _ => Ok(()),
-    }
+    socket::remove_stale(Path::new(address.trim().trim_start_matches("unix://")))
 }

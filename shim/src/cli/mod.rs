@@ -1,23 +1,25 @@
 //! The command line: what containerd executes.
 //!
 //! ```text
-//!                    ┌ start  ─▶ start    makes or finds the pod's server, answers where it listens
+//!                    ┌ start  ─▶ start    makes or finds the pod's server (`socket`, `launch`), answers its address
 //!  containerd ─exec──┼ delete ─▶ delete   takes down what a dead server has left
-//!                    ├ -v, -info ▶ info   says who this is
+//!                    ├ -v, -info ▶ info   names this program and its runc's features
 //!                    └ (none) ──▶ serve   the server, see `containerd`
 //! ```
 
 pub mod args;
 pub mod delete;
 pub mod info;
+mod launch;
+mod socket;
 pub mod start;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Read, Write};
 
 use log::LevelFilter;
 
-use self::args::{Action, Args};
+use self::args::Action;
 use self::start::Start;
 use crate::containerd::logging;
 use crate::containerd::server::{self, Settings};
@@ -26,42 +28,73 @@ use crate::error::{IoError, Result};
 /// Does what the arguments after the program's name ask for.
 ///
 /// # Errors
-/// `InvalidArgument` for a command line that cannot be understood, and what the command says.
+/// `InvalidArgument` for a command line that cannot be understood, and the errors of the command.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
-    let args = Args::parse(arguments)?;
-    match args.action {
+    match Action::parse(arguments)? {
         Action::Version => print(info::version().as_bytes()),
-        Action::Info => print(&info::runtime_info(&start::read_input()?)?),
-        Action::Start => {
+        Action::Info => print(&info::runtime_info(&read_input()?)?),
+        Action::Start {
+            namespace,
+            id,
+            address,
+            bundle,
+            debug,
+        } => {
             let start = Start {
-                bundle: args.bundle()?,
-                namespace: args.namespace,
-                id: args.id,
-                address: args.address,
-                debug: args.debug,
+                namespace,
+                id,
+                address,
+                debug,
+                bundle,
                 knows_versions: std::env::var_os("MAX_SHIM_VERSION").is_some(),
-                input: start::read_input()?,
+                input: read_input()?,
             };
             print(&start::start(&start)?)
         }
-        Action::Delete => print(&delete::delete(&args.id, &args.bundle()?)?),
-        Action::Serve => serve(args),
+        Action::Delete { id, bundle } => print(&delete::delete(&id, &bundle)?),
+        Action::Serve {
+            namespace,
+            id,
+            address,
+            socket,
+            debug,
+        } => {
+            let level = if debug {
+                LevelFilter::Debug
+            } else {
+                LevelFilter::Info
+            };
+            logging::start(level, &id, &namespace);
+            let settings = Settings {
+                events: events_address(&address),
+                namespace,
+                socket,
+            };
+            server::serve(settings).inspect_err(|error| log::error!("{error}"))
+        }
     }
 }
 
-fn serve(args: Args) -> Result<()> {
-    let level = if args.debug {
-        LevelFilter::Debug
-    } else {
-        LevelFilter::Info
-    };
-    logging::start(level, &args.id, &args.namespace);
-    let settings = Settings {
-        events: args.events_address(),
-        namespace: args.namespace,
-        socket: args.socket,
-    };
-    server::serve(settings).inspect_err(|error| log::error!("{error}"))
+/// The path of containerd's ttrpc socket, for events.
+fn events_address(address: &str) -> String {
+    std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .filter(|address| !address.is_empty())
+        .unwrap_or_else(|| format!("{address}.ttrpc"))
+}
+
+/// Reads standard input to its end; a terminal counts as empty, so that a person need not end the input.
+fn read_input() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(input);
+    }
+    stdin
+        .lock()
+        .read_to_end(&mut input)
+        .map_err(IoError::at("read", "standard input"))?;
+    Ok(input)
 }
 
 fn print(answer: &[u8]) -> Result<()> {

@@ -262,15 +262,7 @@ impl Runc {
         // The process may end before its pid is read.
         let _expected = self.exits.expect();
         self.run(call).await?;
-        let text =
-            std::fs::read_to_string(pid_file).map_err(IoError::at("read pid file", pid_file))?;
-        let pid = text
-            .trim()
-            .parse()
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or(Error::Internal("runc wrote no pid into its pid file"))?;
-        Ok(self.exits.claim(pid))
+        Ok(self.exits.claim(read_pid(pid_file)?))
     }
 
     fn call(&self, name: &'static str) -> Call {
@@ -312,8 +304,17 @@ impl Runc {
 
 /// The pid of the init, as runc has written it into `bundle`; none when it has not.
 pub fn init_pid(bundle: &Path) -> Option<Pid> {
-    let text = std::fs::read_to_string(bundle.join(INIT_PID)).ok()?;
-    Pid::from_raw(text.trim().parse().ok()?)
+    read_pid(&bundle.join(INIT_PID)).ok()
+}
+
+/// Reads a pid file: one decimal number.
+///
+/// # Errors
+/// `Io` when the file cannot be read, `Internal` when the content is no pid.
+pub fn read_pid(file: &Path) -> Result<Pid> {
+    let text = std::fs::read_to_string(file).map_err(IoError::at("read pid file", file))?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    pid.ok_or(Error::Internal("runc wrote no pid into its pid file"))
 }
 
 /// Readies the kernel for runc's move of a process into a cgroup. Nobody waits: runc goes on as without.
