@@ -1,12 +1,14 @@
-//! The shim's log: lines as containerd's own, into the bundle's `log` FIFO, which containerd copies into its log.
+//! The shim's log: lines in the format of containerd's log. stderr is the bundle's `log` FIFO, which containerd copies
+//! into its own log.
 //!
-//! A line is dropped rather than waited for: while containerd is away nobody empties the FIFO, and a shim that waits to
-//! log serves no pod.
+//! The logger drops a line rather than wait: during a restart of containerd nobody empties the FIFO, and a waiting shim
+//! serves no pod.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use humantime::format_rfc3339_millis;
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Logger {
@@ -14,7 +16,7 @@ struct Logger {
     namespace: String,
 }
 
-/// Logs to stderr from now on.
+/// Logs to stderr from now on. `id` and `namespace` stand in each line. A second call changes nothing.
 pub fn start(level: LevelFilter, id: &str, namespace: &str) {
     let logger = Logger {
         id: id.to_owned(),
@@ -27,7 +29,7 @@ pub fn start(level: LevelFilter, id: &str, namespace: &str) {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        // The ttrpc library logs each connection that ends.
+        // Other crates only warn: the ttrpc library logs the end of each connection.
         metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
             || metadata.level() <= log::Level::Warn
     }
@@ -45,50 +47,26 @@ impl Log for Logger {
                 ("namespace", self.namespace.as_str()),
             ],
         );
-        // Full, or nobody there: see above.
+        // Fails when the FIFO is full, or without a reader.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}
 }
 
-/// One line in logrus' text format.
+/// One line in logrus' text format. The time is in UTC, with milliseconds (RFC 3339).
 fn line(at: SystemTime, level: &str, message: &str, fields: &[(&str, &str)]) -> String {
     let level = if level == "warn" { "warning" } else { level };
-    let mut line = format!("time=\"{}\" level={level} msg={message:?}", rfc3339(at));
+    // humantime panics before 1970.
+    let at = format_rfc3339_millis(at.max(UNIX_EPOCH));
+    let mut line = String::new();
+    // Fails only after the year 9999.
+    let _ = write!(line, "time=\"{at}\" level={level} msg={message:?}");
     for (key, value) in fields {
-        // Writing to a string does not fail.
         let _ = write!(line, " {key}={value:?}");
     }
     line.push('\n');
     line
-}
-
-/// UTC, with milliseconds. The calendar is the proleptic Gregorian one, counted from 1 March of year 0, so that leap
-/// days come last.
-fn rfc3339(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
 }
 
 #[cfg(test)]
@@ -98,12 +76,26 @@ mod tests {
 
     #[test]
     fn times_are_utc() {
-        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+        let at = |seconds| {
+            let at = UNIX_EPOCH + Duration::from_secs(seconds);
+            let line = line(at, "info", "", &[]);
+            line.split('"').nth(1).unwrap_or_default().to_owned()
+        };
         assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(at(951_782_399), "2000-02-28T23:59:59.000Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000Z");
         assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59.000Z");
         assert_eq!(at(1_795_219_200), "2026-11-21T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_clock_before_1970_does_not_end_the_shim() {
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        let line = line(before, "info", "x", &[]);
+        assert!(
+            line.starts_with("time=\"1970-01-01T00:00:00.000Z\""),
+            "{line}"
+        );
     }
 
     #[test]
