@@ -12,7 +12,11 @@ impl PodConfig {
     ///
     /// # Errors
     /// `InvalidArgument` for a user namespace of a mode that CRI does not define there.
-    pub fn sandbox(&self, network: &Path, holder: pause::HolderChoice) -> Result<pause::SandboxConfig> {
+    pub fn sandbox(
+        &self,
+        network: &Path,
+        holder: pause::HolderChoice,
+    ) -> Result<pause::SandboxConfig> {
         let options = self.namespaces();
         let own_network = options.network != Mode::Node;
         let net = match (own_network, network.as_os_str().is_empty()) {

@@ -15,7 +15,7 @@ impl PodConfig {
         &self,
         id: &str,
         more_annotations: &BTreeMap<String, String>,
-        paths: &BTreeMap<pause::Kind, PathBuf>,
+        paths: &BTreeMap<pause::NamespaceKind, PathBuf>,
         files: &[Bind],
     ) -> Value {
         let mounts = files.iter().map(|file| {
@@ -42,7 +42,7 @@ impl PodConfig {
         })
     }
 
-    fn spec_linux(&self, id: &str, paths: &BTreeMap<pause::Kind, PathBuf>) -> Value {
+    fn spec_linux(&self, id: &str, paths: &BTreeMap<pause::NamespaceKind, PathBuf>) -> Value {
         let options = self.namespaces();
         let mut linux = json!({
             "namespaces": self.spec_namespaces(paths),
@@ -52,7 +52,7 @@ impl PodConfig {
             linux["cgroupsPath"] = path.into();
         }
         if let Some(user) = &options.userns_options
-            && paths.contains_key(&pause::Kind::User)
+            && paths.contains_key(&pause::NamespaceKind::User)
         {
             linux["uidMappings"] = mappings(&user.uids);
             linux["gidMappings"] = mappings(&user.gids);
@@ -60,18 +60,19 @@ impl PodConfig {
         linux
     }
 
-    fn spec_namespaces(&self, paths: &BTreeMap<pause::Kind, PathBuf>) -> Vec<Value> {
+    fn spec_namespaces(&self, paths: &BTreeMap<pause::NamespaceKind, PathBuf>) -> Vec<Value> {
         let mut namespaces = vec![json!({ "type": "mount" })];
-        for kind in pause::Kind::ALL {
+        for kind in pause::NamespaceKind::ALL {
             let name = match kind {
-                pause::Kind::Net => "network",
-                pause::Kind::Ipc | pause::Kind::Uts | pause::Kind::Pid | pause::Kind::User => {
-                    kind.file()
-                }
+                pause::NamespaceKind::Net => "network",
+                pause::NamespaceKind::Ipc
+                | pause::NamespaceKind::Uts
+                | pause::NamespaceKind::Pid
+                | pause::NamespaceKind::User => kind.file(),
             };
             match paths.get(&kind) {
                 Some(path) => namespaces.push(json!({ "type": name, "path": path })),
-                None if kind == pause::Kind::Pid && !self.node_processes() => {
+                None if kind == pause::NamespaceKind::Pid && !self.node_processes() => {
                     namespaces.push(json!({ "type": name }));
                 }
                 None => {}
