@@ -20,10 +20,12 @@ impl Hold {
     pub fn install(daemon: &Daemon) -> Self {
         let folder = daemon.directory().join("hold");
         fs::create_dir(&folder).unwrap();
+        // Other commands are never held: containerd 2.1 runs `runc features` at its start.
         // Without a hold after the work, the script becomes runc (`exec`): a kill of the script kills runc.
         let script = format!(
             "#!/bin/sh\n\
              for word; do case $word in create|start|exec|delete|update|pause|resume|kill) call=$word; break;; esac; done\n\
+             [ \"$call\" ] || exec {runc} \"$@\"\n\
              held() {{\n\
              [ -e {folder}/$1 ] || return 0\n\
              echo > {folder}/$1-held\n\
