@@ -12,7 +12,7 @@ use shim_tests::cri::Failure;
 use shim_tests::cri_calls::{self, Calls};
 use shim_tests::daemon::{Handler, Network};
 use shim_tests::image::{self, PauseImage};
-use shim_tests::until::{so, within};
+use shim_tests::until::{ok_if, within};
 use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, footprint, lab, proc, screen};
 
 use crate::columns::Shim;
@@ -147,7 +147,7 @@ impl Node {
     pub(crate) fn settle(&self) -> Result<(), Failure> {
         within(Duration::from_secs(10), || {
             let left = self.daemon.processes();
-            so(left.is_empty(), || {
+            ok_if(left.is_empty(), || {
                 let left: Vec<_> = left.iter().map(proc::Process::describe).collect();
                 format!("still there: {}", left.join("; "))
             })
@@ -182,7 +182,7 @@ impl Node {
         self.accounting.end();
         let left = within(Duration::from_secs(5), || {
             let left = self.daemon.left();
-            so(left.is_empty(), || left.join("\n"))
+            ok_if(left.is_empty(), || left.join("\n"))
         });
         match left {
             Ok(()) => self.daemon.end(),
@@ -273,7 +273,7 @@ fn timed<T>(times: &mut Vec<Times>, call: impl FnOnce() -> T) -> T {
 /// Waits until the app has its trap: it starts its child after that.
 fn trapped(app: i32) -> Result<(), Failure> {
     within(Duration::from_secs(5), || {
-        so(!proc::children(app).is_empty(), || {
+        ok_if(!proc::children(app).is_empty(), || {
             "the app does not come so far".to_owned()
         })
     })

@@ -39,6 +39,3 @@ pub fn within<T>(
 pub fn ok_if(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise()) }
 }
-
-// The old name, as tests/bench uses it.
-pub use self::ok_if as so;
