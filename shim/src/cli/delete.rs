@@ -104,7 +104,7 @@ async fn take_down_member(
 /// The shim that `start` made in a bundle.
 struct Shim {
     pidfd: OwnedFd,
-    /// The shim has received its SIGKILL already.
+    /// The process is exiting already: its working directory is gone.
     dying: bool,
 }
 
