@@ -341,6 +341,9 @@ fn function_name(line: &str) -> Option<&str> {
     begins.then(|| ident(after))
 }
 
+/// The page with the table "I want to change …".
+const CHANGING: &str = "docs/changing.md";
+
 #[test]
 fn the_readme_names_files_that_exist_and_every_module_of_the_shim() -> Result {
     let readme = fs::read_to_string(root().join("README.md"))?;
