@@ -25,9 +25,7 @@ fn main() -> ExitCode {
             );
             println!("import it on a node with:  ctr -n k8s.io images import {file}");
             println!("and in kind with:          kind load image-archive {file}");
-            println!(
-                "then name it in containerd's configuration (docs/pause-image.md): {name}"
-            );
+            println!("then name it in containerd's configuration (docs/pause-image.md): {name}");
             ExitCode::SUCCESS
         }
         Err(error) => {
