@@ -1,11 +1,13 @@
 //! Streams that the shim copies between a pipe and a FIFO or a file: the input of every process, the output of an exec,
 //! and all output into a file.
 //!
-//! A process does not get a file of the node itself: it could read back, cut or change what stands there.
+//! A process gets no descriptor of a file on the node: with a descriptor, the process could read back, truncate or
+//! change the content.
 //!
-//! An exec's process may leave others behind in the container that keep its output open. containerd then deletes the exec
-//! and waits for the end of its FIFOs, so nobody but the shim may have them open. (A container's init takes all its
-//! processes with it, and writes its FIFOs itself.)
+//! An exec's process may leave other processes behind in the container that keep the exec's output open. containerd
+//! then deletes the exec and waits for the end of the exec's FIFOs. So the shim copies an exec's output: on the
+//! container's side, nobody but the shim may have these FIFOs open. (When a container's init ends, all processes of the
+//! container end, so an init writes its FIFOs itself.)
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -31,10 +33,12 @@ const BUFFER: usize = 16 * 1024;
 
 /// Input: a pipe to the process, filled from a FIFO.
 ///
-/// Output needs no copy, but input does: its end comes from two sides, and the order matters. The shim holds the FIFO
-/// open for writing until CloseIO, so that the process does not see its end when containerd goes away; and it opens the
-/// FIFO only when the process starts, because some clients read their own input to its end before they are ready to
-/// say so with CloseIO.
+/// An init's output needs no copy, but input does: two sides end the input, and the order matters.
+///
+/// - The shim holds the FIFO open for writing until CloseIO. So the process sees no end of its input when containerd
+///   goes away.
+/// - The shim opens the FIFO only when the process starts. Some clients read their own input to its end before they are
+///   ready to say so with CloseIO.
 #[derive(Debug)]
 pub(super) struct Input {
     path: PathBuf,
@@ -47,7 +51,7 @@ pub(super) struct Input {
 enum InputState {
     /// The process has not started.
     Waiting(OwnedFd),
-    /// It may read. The writer is held, not written to.
+    /// The process has started. `writer` only holds the FIFO open; nothing is written to it.
     Open {
         copying: JoinHandle<()>,
         writer: Option<File>,
@@ -55,7 +59,7 @@ enum InputState {
 }
 
 impl Input {
-    /// A pipe for the process, to be filled from the FIFO at `path`.
+    /// A pipe for the process, to fill from the FIFO at `path`. Returns the process's end of the pipe, too.
     pub(super) fn new(path: &Path) -> Result<(Self, OwnedFd)> {
         std::fs::metadata(path).map_err(io_error("open stream", path))?;
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
@@ -68,7 +72,7 @@ impl Input {
         Ok((input, reader))
     }
 
-    /// The process starts: its input flows.
+    /// The process starts: opens the FIFO and begins to copy.
     pub(super) fn start(&mut self) -> Result<()> {
         let InputState::Waiting(pipe) = &self.state else {
             return Ok(());
@@ -85,7 +89,7 @@ impl Input {
         Ok(())
     }
 
-    /// CloseIO: the process sees the end when containerd has closed its side, too.
+    /// CloseIO: the process sees the end of its input when containerd, too, has closed the FIFO.
     pub(super) fn close(&mut self) {
         self.closed = true;
         if let InputState::Open { writer, .. } = &mut self.state {
@@ -107,11 +111,11 @@ impl Drop for Input {
 pub(super) struct Copied {
     copying: JoinHandle<()>,
     drain: oneshot::Sender<()>,
-    /// None for a file.
+    /// The hold on the FIFO; none for a file.
     held: Option<fifo::Output>,
 }
 
-/// Opens a file to append to; makes it, and its folder.
+/// Opens a file to append to. Makes the file, and its folder, where missing.
 pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
     if let Some(folder) = path.parent() {
         let mut builder = DirBuilder::new();
@@ -124,13 +128,13 @@ pub(super) fn open_file(path: &Path) -> Result<Arc<File>> {
     open_with(path, OpenOptions::new().create(true).mode(0o644))
 }
 
-/// Opens a file to append to, which must be there.
+/// Opens an existing file to append to.
 pub(super) fn open_there(path: &Path) -> Result<Arc<File>> {
     open_with(path, &mut OpenOptions::new())
 }
 
 fn open_with(path: &Path, options: &mut OpenOptions) -> Result<Arc<File>> {
-    // Not to wait at something that is no plain file.
+    // Nonblocking, because the open of something else than a plain file may wait.
     let options = options.append(true).custom_flags(fifo::NONBLOCK);
     let file = options.open(path).map_err(io_error("open stream", path))?;
     Ok(Arc::new(file))
@@ -146,12 +150,12 @@ enum Sink {
 struct Lines {
     file: Arc<File>,
     path: PathBuf,
-    /// The last write failed, and it has been said.
+    /// The last write failed, and the log says so.
     failing: bool,
 }
 
 impl Copied {
-    /// A pipe for the process, copied into the FIFO at `path`.
+    /// A pipe for the process, copied into the FIFO at `path`. Returns the process's end of the pipe, too.
     pub(super) fn into_fifo(path: &Path) -> Result<(Self, OwnedFd)> {
         let held = fifo::hold(path)?;
         let to = held
@@ -161,7 +165,7 @@ impl Copied {
         Self::new(path, Sink::Fifo(to), Some(held))
     }
 
-    /// A pipe for the process, copied into the open file at `path`.
+    /// A pipe for the process, copied into the open file at `path`. Returns the process's end of the pipe, too.
     pub(super) fn into_file(path: &Path, file: &Arc<File>) -> Result<(Self, OwnedFd)> {
         let lines = Lines {
             file: file.clone(),
@@ -184,7 +188,8 @@ impl Copied {
         Ok((copied, writer))
     }
 
-    /// The process has ended. Copies on until the other end is closed or the drain is asked for, then lets go.
+    /// The process has ended. Copies on until all writers have closed the pipe, or until the drain is done; then lets
+    /// the stream go.
     pub(super) fn close(self) -> Closing {
         let Self {
             copying,
@@ -194,11 +199,11 @@ impl Copied {
         match held {
             None => Closing::File(copying, drain),
             Some(held) => {
-                // Goes with the release, when that is given up: where nobody reads, it would wait for ever.
+                // The copy ends when the release is cancelled: without a reader, the copy would wait for ever.
                 let guard = AbortOnDrop(copying.abort_handle());
                 let released = async move {
                     let _guard = guard;
-                    // It does not panic.
+                    // No error to handle: the copy does not panic.
                     let _ = copying.await;
                     held.release().await;
                 };
@@ -217,7 +222,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl Sink {
-    /// As [`write`]. A file takes all: a full disk must not end the process.
+    /// As [`write`], but a failed write into a file is no end: a full disk must not end the process.
     async fn write(&mut self, read: std::io::Result<&[u8]>) -> bool {
         match self {
             Self::Fifo(fifo) => write(fifo, read).await,
@@ -235,7 +240,7 @@ impl Sink {
 impl Lines {
     async fn append(&mut self, bytes: Vec<u8>) {
         let file = self.file.clone();
-        // A disk may be slow.
+        // On a worker thread, because a disk may be slow.
         let path = self.path.clone();
         let written = blocking::run_anyway(move || {
             (&*file).write_all(&bytes).map_err(io_error("write", &path))
@@ -251,7 +256,7 @@ impl Lines {
     }
 }
 
-/// As [`copy`], but after `drain` only what is there already.
+/// As [`copy`], but once `drain` is received, copies only what the pipe holds already.
 async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::Receiver<()>) {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -259,7 +264,7 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
             read = from.read(&mut buffer) => read,
             drained = &mut drain => match drained {
                 Ok(()) => break,
-                // The sender went with the process, which never came to be.
+                // The sender is dropped without a message: the process was never made.
                 Err(_) => return,
             },
         };
@@ -278,7 +283,7 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
         }
     }
     loop {
-        // The kernel is asked, not the runtime: that may not have heard yet of what was written just before.
+        // Asks the kernel, not tokio: tokio may not know yet of a write that has just been made.
         match rustix::io::read(&from, &mut buffer) {
             Err(Errno::AGAIN) => return,
             Err(Errno::INTR) => {}
@@ -292,7 +297,7 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
     }
 }
 
-/// Copies until the source ends, or the other side is closed. A pty master ends with EIO when its last slave is closed.
+/// Copies until the source ends, or the other side is closed. A pty master ends with EIO when the last slave is closed.
 pub(super) async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender) {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -303,7 +308,7 @@ pub(super) async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender) {
     }
 }
 
-/// Hands on what was read. False at the end of either side.
+/// Writes the bytes that were read. False at the end of either side.
 async fn write(to: &mut pipe::Sender, read: std::io::Result<&[u8]>) -> bool {
     let Some(bytes) = checked(read) else {
         return false;
@@ -318,7 +323,7 @@ async fn write(to: &mut pipe::Sender, read: std::io::Result<&[u8]>) -> bool {
     }
 }
 
-/// What was read; none at the end.
+/// The bytes that were read; none at the end of the source.
 fn checked(read: std::io::Result<&[u8]>) -> Option<&[u8]> {
     match read {
         Ok([]) => None,
@@ -338,7 +343,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes through a pipe that is copied into `path`, and waits until all of it is copied.
+    /// Writes `text` through a pipe that is copied into `path`, and waits for the end of the copy.
     async fn copy_all(path: &Path, file: &Arc<File>, text: &str) {
         let (copied, writer) = Copied::into_file(path, file).unwrap();
         let mut writer = pipe::Sender::from_owned_fd(writer).unwrap();

@@ -1,18 +1,18 @@
-//! Output FIFOs: the shim holds them open, and the process (or a copy, see `copied.rs`) writes them.
+//! Output FIFOs: the shim holds a FIFO open, and the process (or a copy, see `copied.rs`) writes into the FIFO.
 //!
-//! A FIFO forgets its content when nobody has it open, and a writer without a reader is killed. So the shim holds each
-//! output open for reading and writing while the process lives: containerd may be away, and the process just waits when
-//! the FIFO is full. When the process has ended the hold must go, because containerd waits for the end of the stream; but
-//! it goes only once somebody reads, or nothing is left to read:
+//! A FIFO loses its content when nobody has the FIFO open, and SIGPIPE kills a writer without a reader. So the shim
+//! holds each output FIFO open for reading and writing while the process lives: containerd may be away, and a process
+//! that finds the FIFO full just waits. After the end of the process the shim must let the FIFO go, because containerd
+//! waits for the end of the stream. But the shim lets go only once somebody reads, or once nothing is left to read:
 //!
 //! ```text
 //!  process lives        ──▶ held for reading and writing
 //!  ended, reader there  ──▶ let go
 //!  ended, FIFO empty    ──▶ let go
-//!  ended, else          ──▶ held for writing until somebody opens it (inotify), or the process is deleted
+//!  ended, else          ──▶ held for writing until somebody opens the FIFO (inotify), or the process is deleted
 //! ```
 //!
-//! The exit of a container's init is told when what it wrote has been read, if there is a reader.
+//! The exit of a container's init is published when the init's output has been read, if there is a reader.
 //!
 //! See fifo(7), inotify(7).
 
@@ -34,14 +34,14 @@ use super::io_error;
 use crate::error::Result;
 use crate::kernel::blocking;
 
-/// How long somebody who reads may take to read what a process has left behind. The kernel tells nobody when a pipe runs
-/// empty, so it is looked at this often.
+/// How long the shim waits for a reader to read what a process has left in the FIFO.
 const READING: Duration = Duration::from_secs(2);
+/// How often the shim looks at the FIFO meanwhile: the kernel does not report that a pipe has run empty.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 pub(super) const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
-/// An output FIFO, held open for reading and writing; for writing only when its process has ended.
+/// An output FIFO that the shim holds open: for reading and writing while the process lives, later for writing only.
 #[derive(Debug)]
 pub(super) struct Output {
     held: File,
@@ -49,30 +49,30 @@ pub(super) struct Output {
     reads: bool,
 }
 
-/// What is left in an output FIFO, or on its way there.
+/// Output that waits for its reader in a FIFO, or that a copy has yet to write into the FIFO.
 #[derive(Debug)]
 pub(super) struct Unread {
     fifo: OwnedFd,
     copying: Option<AbortHandle>,
 }
 
-/// Whether `path` is a FIFO. Something else must be there at least.
+/// Whether `path` is a FIFO. An error if nothing is at `path`.
 pub(super) fn is_fifo(path: &Path) -> Result<bool> {
     let found = std::fs::metadata(path).map_err(io_error("open stream", path))?;
     Ok(found.file_type().is_fifo())
 }
 
-/// Opens the FIFO at `path` as output of a process.
+/// Opens the FIFO at `path` as output of a process. Returns the shim's hold, and the stream of the process.
 pub(super) fn output(path: &Path) -> Result<(Output, OwnedFd)> {
     let held = hold(path)?;
     let writer = open(path, OpenOptions::new().write(true))?;
     Ok((held, writer.into()))
 }
 
-/// Opens the FIFO at `path` to read from, and to hold for writing: the end comes when the hold is dropped and all others
-/// that write have closed it.
+/// Opens the FIFO at `path` twice: to read from, and to hold for writing. The reader sees the end when the hold is
+/// dropped and all other writers have closed the FIFO.
 pub(super) fn open_input(path: &Path) -> Result<(pipe::Receiver, File)> {
-    // Open for both first: neither of the other two then waits for a partner.
+    // The first open is for reading and writing, so neither of the other two opens waits for a partner.
     let both = hold(path)?;
     let reader = open(path, OpenOptions::new().read(true).custom_flags(NONBLOCK))?;
     let writer = open(path, OpenOptions::new().write(true))?;
@@ -81,7 +81,7 @@ pub(super) fn open_input(path: &Path) -> Result<(pipe::Receiver, File)> {
     Ok((reader, writer))
 }
 
-/// Opens the FIFO at `path` for reading and writing, and for nothing else.
+/// Opens the FIFO at `path` for reading and writing, with no stream for a process.
 pub(super) fn hold(path: &Path) -> Result<Output> {
     let held = open(
         path,
@@ -107,7 +107,7 @@ impl Output {
         self.held.as_fd().try_clone_to_owned()
     }
 
-    /// What is left in it after the last process that writes it has ended, for who has it open and reads.
+    /// What is left in the FIFO after the last writing process has ended; none if nothing is left, or if nobody reads.
     pub(super) fn unread(&mut self) -> Option<Unread> {
         if left(&self.held) == 0 {
             return None;
@@ -120,7 +120,7 @@ impl Output {
         Some(unread).filter(Unread::is_awaited)
     }
 
-    /// What is left in it, and what `copying`, which holds it for reading, too, is still to write.
+    /// What is left in the FIFO, and what `copying` has yet to write. `copying` holds the FIFO for reading, too.
     pub(super) fn uncopied(&self, copying: AbortHandle) -> Option<Unread> {
         let unread = Unread {
             fifo: self.try_clone().ok()?,
@@ -129,7 +129,7 @@ impl Output {
         Some(unread).filter(Unread::is_awaited)
     }
 
-    /// Lets go once somebody reads or nothing is left, and not before.
+    /// Lets the FIFO go once somebody reads or nothing is left, and not before.
     pub(super) async fn release(self) {
         let path = self.path.clone();
         let released = match self.let_go() {
@@ -142,7 +142,7 @@ impl Output {
         }
     }
 
-    /// Lets go of reading; and of writing, unless something is left and nobody reads: then that is what comes back.
+    /// Lets the FIFO go. If something is left and nobody reads, returns the FIFO instead, still held for writing.
     fn let_go(mut self) -> std::io::Result<Option<File>> {
         if left(&self.held) == 0 {
             return Ok(None);
@@ -151,11 +151,11 @@ impl Output {
         Ok((!has_reader(&self.held)).then_some(self.held))
     }
 
-    /// Holds it for writing only: whoever reads is then somebody else.
+    /// Holds the FIFO for writing only: from then on, a reader is somebody else.
     fn stop_reading(&mut self) -> std::io::Result<()> {
         if self.reads {
-            // The open file, not the name: containerd may have removed the name. It does not wait for a reader: that is
-            // this one.
+            // Opens the open file again, not the name: containerd may have removed the name. The open does not wait for
+            // a reader, because `held` is one.
             self.held = OpenOptions::new().write(true).open(own_path(&self.held))?;
             self.reads = false;
         }
@@ -163,14 +163,14 @@ impl Output {
     }
 }
 
-/// Resolves when nothing is left in these FIFOs, or nobody is there to read it, or after a while.
+/// Resolves when each FIFO is empty or has no reader, after [`READING`] at the latest.
 pub(super) async fn until_read(outputs: Vec<Unread>) {
     let read = async {
         while outputs.iter().any(Unread::is_awaited) {
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
     };
-    // Who is too slow for that has lost nothing yet: the FIFO is let go as ever.
+    // A reader that is too slow for this limit has lost nothing yet: the shim lets the FIFO go as ever.
     let _ = tokio::time::timeout(READING, read).await;
 }
 
@@ -182,9 +182,9 @@ impl Unread {
     }
 }
 
-/// How many bytes are in a FIFO.
+/// The number of bytes in a FIFO.
 fn left(fifo: impl AsFd) -> u64 {
-    // It fails for no FIFO that is open.
+    // FIONREAD does not fail on an open FIFO.
     rustix::io::ioctl_fionread(fifo).unwrap_or(0)
 }
 
@@ -192,7 +192,7 @@ fn own_path(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// A writer without a reader is in error (poll(2), POLLERR).
+/// Whether somebody reads. poll(2) reports POLLERR for a writer without a reader.
 fn has_reader(writer: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&writer, PollFlags::empty())];
     let now = Timespec {
@@ -206,14 +206,14 @@ fn has_reader(writer: impl AsFd) -> bool {
 async fn until_opened(writer: File) -> std::io::Result<()> {
     let opens = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&opens, own_path(&writer), inotify::WatchFlags::OPEN)?;
-    // Readable like a pipe, and read by the same calls.
+    // An inotify descriptor becomes readable like a pipe, and the same calls read from it.
     let mut opens = pipe::Receiver::from_owned_fd_unchecked(opens)?;
     while !has_reader(&writer) {
-        // Which opens there were does not matter, only that there was one.
+        // The content of the events does not matter, only that the FIFO was opened.
         let mut events = [0; 512];
         let _ = opens.read(&mut events).await?;
     }
-    // The kernel takes some 15 ms to close an inotify watch.
+    // On a worker thread, because the kernel takes some 15 ms to close an inotify watch.
     blocking::spawn(move || drop(opens));
     Ok(())
 }
@@ -238,7 +238,7 @@ mod tests {
         path
     }
 
-    /// Runs `echo` with its output in the FIFO, to the end, while nobody reads.
+    /// Runs `echo` to its end, with its output in the FIFO, while nobody reads.
     fn echo(path: &Path) -> Output {
         let (held, stream) = output(path).unwrap();
         let mut echo = Command::new("echo");

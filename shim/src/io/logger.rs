@@ -5,12 +5,12 @@
 //!  process ──stderr──▶ 4 ├ logger ──5──▶ shim: ready
 //!                        └ CONTAINER_ID, CONTAINER_NAMESPACE, and nothing else in its environment
 //!
-//!  runs ──▶ ends by itself (its input ended, or it died): said in the log
+//!  runs ──▶ ends by itself (its input ended, or the logger died): the log says so
 //!    └─ process deleted ──▶ has DRAIN to read to the end ──▶ SIGTERM ──▶ has FLUSH ──▶ SIGKILL
 //! ```
 //!
-//! The logger of an exec that left others in the background does not see the end of its input, so it is asked to end.
-//! It runs beside the shim, in its cgroup, and dies with it.
+//! An exec may leave processes in the background that keep its output open. The logger of such an exec sees no end of
+//! its input, so the shim ends the logger. A logger runs beside the shim, in the shim's cgroup, and dies with the shim.
 
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
@@ -31,14 +31,14 @@ use super::uri::{Program, Readiness};
 use crate::error::{Error, Result};
 use crate::kernel::exits::{Child, Claim, Exited, Exits};
 
-/// How long a logger may take until it is ready.
+/// How long a logger may take to become ready.
 const READY: Duration = Duration::from_secs(10);
-/// How long it may read on when its process has been deleted.
+/// How long a logger may read on after its process has been deleted.
 const DRAIN: Duration = Duration::from_secs(3);
-/// How long it may take to end when it has been asked to.
+/// The grace period between SIGTERM and SIGKILL.
 const FLUSH: Duration = Duration::from_secs(10);
 
-/// Whose output a logger takes; it finds this in its environment.
+/// Whose output a logger takes. The logger finds these values in its environment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source<'a> {
     /// `CONTAINER_ID`: the container's id, or the exec's.
@@ -47,16 +47,16 @@ pub(super) struct Source<'a> {
     pub(super) namespace: &'a str,
 }
 
-/// A running logger. When this is dropped, it is ended.
+/// A running logger. Dropping this value ends the logger.
 #[derive(Debug)]
 pub struct Logger {
     name: String,
-    /// Dropped to begin its end.
+    /// Dropped to begin the end of the logger.
     _end: oneshot::Sender<()>,
     supervisor: JoinHandle<()>,
 }
 
-/// The ends of the pipes that a process writes.
+/// The pipe ends that a process writes into.
 #[derive(Debug)]
 pub(super) struct Pipes {
     pub(super) stdout: OwnedFd,
@@ -64,10 +64,10 @@ pub(super) struct Pipes {
 }
 
 impl Logger {
-    /// Starts `program` and waits until it is ready.
+    /// Starts `program` as a logger and waits until the logger is ready.
     ///
     /// # Errors
-    /// `Io` when it cannot be started, `FailedPrecondition` when it does not get ready in time.
+    /// `Io` when the program cannot be started, `FailedPrecondition` when the logger is not ready in time.
     pub(super) async fn start(
         program: &Program,
         source: Source<'_>,
@@ -97,11 +97,11 @@ impl Logger {
         let Claim { child, exit } = exits
             .spawn(&mut command)
             .map_err(failed("start the logger"))?;
-        // The command holds the shim's copies of the logger's ends of the pipes.
+        // Closes the shim's copies of the logger's pipe ends, which the command holds.
         drop(command);
         let name = program.name().to_string_lossy().into_owned();
         if let Err(why) = until_ready(ready, program.readiness).await {
-            // Nothing has been written that it could still deliver.
+            // SIGKILL at once: the process has not begun, so the logger has no output to deliver.
             let _ = child.signal(Signal::KILL);
             return Err(Error::FailedPrecondition(format!("logger {name}: {why}")));
         }
@@ -119,10 +119,10 @@ impl Logger {
         Ok((logger, pipes))
     }
 
-    /// Checks that it is still there to read what will be written.
+    /// Checks that the logger still runs, to read what will be written.
     ///
     /// # Errors
-    /// `FailedPrecondition` when it has ended.
+    /// `FailedPrecondition` when the logger has ended.
     pub(super) fn check(&self) -> Result<()> {
         if self.supervisor.is_finished() {
             return Err(Error::FailedPrecondition(format!(
@@ -133,7 +133,8 @@ impl Logger {
         Ok(())
     }
 
-    /// The process is deleted: the logger is ended. Resolves when it has, after [`DRAIN`] and [`FLUSH`] at the latest.
+    /// The process is deleted: ends the logger. The task ends with the logger, after [`DRAIN`] and [`FLUSH`] at the
+    /// latest.
     pub(super) fn end(self) -> JoinHandle<()> {
         self.supervisor
     }
@@ -159,11 +160,11 @@ async fn until_ready(ready: PipeReader, readiness: Readiness) -> Result<(), Stri
     }
 }
 
-/// Sees a logger to its end. The one waiter reaps it.
+/// Follows a logger to its end. The one waiter, [`Exits`], reaps the logger.
 async fn supervise(name: String, child: Child, mut exit: Exited, end: oneshot::Receiver<()>) {
     let by_itself = tokio::select! {
         exit = &mut exit => Some(exit),
-        // Nothing is ever sent: the sender is dropped.
+        // Nothing is ever sent: the drop of the sender is the message.
         _ = end => timeout(DRAIN, &mut exit).await.ok(),
     };
     match by_itself {
@@ -173,7 +174,7 @@ async fn supervise(name: String, child: Child, mut exit: Exited, end: oneshot::R
         Some(_) => return info!("logger {name} ended"),
         None => {}
     }
-    // What has ended meanwhile needs no signal.
+    // A logger that has ended meanwhile needs no signal.
     let _ = child.signal(Signal::TERM);
     if timeout(FLUSH, exit).await.is_err() {
         warn!("logger {name} did not end within {FLUSH:?} of SIGTERM and is killed");

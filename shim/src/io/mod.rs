@@ -1,4 +1,4 @@
-//! The streams of a process: between what containerd names and what the process has.
+//! The streams of a process: from the names that containerd passes to the files that the process has open.
 //!
 //! ```text
 //!  without a terminal                               with a terminal
@@ -9,8 +9,8 @@
 //!        file ◀──────── shim ◀──pipe── process
 //! ```
 //!
-//! What is copied is copied with back-pressure: nobody is read faster than the other side takes it. A logger and a file
-//! take both outputs: the name of stdout decides, that of stderr is not looked at.
+//! Every copy has back-pressure: the shim reads no faster than the other side takes the bytes. A logger or a file takes
+//! both outputs: the name of stdout decides, and the shim ignores the name of stderr.
 
 mod copied;
 mod fifo;
@@ -34,7 +34,7 @@ use self::logger::{Logger, Source};
 use self::uri::Destination;
 use crate::error::{Error, IoError, Result};
 
-/// What containerd asks for: the streams as it names them.
+/// What containerd asks for: the streams by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
     /// Where input comes from; empty for none.
@@ -56,18 +56,18 @@ pub enum Prepared {
     Console(Console),
 }
 
-/// The shim's hold on the streams of a process that is there.
+/// The shim's hold on the streams of a process that runc has made.
 #[derive(Debug)]
 pub enum Io {
     /// Without a terminal.
     Files(Files),
     /// A terminal that is copied from and to.
     Terminal(pty::Terminal),
-    /// Being let go of: the process has ended.
+    /// The process has ended, and the shim is letting the streams go.
     Closing(Vec<Closing>),
 }
 
-/// What the shim holds and copies, so that containerd may come and go.
+/// The streams that the shim holds and copies, so that containerd may come and go.
 #[derive(Debug)]
 pub struct Files {
     stdin: Option<copied::Input>,
@@ -84,24 +84,26 @@ enum Output {
     Logger(Logger),
 }
 
-/// A stream that is being let go of.
+/// A stream that the shim is letting go.
 #[derive(Debug)]
 pub enum Closing {
-    /// Into a FIFO, whose reader sees to it that it comes to its end.
+    /// Output into a FIFO, whose reader sees the end by itself. Holds the task that lets the FIFO go, and the request
+    /// to drain a copy.
     Fifo(JoinHandle<()>, Option<oneshot::Sender<()>>),
-    /// Into a file.
+    /// Output into a file. Holds the task that copies, and the request to drain.
     File(JoinHandle<()>, oneshot::Sender<()>),
-    /// To a logger.
+    /// Output to a logger.
     Logger(Logger),
 }
 
-/// How long the output of a deleted process may take to be read.
+/// How long the delivery of a deleted process's output may take.
 const LAST_READ: Duration = Duration::from_secs(10);
 
 impl Closing {
-    /// The process is deleted: what has been written so far is still delivered, and nothing else is waited for.
+    /// The process is deleted: drains the stream. The output so far is still delivered, and nothing waits for more.
     ///
-    /// Resolves when it is, or after a while. None where a client that reads knows by itself.
+    /// The task ends when the output is delivered, or when the time for that is over. None for a FIFO, whose reader
+    /// sees the end by itself.
     fn end(self) -> Option<JoinHandle<()>> {
         let finish = |mut task: JoinHandle<()>| {
             tokio::spawn(async move {
@@ -110,7 +112,7 @@ impl Closing {
                 }
             })
         };
-        // Whoever is told to drain may have come to its end by itself.
+        // The copy may have ended by itself: then nobody receives the request.
         match self {
             Self::Fifo(task, drain) => {
                 let _ = drain.map(|drain| drain.send(()));
@@ -130,8 +132,8 @@ impl Request {
     /// Opens the FIFOs, or a socket for the terminal, and starts the logger.
     ///
     /// # Errors
-    /// `Io` when a stream cannot be opened or a logger not started, `FailedPrecondition` when that does not get ready,
-    /// `InvalidArgument` for a stream of another kind.
+    /// `Io` when a stream cannot be opened or a logger cannot be started, `FailedPrecondition` when the logger does not
+    /// become ready, `InvalidArgument` for a stream of another kind.
     pub async fn prepare(&self, process: Recipient<'_>) -> Result<(Prepared, Streams)> {
         if self.terminal {
             let console = Console::listen(self, process).await?;
@@ -192,7 +194,7 @@ impl<'a> Recipient<'a> {
         }
     }
 
-    /// One output into something that is there already.
+    /// One output into an existing FIFO or file. Adds the shim's part to `outputs`.
     fn output(self, target: Destination, name: &str, outputs: &mut Vec<Output>) -> Result<Stdio> {
         let path = match target {
             Destination::Null => return Ok(Stdio::null()),
@@ -221,7 +223,7 @@ impl<'a> Recipient<'a> {
 }
 
 impl Prepared {
-    /// The streams of the process, now that runc has made it.
+    /// The shim's hold on the streams, once runc has made the process.
     ///
     /// # Errors
     /// `Io` when runc sent no terminal, or a FIFO cannot be opened.
@@ -234,7 +236,7 @@ impl Prepared {
 }
 
 impl Io {
-    /// The process starts: its input flows.
+    /// The process starts: begins to copy the input.
     ///
     /// # Errors
     /// `Io` when the FIFO cannot be opened.
@@ -247,10 +249,10 @@ impl Io {
         }
     }
 
-    /// Before a container's program starts: whoever is to take its output must still be there.
+    /// Before a container's program starts: checks that the logger, if any, still runs.
     ///
     /// # Errors
-    /// `FailedPrecondition` when its logger has ended.
+    /// `FailedPrecondition` when the logger has ended.
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Files(files) => files.outputs.iter().try_for_each(|output| match output {
@@ -262,7 +264,7 @@ impl Io {
         }
     }
 
-    /// Ends the input: the process sees its end when containerd has closed its side, too.
+    /// CloseIO: the process sees the end of its input when containerd, too, has closed the FIFO.
     pub fn close_stdin(&mut self) {
         match self {
             Self::Files(files) => {
@@ -282,7 +284,8 @@ impl Io {
     pub fn resize(&self, size: Size) -> Result<()> {
         match self {
             Self::Terminal(terminal) => terminal.resize(size),
-            // As the stock shim: clients resize whatever they have, and kubectl also what has just ended.
+            // No error, as in the stock shim: clients resize every process, and kubectl also a process that has just
+            // ended.
             Self::Files(_) | Self::Closing(_) => Ok(()),
         }
     }
@@ -292,9 +295,9 @@ impl Io {
         Self::Closing(Vec::new())
     }
 
-    /// What a container's init that has ended wrote into FIFOs and somebody has not read yet, if anything: resolves when it
-    /// is read, or after two seconds. containerd before 1.6.22 closes its ends when it hears of the exit, and loses the
-    /// rest.
+    /// The wait for the readers of an ended init's output; none if no reader has output left to read. Resolves when the
+    /// output is read, or after two seconds. containerd before 1.6.22 closes its ends of the FIFOs when containerd
+    /// receives the exit, and loses the rest of the output.
     pub fn unread(&mut self) -> Option<impl Future<Output = ()> + use<>> {
         let unread: Vec<_> = match self {
             Self::Files(files) => files
@@ -308,8 +311,8 @@ impl Io {
         (!unread.is_empty()).then(|| fifo::until_read(unread))
     }
 
-    /// Lets go of the streams after the process has ended: what it wrote is still delivered. Readers then see the end,
-    /// unless a process in the background still holds the stream.
+    /// Lets the streams go after the process has ended. The output of the process is still delivered. Readers then see
+    /// the end, unless a process in the background still holds the stream.
     pub fn close(&mut self) {
         let closing = match std::mem::replace(self, Self::none()) {
             Self::Files(files) => files.outputs.into_iter().map(Output::close).collect(),
@@ -319,9 +322,11 @@ impl Io {
         *self = Self::Closing(closing);
     }
 
-    /// The process is deleted: readers see the end, also if a process in the background still holds a stream of an exec.
+    /// The process is deleted: readers see the end, even if a process in the background still holds a stream of an
+    /// exec.
     ///
-    /// What comes back resolves, within a time that is bounded, when a file has what was written, and a logger has ended.
+    /// Returns the tasks to wait for: each ends, within a bounded time, when a file has the output or a logger has
+    /// ended.
     pub fn end(mut self) -> Vec<JoinHandle<()>> {
         self.close();
         match self {
@@ -332,7 +337,7 @@ impl Io {
 }
 
 impl Output {
-    /// Copied into a FIFO is only an exec's, whose exit ends no stream.
+    /// None for a copy: only an exec's output is copied into a FIFO, and the exit of an exec ends no stream.
     fn unread(&mut self) -> Option<fifo::Unread> {
         match self {
             Self::Direct(held) => held.unread(),

@@ -1,7 +1,8 @@
-//! Terminals: runc makes the pty and sends its master through a socket; the shim copies between it and the FIFOs.
+//! Terminals: runc makes the pty and sends the master through a socket; the shim copies between the master and the
+//! FIFOs.
 //!
-//! The socket lives in the bundle, whose path is longer than a socket address may be. runc is therefore told the path
-//! of the shim's open bundle directory in `/proc`, which is short. See pty(7), unix(7) (SCM_RIGHTS).
+//! The socket lives in the bundle, whose path is longer than a socket address may be. So runc gets a short path: that
+//! of the shim's open bundle directory in `/proc`. See pty(7), unix(7) (SCM_RIGHTS).
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -44,7 +45,7 @@ pub struct Console {
     output: TerminalOutput,
 }
 
-/// Where a terminal's output goes. It has no standard error.
+/// Where a terminal's output goes. A terminal has no standard error.
 #[derive(Debug)]
 enum TerminalOutput {
     Nowhere,
@@ -60,17 +61,18 @@ enum Held {
     Logger(Logger),
 }
 
-/// How long runc, which has ended well, may have taken to send the terminal: it is in the socket by then.
+/// How long the shim waits for the terminal. The wait begins after runc has ended well: the terminal is in the socket
+/// already.
 const SENT: Duration = Duration::from_secs(5);
-/// How long a process in the background may keep the terminal of an ended one from its end.
+/// How long a process in the background may delay the end of an ended process's terminal.
 const DRAIN: Duration = Duration::from_secs(2);
 
 impl Console {
     /// Listens where `process` says, and starts the logger.
     ///
     /// # Errors
-    /// `Io` when the socket cannot be made, `InvalidArgument` for streams that a terminal cannot have, and what starting
-    /// the logger says.
+    /// `Io` when the socket cannot be made, `InvalidArgument` for streams that a terminal cannot have, and the errors
+    /// of [`Logger::start`].
     pub(super) async fn listen(request: &Request, process: Recipient<'_>) -> Result<Self> {
         let stdin = uri::input(&request.stdin)?;
         let output = match uri::parse(&request.stdout)? {
@@ -119,7 +121,7 @@ impl Console {
         .into()
     }
 
-    /// Takes the terminal and starts to copy.
+    /// Receives the terminal and starts to copy.
     ///
     /// # Errors
     /// `Io` when no terminal came, or a FIFO cannot be opened.
@@ -160,17 +162,17 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // Goes with the bundle otherwise.
+        // A socket that stays is removed with the bundle.
         let _ = std::fs::remove_file(&self.file);
     }
 }
 
-/// A terminal whose master the shim has.
+/// A terminal whose master the shim has open.
 #[derive(Debug)]
 pub struct Terminal {
     master: OwnedFd,
     input: Option<JoinHandle<()>>,
-    /// Held until CloseIO.
+    /// The writer of the input FIFO, held until CloseIO.
     writer: Option<File>,
     output: Option<(JoinHandle<()>, Held)>,
 }
@@ -181,7 +183,7 @@ impl Terminal {
         let flags = rustix::fs::fcntl_getfl(&master).map_err(io_error("read flags of", here))?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .map_err(io_error("set flags of", here))?;
-        // All FIFOs are opened before anything is copied: a failure leaves no task behind.
+        // Opens all FIFOs before the first copy begins: a failure leaves no task behind.
         let stdin = stdin.map(fifo::open_input).transpose()?;
         let output = match output {
             TerminalOutput::Nowhere => None,
@@ -198,7 +200,7 @@ impl Terminal {
                 Some((to, Held::Logger(logger)))
             }
         };
-        // A terminal is read and written like a pipe, and so polled like one.
+        // A pty master is read and written like a pipe, and so polled like a pipe.
         let (input, writer) = match stdin {
             None => (None, None),
             Some((from, writer)) => {
@@ -227,7 +229,8 @@ impl Terminal {
         })
     }
 
-    /// CloseIO: what has been written is still read; nothing ends on the terminal, as it would not for a person.
+    /// CloseIO: the terminal still gets what has been written. No end of input follows: a terminal at which a person
+    /// types has none either.
     pub(super) fn close_stdin(&mut self) {
         self.writer = None;
     }
@@ -264,7 +267,7 @@ impl Terminal {
         }
     }
 
-    /// Copies what is left, then lets go.
+    /// Copies what is left, then lets the stream go.
     pub(super) fn release(mut self) -> Vec<Closing> {
         self.stop_input();
         let Some((mut copying, held)) = self.output.take() else {
@@ -273,7 +276,7 @@ impl Terminal {
         let copied = async move {
             if tokio::time::timeout(DRAIN, &mut copying).await.is_err() {
                 copying.abort();
-                // It holds the FIFO open for reading, too, and must not be taken for a reader below.
+                // The copy holds the FIFO open for reading, too, and must not pass for a reader in the release.
                 let _ = copying.await;
             }
         };

@@ -1,4 +1,4 @@
-//! What the process that is about to be made gets, and for whom.
+//! The streams for a process that is about to be made, and what the shim knows of that process.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use super::io_error;
 use crate::error::Result;
 use crate::kernel::exits::Exits;
 
-/// The standard streams of a process, for the OCI runtime, which hands its own on.
+/// The standard streams of a process. The OCI runtime gets these streams and hands them on to the process.
 #[derive(Debug)]
 pub enum Streams {
     /// Files: FIFOs, pipes, or `/dev/null`.
     Files([Stdio; 3]),
-    /// A terminal, whose master the runtime sends to this socket.
+    /// A terminal: the runtime sends the master to this socket.
     Console(PathBuf),
 }
 
 /// The process that streams are made for.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipient<'a> {
-    /// The id that the logger is told: the container's, or the exec's.
+    /// The id for the logger: the container's, or the exec's.
     pub id: &'a str,
     /// containerd's namespace.
     pub namespace: &'a str,
@@ -31,9 +31,9 @@ pub struct Recipient<'a> {
     pub console: (&'a Path, &'a str),
     /// Who writes the output FIFOs.
     pub writer: Writer,
-    /// Who gets the pipes.
+    /// Who owns the streams.
     pub owner: StreamOwner,
-    /// The waiter, for the logger.
+    /// The waiter, which reaps the logger.
     pub exits: &'a Arc<Exits>,
 }
 
@@ -46,17 +46,17 @@ pub enum Writer {
     Shim,
 }
 
-/// Who may open the streams again, as `/dev/stdout`: options `IoUid` and `IoGid`.
+/// The owner of the streams, who may open the streams again as `/dev/stdout`: options `IoUid` and `IoGid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamOwner {
-    /// User, as the node counts.
+    /// The user id on the node.
     pub uid: u32,
-    /// Group.
+    /// The group id on the node.
     pub gid: u32,
 }
 
 impl StreamOwner {
-    /// Gives `stream`, which `name` is the name of, to this owner.
+    /// Gives `stream` to this owner. An error message calls the stream `name`.
     pub(super) fn take(self, stream: OwnedFd, name: &Path) -> Result<Stdio> {
         if (self.uid, self.gid) != (0, 0) {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));

@@ -1,7 +1,7 @@
 //! What the name of a stream means: a path, `fifo://`, `file://`, `binary://` or `binary-v2://`.
 //!
-//! The schemes are containerd's (its `cio` package writes them). A logger's arguments stand in the query, as keys and
-//! values in turn: `binary:///usr/bin/logger?--level=info` runs `/usr/bin/logger --level info`. See RFC 3986 for `%41`.
+//! The schemes are those of containerd's package `cio`. The query has a logger's arguments, as keys and values in turn:
+//! `binary:///usr/bin/logger?--level=info` runs `/usr/bin/logger --level info`. See RFC 3986 for escapes such as `%41`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 pub(super) enum Destination {
     /// Nowhere: an empty name.
     Null,
-    /// To something that is there already, a FIFO as a rule.
+    /// To an existing file, usually a FIFO.
     Path(PathBuf),
-    /// To the end of a file, which is made with its directory.
+    /// To the end of a file. The file and its directory are made where missing.
     File(PathBuf),
     /// To a program.
     Program(Program),
@@ -25,11 +25,11 @@ pub(super) enum Destination {
 /// A program that takes output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
-    /// Its absolute path.
+    /// The absolute path.
     pub(super) path: PathBuf,
-    /// Its arguments.
+    /// The arguments.
     pub(super) arguments: Vec<OsString>,
-    /// How it says that it is ready.
+    /// How the program says that it is ready.
     pub(super) readiness: Readiness,
 }
 
@@ -38,14 +38,15 @@ pub(super) struct Program {
 pub(super) enum Readiness {
     /// By closing file descriptor 5 (`binary://`).
     Close,
-    /// By writing a byte to it (`binary-v2://`), which one that has died cannot do.
+    /// By writing a byte to file descriptor 5 (`binary-v2://`). A logger that dies closes the descriptor, but writes no
+    /// byte.
     Byte,
 }
 
 /// What `name` means.
 ///
 /// # Errors
-/// `InvalidArgument` for a scheme that there is not, a path that is not absolute, and wrong escapes.
+/// `InvalidArgument` for an unknown scheme, a path that is not absolute, and a wrong escape.
 pub(super) fn parse(name: &str) -> Result<Destination> {
     let Some((scheme, rest)) = name.split_once("://") else {
         return Ok(if name.is_empty() {
@@ -79,7 +80,7 @@ pub(super) fn parse(name: &str) -> Result<Destination> {
 /// The FIFO or file that an input's name means; none for an empty name.
 ///
 /// # Errors
-/// `InvalidArgument` for what cannot be read from.
+/// `InvalidArgument` for a destination that no input can come from.
 pub(super) fn input(name: &str) -> Result<Option<PathBuf>> {
     match parse(name)? {
         Destination::Null => Ok(None),
@@ -101,7 +102,7 @@ fn absolute(name: &str, path: &str) -> Result<PathBuf> {
     }
 }
 
-/// Each key once, and its first value behind it, as containerd's own shim has it.
+/// The arguments in a query: each key once, followed by its first value, as in containerd's own shim.
 fn arguments(name: &str, query: &str) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -116,6 +117,7 @@ fn arguments(name: &str, query: &str) -> Result<Vec<OsString>> {
     Ok(arguments)
 }
 
+/// What `+` means: a plus in a path, a space in a query.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Plus {
     IsPlus,
@@ -160,7 +162,7 @@ fn digit(byte: u8) -> Option<u8> {
 }
 
 impl Program {
-    /// For messages.
+    /// The path, for messages.
     pub(super) fn name(&self) -> &OsStr {
         self.path.as_os_str()
     }
