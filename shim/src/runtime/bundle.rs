@@ -3,15 +3,15 @@
 //! | file | by | for |
 //! |---|---|---|
 //! | `config.json`, `rootfs/`, `log` | containerd | the spec, the root filesystem, the shim's log FIFO |
-//! | `address` | `start` | containerd 1.6 and 1.7, which dial it again after a restart |
+//! | `address` | `start` | containerd 1.6 and 1.7, which dial the address again after a restart |
 //! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
-//! | `options.json` | `start`, for the Sandbox API | the server: nobody else tells it the operator's settings |
+//! | `options.json` | `start`, for the Sandbox API | the server, which has no other source of the operator's settings |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
-//! | `deleted` | the server | `delete`, which containerd also runs after an ordinary deletion: nothing is left to do |
-//! | `pod/ID.json` | the server, in the first bundle of a pod | `delete` of a dead shim's pod: the same for each container |
+//! | `deleted` | the server | `delete`, which containerd runs after an ordinary deletion, too: nothing is left to do |
+//! | `pod/ID.json` | the server, in a pod's first bundle | `delete` of a pod whose shim died: the others' records |
 //!
-//! The records are what lets `delete` take down a whole pod after its shim was killed, without asking anybody. A container
-//! has two, because containerd may remove its bundle before it calls `delete` for the pod's first.
+//! From the records alone, `delete` can take down a whole pod whose shim was killed. A container has two records,
+//! because containerd may remove the container's bundle before it calls `delete` for the pod's first bundle.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -29,16 +29,17 @@ const DELETED: &str = "deleted";
 /// What has to be taken down for one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its bundle, for what is mounted there.
+    /// The container's bundle, to unmount what is mounted there.
     pub bundle: PathBuf,
-    /// Whether its `rootfs` is a place to mount at only, and anything in it a leftover.
+    /// Whether the bundle's `rootfs` is only a mount point. Once nothing is mounted there, anything in the directory is
+    /// a leftover.
     #[serde(default)]
     pub mounts_rootfs: bool,
     /// The OCI runtime that made the container; absent for a sandbox that no runtime knows.
     pub runc: Option<RuncRecord>,
-    /// Whether systemd makes its cgroup.
+    /// Whether systemd makes the container's cgroup.
     pub systemd_cgroup: bool,
-    /// `cgroupsPath` of its spec.
+    /// `cgroupsPath` of the container's spec.
     pub cgroups_path: Option<String>,
 }
 
@@ -54,7 +55,8 @@ pub struct RuncRecord {
 }
 
 impl Record {
-    /// Writes the record of container `id` into its bundle and, if that is another one, into the pod's `first`.
+    /// Writes the record of container `id` into the container's bundle, and into the pod's first bundle `first`, if
+    /// that is another bundle.
     ///
     /// # Errors
     /// `Io` when a file cannot be written.
@@ -62,7 +64,7 @@ impl Record {
         if first != self.bundle {
             let pod = first.join(POD);
             match std::fs::create_dir(&pod) {
-                // The first container has been deleted, and its bundle with it: nobody will look there.
+                // The pod's first container has been deleted with its bundle: nobody will look for the record there.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                     return Err(IoError::at("create", &pod)(error).into());
@@ -78,10 +80,10 @@ impl Record {
         replace_file(path, &text)
     }
 
-    /// Reads the record of `bundle`; there is none when nothing has been made yet.
+    /// Reads the record of `bundle`; none if nothing has been made yet.
     ///
     /// # Errors
-    /// `Io` when the file is there and cannot be read.
+    /// `Io` when the file exists and cannot be read.
     pub fn load(bundle: &Path) -> Result<Option<Self>> {
         Self::read(&bundle.join(RECORD))
     }
@@ -116,10 +118,10 @@ fn member(first: &Path, id: &str) -> PathBuf {
     first.join(POD).join(format!("{id}.json"))
 }
 
-/// Removes the record of container `id` in the pod's first bundle, after nothing is left of it.
+/// Removes the record of container `id` from the pod's first bundle, once nothing is left of the container.
 ///
 /// # Errors
-/// `Io` when the record is there and cannot be removed.
+/// `Io` when the record exists and cannot be removed.
 pub fn forget(first: &Path, id: &str) -> Result<()> {
     let path = member(first, id);
     match std::fs::remove_file(&path) {
@@ -130,14 +132,14 @@ pub fn forget(first: &Path, id: &str) -> Result<()> {
     }
 }
 
-/// Notes that the container of `bundle` has been deleted as it should be, and takes its record back.
+/// Marks the container of `bundle` as properly deleted, and removes the container's record from the bundle.
 ///
 /// # Errors
 /// `Io` when the files cannot be changed.
 pub fn set_deleted(bundle: &Path) -> Result<()> {
     let (marker, record) = (bundle.join(DELETED), bundle.join(RECORD));
     match std::fs::write(&marker, "") {
-        // Somebody has removed the bundle: nobody will look there.
+        // Somebody has removed the bundle: nobody will look for the mark there.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         written => written.map_err(IoError::at("write", &marker))?,
     }
@@ -154,11 +156,11 @@ pub fn is_deleted(bundle: &Path) -> bool {
     bundle.join(DELETED).exists()
 }
 
-/// The containers of the pod whose first bundle is `first`, besides that one: id and record, each as far as it can be
-/// read.
+/// Lists the records in `first`, the first bundle of a pod: one for each container of the pod except the first. An
+/// entry has the container's id, and the record or the error of reading the record.
 ///
 /// # Errors
-/// `Io` when they cannot be listed.
+/// `Io` when the records cannot be listed.
 pub fn members(first: &Path) -> Result<Vec<(String, Result<Record>)>> {
     let pod = first.join(POD);
     let entries = match std::fs::read_dir(&pod) {

@@ -22,7 +22,8 @@ impl Call {
         let log = bundle.join(format!("runc-{name}-{number}.json"));
         let mut command = Command::new(&record.binary);
         command
-            // systemd's, when containerd is a service. runc would take it for the container's, and mount it there.
+            // systemd sets the variable when containerd is a service. runc would take the socket for the container's,
+            // and mount the socket in the container.
             .env_remove("NOTIFY_SOCKET")
             .arg("--root")
             .arg(&record.root)
@@ -40,7 +41,7 @@ impl Call {
         Self { name, command, log }
     }
 
-    /// Whether runc moves a process into the container's cgroup.
+    /// Whether this run moves a process into the container's cgroup.
     pub(super) fn moves(&self) -> bool {
         matches!(self.name, "create" | "exec" | "restore")
     }

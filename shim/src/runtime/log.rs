@@ -1,4 +1,4 @@
-//! The log of one run of runc, as JSON: where it says what went wrong.
+//! The log of one run of runc, in JSON, with the reason of a failure.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ struct LogLine {
     msg: String,
 }
 
-/// The last error in a log of runc's. The log is of one call, and is removed.
+/// The last error in a log of runc. Removes the log, which belongs to one run only.
 pub(super) fn take_log(log: &Path) -> Option<String> {
     let text = std::fs::read_to_string(log).ok()?;
-    // It stays only if the bundle is being removed at the same time, and then goes with it.
+    // A log that stays does no harm: the removal fails only while the bundle is being removed with everything in it.
     let _ = std::fs::remove_file(log);
     entries(&text)
         .into_iter()
@@ -22,7 +22,8 @@ pub(super) fn take_log(log: &Path) -> Option<String> {
         .next_back()
 }
 
-/// The entries of a log: runc writes each into a line, newer cruns over several. What is no entry is left out.
+/// The entries of a log. runc writes each entry on one line, newer releases of crun on several lines. Anything else in
+/// the log is left out.
 fn entries(text: &str) -> Vec<LogLine> {
     let mut entries = Vec::new();
     let mut rest = text.trim_start();

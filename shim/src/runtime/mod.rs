@@ -1,4 +1,4 @@
-//! The OCI runtime's side: the bundle and its spec, runc, and what is done without it.
+//! The OCI runtime's side: the bundle and its spec, runc, and what the shim does without runc.
 
 pub mod bundle;
 mod call;

@@ -1,8 +1,9 @@
-//! runc: one function per command. What the kernel answers directly (signals, processes, freezing) is not asked here, and
-//! where a run of runc can be spared, it is ([`super::shortcuts`]).
+//! runc: one function per command. The shim asks the kernel, and not runc, for what the kernel answers directly:
+//! signals, processes, freezing. Where a run of runc can be spared, [`super::shortcuts`] spares the run.
 //!
-//! runc writes its errors as JSON lines into a log of its own per call, which becomes the text of our error. Its exit
-//! comes through the one waiter ([`crate::kernel::exits`]), and it dies with the shim, so a killed shim leaves no half-run runc.
+//! Each run of runc has a log of its own, and runc writes its errors there as JSON lines. The last error becomes the
+//! text of the shim's error. The exit of runc comes through the one waiter ([`crate::kernel::exits`]). runc dies with
+//! the shim, so a killed shim leaves no half-run runc.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -35,12 +36,13 @@ pub struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
-    /// The directory of the container's state, if it may be dealt with without a run of the program.
+    /// The directory of runc's state of the container, if the shim may start and delete the container without a run of
+    /// runc.
     direct: Option<PathBuf>,
     criu_work_path: Option<PathBuf>,
-    /// Ready the kernel for runc's move of a process.
+    /// Whether the shim readies the kernel before runc moves a process into a cgroup.
     readies: bool,
-    /// A run of runc dies with the shim, so a killed shim leaves no half-run runc.
+    /// Whether a run of runc dies with the shim, so that a killed shim leaves no half-run runc.
     ends_with_shim: bool,
     exits: Arc<Exits>,
 }
@@ -59,7 +61,7 @@ impl Runc {
             root: options.root.join(namespace),
             systemd_cgroup: options.systemd_cgroup,
         };
-        // systemd's cgroups are for it to remove.
+        // No shortcuts with systemd: systemd removes the cgroups that systemd has made.
         let direct =
             options.shortcuts && !record.systemd_cgroup && shortcuts::is_runc(&record.binary);
         Self {
@@ -76,8 +78,8 @@ impl Runc {
         }
     }
 
-    /// The runc of a container whose shim has died, to delete the container with. `logs` is a folder for runc's log: the
-    /// container's own bundle may be gone.
+    /// The runc that deletes a container whose shim has died. `logs` is a folder for runc's log: the container's own
+    /// bundle may be gone.
     pub fn recorded(id: &str, logs: &Path, record: &RuncRecord, exits: &Arc<Exits>) -> Self {
         Self {
             id: id.to_owned(),
@@ -99,7 +101,7 @@ impl Runc {
         &self.record
     }
 
-    /// `runc create`: the container stands, its init waits for [`Runc::start`].
+    /// `runc create`: makes the container, whose init then waits for [`Runc::start`].
     ///
     /// # Errors
     /// `Runc` with runc's own words.
@@ -122,7 +124,7 @@ impl Runc {
         self.run_and_claim(call, &pid_file).await
     }
 
-    /// `runc start`: the init executes the user's program. `ended` resolves when it has ended.
+    /// `runc start`: the init executes the user's program. `ended` resolves when the init has ended.
     ///
     /// # Errors
     /// `Runc` with runc's own words.
@@ -171,7 +173,8 @@ impl Runc {
         .await
     }
 
-    /// `runc checkpoint`: saves the container with criu. `stdout` and `stderr` are its streams as containerd named them.
+    /// `runc checkpoint`: saves the container with criu. `stdout` and `stderr` are containerd's names of the
+    /// container's streams.
     ///
     /// # Errors
     /// `FailedPrecondition` when criu is not there, or does not work with this kernel; `Runc` with runc's and criu's own
@@ -238,13 +241,13 @@ impl Runc {
         }
         match self.simple("delete", &[]).await {
             Ok(()) => Ok(()),
-            // Nothing is there, or more than should be.
+            // runc has no such container, or more is left of the container than should be.
             Err(_) => self.delete_by_force().await,
         }
     }
 
-    /// `runc delete --force`: as [`Runc::delete`], and kills what is left. A container that runc does not know is no
-    /// error.
+    /// `runc delete --force`: as [`Runc::delete`], but kills the processes that are left. A container that runc does
+    /// not know is no error.
     ///
     /// # Errors
     /// `Runc` with runc's own words.
@@ -259,7 +262,7 @@ impl Runc {
     }
 
     async fn run_and_claim(&self, call: Call, pid_file: &Path) -> Result<Claim> {
-        // The process may end before its pid is read.
+        // The process may end before the shim reads the pid. The exit is then kept for the claim.
         let _expected = self.exits.expect();
         self.run(call).await?;
         Ok(self.exits.claim(read_pid(pid_file)?))
@@ -286,7 +289,7 @@ impl Runc {
             ready_the_kernel(&self.id, child.pid());
         }
         let running = Running(child);
-        // The command holds the parent's copies of the streams; the child has its own.
+        // Closes the shim's copies of the streams, which the command holds. runc has its own copies.
         drop(call.command);
         let exit = exit
             .await
@@ -302,7 +305,7 @@ impl Runc {
     }
 }
 
-/// The pid of the init, as runc has written it into `bundle`; none when it has not.
+/// The pid of the init, from the file that runc writes into `bundle`; none if runc has written no pid.
 pub fn init_pid(bundle: &Path) -> Option<Pid> {
     read_pid(&bundle.join(INIT_PID)).ok()
 }
@@ -317,7 +320,8 @@ pub fn read_pid(file: &Path) -> Result<Pid> {
     pid.ok_or(Error::Internal("runc wrote no pid into its pid file"))
 }
 
-/// Readies the kernel for runc's move of a process into a cgroup. Nobody waits: runc goes on as without.
+/// Readies the kernel for runc's move of a process into a cgroup, see [`MoveInPlace`]. Nobody waits: runc goes on in
+/// any case.
 fn ready_the_kernel(container: &str, runc: Pid) {
     match MoveInPlace::of(runc) {
         Ok(moved) => blocking::spawn(|| moved.make().unwrap_or_else(|error| debug!("{error}"))),
@@ -325,12 +329,12 @@ fn ready_the_kernel(container: &str, runc: Pid) {
     }
 }
 
-/// A runc that runs. Killed when nobody waits for runc any more.
+/// A running runc, killed on drop: nobody waits for runc any more.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A runc that has been reaped takes no signal.
+        // A runc that has been reaped takes no signal: the error is of no interest.
         let _ = self.0.signal(Signal::KILL);
     }
 }

@@ -1,19 +1,21 @@
-//! The two steps of a container's life for which runc need not run: what it would do is done here.
+//! The two steps of a container's life for which runc need not run: the start and the delete. This module does what
+//! runc would do.
 //!
 //! ```text
 //!  <root>/<id>/state.json   from `runc create` to `runc delete`: cgroups, hooks
 //!              exec.fifo    from `runc create` to `runc start`
 //!
 //!   init: opens exec.fifo for writing ─── waits ──▶ writes one byte ──▶ executes the user's program
-//!                                           ▲              │            (its end of the FIFO closes with that)
-//!   start: ───────── opens it for reading ──┘              └──▶ reads to the end, removes exec.fifo
+//!                                           ▲              │            (which closes the init's end of the FIFO)
+//!   start: ── opens exec.fifo for reading ──┘              └──▶ reads to the end, removes exec.fifo
 //! ```
 //!
-//! That is all that `runc start` does to a container (libcontainer's `Container.Exec`), and `runc delete` of one that
-//! has ended removes its cgroups and that directory, in every release from 1.0 to 1.4. A run of runc for it takes 12 ms,
-//! and from release 1.3 on, if it is forced, 100 ms more. Poststart hooks run in `runc create`, startContainer hooks in
-//! the init; poststop hooks run in `runc delete`, so a container that has one is left to runc, as is everything that
-//! looks in any way different.
+//! `runc start` does nothing else to a container (libcontainer's `Container.Exec`), and `runc delete` of an ended
+//! container removes the container's cgroups and that directory. This holds for every release from 1.0 to 1.4. A run of
+//! runc takes 12 ms for such a step, and a forced delete takes 100 ms more from release 1.3 on.
+//!
+//! Poststart hooks run in `runc create`, and startContainer hooks in the init. Poststop hooks run in `runc delete`, so
+//! runc deletes a container that has such a hook. Everything else that looks unusual is left to runc, too.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -33,19 +35,19 @@ use crate::runtime::options::RUNC;
 const STATE: &str = "state.json";
 const EXEC_FIFO: &str = "exec.fifo";
 
-/// What came of it.
+/// The outcome of a shortcut.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shortcut {
-    /// It is done.
+    /// The step is done.
     Done,
-    /// The init had ended before.
+    /// The init has ended before its start.
     Dead,
-    /// It is for runc to do.
+    /// The step is left to runc.
     NotHere,
 }
 
-/// Whether `binary` is taken for runc: by its name, and it is no script. Another program, or a script around runc, may do
-/// more in its start and its delete.
+/// Whether `binary` passes for runc: the file's name is `runc`, and the file is no script. Another program, or a script
+/// around runc, may do more in its start and its delete.
 pub(super) fn is_runc(binary: &Path) -> bool {
     let is_program = |path: &Path| {
         let mut magic = [0; 4];
@@ -60,14 +62,14 @@ pub(super) fn is_runc(binary: &Path) -> bool {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut found = std::env::split_paths(&path).map(|dir| dir.join(RUNC));
-    // The first that is there is what is run.
+    // The first file in PATH is the one that is run.
     found
         .find(|path| path.is_file())
         .is_some_and(|path| is_program(&path))
 }
 
-/// Lets the init of a created container execute the user's program, and returns when it does. `ended` resolves when the
-/// init has ended. `dir` is the directory of the container's state.
+/// Lets the init of a created container execute the user's program, and returns when the init does. `ended` resolves
+/// when the init has ended. `dir` is the directory of the container's state.
 pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortcut {
     let fifo = dir.join(EXEC_FIFO);
     if !dir.join(STATE).is_file() {
@@ -80,7 +82,7 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
     tokio::select! {
         biased;
         () = read_to_end(&reader, &mut released) => {}
-        // It may have written before.
+        // The init may have written its byte before it ended.
         () = ended => {
             released |= rustix::io::read(&reader, &mut [0; 8]).is_ok_and(|bytes| bytes > 0);
         }
@@ -90,14 +92,16 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
     }
     match fs::remove_file(&fifo) {
         Ok(()) => Shortcut::Done,
-        // While it is there, runc takes the container for one that has not been started: runc is to say what is wrong.
+        // While the FIFO exists, runc takes the container for one that has not been started. runc then says what is
+        // wrong.
         Err(_) => Shortcut::NotHere,
     }
 }
 
-/// Reads until the last writer has closed; `any` becomes true when something was written. Waits for the first writer.
+/// Waits for the first writer, and reads until the last writer has closed the FIFO. `any` becomes true when something
+/// was written.
 async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
-    // Without a writer so far a FIFO is not readable (fifo(7), poll(2)), though a read would say that it is at its end.
+    // Before the first writer, a FIFO is not readable (fifo(7), poll(2)), although a read would return the end.
     while fifo.readable().await.is_ok() {
         match fifo.try_read(&mut [0; 8]) {
             Ok(0) => return,
@@ -108,11 +112,11 @@ async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
     }
 }
 
-/// What is needed of `state.json`. runc's own reading of it is libcontainer's `State`.
+/// The needed part of `state.json`. runc itself reads the file as libcontainer's `State`.
 #[derive(Deserialize)]
 struct RuncState {
     config: Config,
-    /// By controller.
+    /// The directory of each controller's cgroup.
     #[serde(default)]
     cgroup_paths: HashMap<String, PathBuf>,
     #[serde(default)]
@@ -126,7 +130,7 @@ struct Config {
 }
 
 impl RuncState {
-    /// Whether the deletion is nothing but removing cgroups and the directory.
+    /// Whether a delete removes only the cgroups and the directory.
     fn is_plain(&self) -> bool {
         let hooks = self.config.hooks.iter().flatten();
         let mut poststop = hooks.filter(|(name, _)| *name == "poststop");
@@ -135,8 +139,8 @@ impl RuncState {
     }
 }
 
-/// Removes what runc keeps of a container that has ended, whose processes are gone, and whose cgroups are not systemd's.
-/// `dir` is the directory of its state. Blocks.
+/// Removes runc's state of a container, and the container's cgroups. The container's processes must have ended, and its
+/// cgroups must not be systemd's. `dir` is the directory of the state. Blocks.
 pub(super) fn delete(dir: &Path) -> Shortcut {
     let read =
         || -> Option<RuncState> { serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok() };
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(start(dir.path(), pending()).await, Shortcut::Done);
         init.join().unwrap();
         assert!(!dir.path().join(EXEC_FIFO).exists());
-        // Another start is for runc to refuse.
+        // runc must refuse another start.
         assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
     }
 

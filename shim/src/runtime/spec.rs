@@ -15,7 +15,8 @@ pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Annotation: the pod.
 pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 const GROUP: &str = "io.containerd.runc.v2.group";
-/// Written into a sandbox's spec by containerd 2.0 and later, and by no earlier one.
+/// Annotation: containerd 2.0 and later writes the pause image's name into a sandbox's spec, and no earlier version
+/// does.
 const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
 
 /// `config.json`, as far as the shim reads it.
@@ -51,7 +52,7 @@ struct Namespace {
 }
 
 impl Namespace {
-    /// The namespace to join. An empty path means none, as it does to runc.
+    /// The namespace to join. An empty path means none, as for runc.
     fn path(&self) -> Option<&Path> {
         self.path
             .as_deref()
@@ -69,7 +70,7 @@ struct IdMapping {
     size: u32,
 }
 
-/// What a container is to its pod.
+/// What a container is in its pod.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Role {
     /// The pod's sandbox (podsandbox mode).
@@ -82,7 +83,8 @@ impl Spec {
     /// Reads `config.json` of `bundle`.
     ///
     /// # Errors
-    /// `Io` when there is none; `InvalidArgument`, with line and column, when it is not what the OCI spec says.
+    /// `Io` when the file cannot be read; `InvalidArgument`, with line and column, when the text does not follow the
+    /// OCI spec.
     pub fn load(bundle: &Path) -> Result<Self> {
         let path = config_file(bundle);
         let text = std::fs::read(&path).map_err(IoError::at("read the bundle's spec", &path))?;
@@ -130,12 +132,13 @@ impl Spec {
         self.namespace("pid").and_then(Namespace::path)
     }
 
-    /// Whether there is a process namespace beside the node's.
+    /// Whether the container has another process namespace than the node's.
     pub fn has_pid_namespace(&self) -> bool {
         self.namespace("pid").is_some()
     }
 
-    /// Whether processes of the container live on when its init ends: it shares a process namespace with others.
+    /// Whether processes of the container live on when its init ends, because the container shares a process namespace
+    /// with others.
     pub fn shares_process_namespace(&self) -> bool {
         self.namespace("pid")
             .is_none_or(|namespace| namespace.path().is_some())
@@ -147,9 +150,10 @@ impl Spec {
 
     /// The sandbox that this spec describes.
     ///
-    /// The process namespace of the spec is the pause container's own. It says nothing of what the pod's containers
-    /// will ask for, so a thread makes none: the first container that joins it does ([`pause::Sandbox::share_processes`]).
-    /// A process has its own, as a pause container has.
+    /// The spec's process namespace is the one of a pause container. The spec does not say whether the pod's containers
+    /// will share a process namespace. A sandbox that a thread holds therefore starts without one, and
+    /// [`pause::Sandbox::share_processes`] makes one for the first container that joins. A sandbox that a process holds
+    /// has its own process namespace, as a pause container has.
     pub fn sandbox(&self, holder: pause::HolderChoice) -> pause::SandboxConfig {
         let namespace = |kind| match self.namespace(kind) {
             None => pause::Namespace::Node,
@@ -215,8 +219,8 @@ pub struct Changes {
 }
 
 impl Spec {
-    /// Writes `config.json` of `bundle` anew, with `changes`. Everything else stays as containerd wrote it; without changes
-    /// the file stays, too.
+    /// Writes `config.json` of `bundle` anew, with `changes`. Everything else stays as containerd wrote it. Without
+    /// changes, the file stays untouched.
     ///
     /// # Errors
     /// `InvalidArgument` when the spec is no object, and `Io` when the file cannot be written.
@@ -254,9 +258,9 @@ fn set_pid_namespace(spec: &mut Value, path: &Path) {
     }
 }
 
-/// Binds the pod's files into a container, as containerd's CRI does in podsandbox mode. A mount of the container's own at
-/// the same path stays. A read-only root filesystem makes the files read-only. In a user namespace the files get owners
-/// that are mapped. `/dev/shm` is always writable and never mapped.
+/// Binds the pod's files into a container, as containerd's CRI does in podsandbox mode. A mount of the container's own
+/// at the same path stays. With a read-only root filesystem the files are read-only, too. In a user namespace the
+/// mounts map the files' owners. `/dev/shm` is always writable and never mapped.
 fn add_binds(spec: &mut Value, binds: &[Bind]) {
     let readonly = spec.pointer("/root/readonly") == Some(&Value::Bool(true));
     let mappings =
@@ -270,7 +274,7 @@ fn add_binds(spec: &mut Value, binds: &[Bind]) {
     for bind in binds {
         let shm = bind.destination == "/dev/shm";
         let destination = Path::new(bind.destination);
-        // A shared memory of its own, which every container has unless told otherwise.
+        // Removes the container's own shared memory, which every container has by default.
         mounts.retain(|mount| {
             !(shm && is_at(mount, destination) && mount.get("type") == Some(&"tmpfs".into()))
         });
@@ -289,7 +293,7 @@ fn add_binds(spec: &mut Value, binds: &[Bind]) {
                 mount[*name] = mapping.clone();
             }
         }
-        // Before what is mounted in it.
+        // A mount comes before the mounts below its destination.
         let below = |mount: &Value| mount_point(mount).starts_with(destination);
         let at = mounts.iter().position(below).unwrap_or(mounts.len());
         mounts.insert(at, mount);
@@ -302,7 +306,7 @@ fn mount_point(mount: &Value) -> &Path {
 }
 
 fn is_at(mount: &Value, destination: &Path) -> bool {
-    // Paths compare by components: a slash at the end does not count.
+    // Paths compare by components: a slash at the end makes no difference.
     mount_point(mount) == destination
 }
 

@@ -1,17 +1,17 @@
-//! Taking down what there is of a container or a sandbox: one list of steps.
+//! Takes down what is left of a container or a sandbox, in one list of steps.
 //!
 //! | step | deleted | not made | shim died |
 //! |---|---|---|---|
-//! | kill what is in the cgroup | – | yes | yes |
+//! | kill the processes in the cgroup | – | yes | yes |
 //! | the OCI runtime's delete | `delete` | `delete --force` | `delete --force` |
 //! | unmount | the mount points | the mount points | all below the bundle |
 //! | remove the directories that the shim made | yes | yes | – |
 //! | remove empty mount points in the root filesystem | – | – | yes |
 //! | remove the cgroup | of a sandbox | yes | yes |
-//! | take the records back | yes, and mark the bundle as deleted | yes | yes |
+//! | remove the records | yes, and mark the bundle as deleted | yes | yes |
 //!
-//! Each step runs, also after another one has failed; the first failure is returned. The records stay after a failure, so
-//! that `delete` finds what is left.
+//! Each step runs, even if an earlier step has failed; the first failure is returned. The records stay after a failure,
+//! so that `delete` finds what is left.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Driver};
 use crate::kernel::mounts;
 
-/// What there may be of a container or a sandbox.
+/// What may be left of a container or a sandbox.
 #[derive(Debug, Clone)]
 pub struct Remains {
     /// The id.
@@ -36,18 +36,18 @@ pub struct Remains {
     pub runc: Option<Runc>,
     /// The pod's first bundle, which has a record of each member.
     pub first_bundle: PathBuf,
-    /// Where the shim mounted something.
+    /// The mount points of what the shim has mounted.
     pub mount_points: Vec<PathBuf>,
-    /// What the shim made in the bundle.
+    /// The directories that the shim has made in the bundle.
     pub directories: Vec<PathBuf>,
 }
 
-/// Why something is taken down.
+/// The reason for a teardown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The processes have ended, and containerd deletes the container.
     Deleted,
-    /// The making has failed.
+    /// The container or sandbox could not be made.
     NotMade,
     /// The shim was killed.
     ShimDied,
@@ -61,7 +61,7 @@ pub async fn take_down(what: Remains, why: Why) -> Result<()> {
     let cgroup = what.cgroup(why);
     let killed = match (why, cgroup.clone()) {
         (Why::Deleted, _) | (_, None) => Ok(()),
-        // runc ends the init alone where several containers share a process namespace.
+        // Where several containers share a process namespace, runc kills only the init.
         (Why::NotMade | Why::ShimDied, Some(cgroup)) => {
             blocking::run_anyway(move || kill(&cgroup)).await
         }
@@ -88,7 +88,7 @@ fn kill(cgroup: &Cgroup) -> Result<()> {
 }
 
 impl Remains {
-    /// The cgroup, where this teardown removes the cgroup. runc has removed the cgroup of a container that is deleted.
+    /// The cgroup, if this teardown removes one. For a deleted container, `runc delete` removes the cgroup.
     fn cgroup(&self, why: Why) -> Option<Cgroup> {
         if why == Why::Deleted && self.runc.is_some() {
             return None;
@@ -110,7 +110,7 @@ impl Remains {
         }
         let mount_points = self.mount_points.iter();
         first_failure(mount_points.map(|path| Ok(mounts::unmount(path)?)))?;
-        // A mount that stays must not be emptied file by file: hence the `?` above.
+        // The `?` above ends this function if a mount stays: the removal below would delete the mount's files.
         first_failure(self.directories.iter().map(|path| remove_directory(path)))
     }
 
@@ -121,7 +121,8 @@ impl Remains {
         let failures = cgroup.remove();
         let removed = first_failure(failures.into_iter().map(|error| Err(error.into())));
         match (removed, why) {
-            // A process of the sandbox may still be dying. The pod's cgroup goes with the pod all the same.
+            // No failure: a process of the sandbox may still be dying, and the pod's cgroup goes with the pod in any
+            // case.
             (Err(error), Why::Deleted) => {
                 warn!("{}: {error}", self.id);
                 Ok(())
@@ -134,7 +135,7 @@ impl Remains {
         let forget = || bundle::forget(&self.first_bundle, &self.id);
         match why {
             Why::Deleted => {
-                // Nothing is left: a full disk is no reason to delete once more.
+                // No failure: nothing is left, and a full disk is no reason to delete once more.
                 if let Err(error) = bundle::set_deleted(&self.record.bundle).and_then(|()| forget())
                 {
                     warn!("{}: {error}", self.id);
@@ -157,8 +158,9 @@ fn remove_directory(path: &Path) -> Result<()> {
 
 /// Removes the empty files and directories in `directory`, where nothing is mounted any more.
 ///
-/// When a shim dies during a create, containerd unmounts the root filesystem at once. A container's init that lives a
-/// moment longer then makes its mount points below that directory, and containerd never gets rid of such a bundle.
+/// When a shim dies during a create, containerd unmounts the root filesystem at once. A container's init may live a
+/// moment longer, and makes its mount points in the bare directory. containerd can never remove a bundle with such
+/// mount points.
 fn remove_mount_points(directory: &Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
