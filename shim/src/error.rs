@@ -1,7 +1,7 @@
-//! The one error of the shim, and the one table from it to ttrpc codes.
+//! The one error type of the shim, and the one table from errors to ttrpc codes.
 //!
-//! containerd branches on the codes, not on the texts: a kill of a process that is gone must be `NOT_FOUND`, an id that
-//! is taken `ALREADY_EXISTS`, a call that does not fit the state `FAILED_PRECONDITION`.
+//! containerd branches on the codes, not on the texts. A kill of a process that is gone must be `NOT_FOUND`, an id that
+//! is taken `ALREADY_EXISTS`, and a call that does not fit the state `FAILED_PRECONDITION`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,11 @@ use containerd_shim_protos::ttrpc::Code;
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}: {source}", path.display())]
 pub struct IoError {
-    /// What was tried, as a verb: `open FIFO`.
+    /// The operation, as a verb and its object: `open FIFO`.
     pub operation: &'static str,
-    /// What it was tried on.
+    /// The path that the operation was for.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: std::io::Error,
 }
 
@@ -52,14 +52,14 @@ pub enum Error {
     /// An operation on the kernel or the file system failed.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// runc could not be run, or said no.
+    /// runc could not be run, or failed.
     #[error("OCI runtime {command} failed: {message} (container {id})")]
     Runc {
         /// runc's subcommand.
         command: &'static str,
         /// The container.
         id: String,
-        /// What runc wrote into its log, or how it ended.
+        /// What runc wrote into its log, or how runc ended.
         message: String,
     },
     /// The sandbox could not be made or changed.
@@ -87,7 +87,7 @@ impl Error {
             Self::Sandbox(error) => match error.class() {
                 pause::Class::InvalidInput => Code::INVALID_ARGUMENT,
                 pause::Class::NotFound => Code::NOT_FOUND,
-                // Not UNIMPLEMENTED: containerd 2.x takes that from Create for an old protocol, and tries again.
+                // Not UNIMPLEMENTED: containerd 2.x takes that answer to Create for an old protocol, and tries again.
                 pause::Class::Unsupported => Code::FAILED_PRECONDITION,
                 pause::Class::Internal => Code::INTERNAL,
             },
@@ -98,7 +98,7 @@ impl Error {
     }
 }
 
-/// The result of steps that go on after a failure: the first failure is returned, the others are logged.
+/// The result of steps that go on after a failure. The first failure is returned, and the log has the others.
 ///
 /// # Errors
 /// The first failure.
