@@ -1,10 +1,10 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
 # make bench    this shim beside the stock shim and the published Rust shim, measured: some 20 minutes (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
-# make test-vm  only those that run in a VM with cgroup v2 and systemd; TESTS=… takes others of its tests
+# make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
-# make install  the binary into /usr/local/bin, and its options file unless there is one
+# make install  the binary into /usr/local/bin, and the options file unless there is one
 # make lint     what CI asks for besides the tests
 
 SHIM     := containerd-shim-pause-v2
@@ -15,7 +15,7 @@ NAME     ?= registry.k8s.io/pause:3.10
 PREFIX   ?= /usr/local
 SYSCONF  ?= /etc
 
-# Namespaces, mounts and cgroups need root. cargo builds as the user and runs the tests and the demo through this.
+# Namespaces, mounts and cgroups need root. cargo builds as the user, and runs the tests and the demo through sudo.
 ifneq ($(shell id -u),0)
 SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
@@ -35,7 +35,7 @@ demo:
 	cargo build --locked -p shim-tests --bins
 	cargo run --quiet --locked -p shim-tests --bin demo
 
-# What the bench is to measure, such as `latency --containerd 2.1 --rounds 10`; all without it.
+# What the bench measures, such as `latency --containerd 2.1 --rounds 10`; empty means everything.
 BENCH ?=
 
 bench:
@@ -43,7 +43,7 @@ bench:
 	tests/lab/prepare
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
-	# Without it, its column says so.
+	# If this fails, the published shim's column in the report says so.
 	-test -x $(PUBLISHED)/bin/containerd-shim-runc-v2-rs || \
 	  cargo install --quiet --locked --root $(PUBLISHED) containerd-runc-shim
 	cargo run --quiet --locked -p shim-tests --bin bench -- $(BENCH)
@@ -53,7 +53,7 @@ PUBLISHED := $(TARGET)/bench/published
 test: vm
 	$(VM) run cargo nextest run --workspace --locked --profile all
 
-# What a test of the binary `vm` needs: the VM starts, and is there for as long as the command runs.
+# Runs a command beside the VM, as tests of the binary `vm` need: the VM starts first, and lives as long as the command.
 VM    := $(TARGET)/$(HOST)/debug/vm
 TESTS ?=
 
@@ -65,7 +65,7 @@ test-vm: vm
 vm:
 	.ci/setup test
 	$(SUDO) tests/lab/prepare runtimes vm
-	# Without it, the tests of checkpoints are left out, and say so.
+	# Without criu, the tests of checkpoints are left out, and say so.
 	-tests/lab/prepare criu
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
