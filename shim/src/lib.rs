@@ -4,20 +4,20 @@
 //!  containerd ──exec──▶ cli          start, delete, -info, or the server:
 //!  containerd ──ttrpc─▶ containerd   the Task and the Sandbox service, the publisher of events
 //!                          │
-//!                         pod        which id belongs to whom, the sandbox, when the shim ends
+//!                         pod        which id is which container, the sandbox, when the shim ends
 //!                          │
 //!                       container    one task per container: the init, the execs, the order of events
 //!                          │
-//!                        runtime     runc, the bundle and the spec, the teardown
+//!                        runtime     runc, the bundle and the spec, the options, the teardown
 //!                          │
 //!                          io        the streams of a process
 //!                          │
-//!                        kernel      children, blocking work, cgroups, mounts
+//!                        kernel      reaping, blocking work, cgroups, mounts
 //!                          │
 //!                        error       the one error, and the one table to ttrpc codes
 //! ```
 //!
-//! A room uses the rooms below, and none above. The crate `pause` has the namespaces and what holds them.
+//! A room uses the rooms below, and none above. The crate `pause` makes the namespaces and what holds the namespaces.
 #![forbid(unsafe_code)]
 
 pub mod cli;

@@ -1,14 +1,16 @@
-//! Work that blocks, away from the reactor.
+//! Blocking work, on worker threads instead of the reactor thread.
 //!
 //! ```text
-//!  run ──▶ an idle worker, else a new thread ──▶ the work ──▶ the answer
-//!              └─ no thread can be made ──▶ run:       RESOURCE_EXHAUSTED, the work is dropped
-//!                                          run_anyway: the work is done in place, and the reactor waits
+//!  run, run_anyway, spawn ──▶ an idle worker, else a new worker ──▶ the work ──▶ the answer
+//!                                                   │
+//!                          the kernel makes no thread:
+//!                            run                  ResourceExhausted, the work is dropped
+//!                            run_anyway, spawn    the work is done in place, and the reactor waits
 //! ```
 //!
-//! tokio's `spawn_blocking` panics when the kernel makes no thread (pids.max, threads-max, no memory for a stack), and a
-//! panic takes the pod down. So nothing else in the shim makes a thread for work; clippy's `disallowed-methods` keeps it so.
-//! A worker ends after a second without work: a pod at rest has none.
+//! tokio's `spawn_blocking` panics when the kernel makes no thread (pids.max, threads-max, no memory for a stack), and
+//! a panic takes the pod down. So nothing else in the shim makes a thread for work; clippy's `disallowed-methods`
+//! refuses the call. A worker ends after a second without work: a pod at rest has no worker.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 
-/// How long a worker without work stays.
+/// How long an idle worker waits for work before the worker ends.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The stack of a worker, in bytes. The deepest work is reading JSON and mounting.
@@ -45,7 +47,7 @@ pub async fn run<T: Send + 'static>(
 ) -> Result<T> {
     let (send, answer) = oneshot::channel();
     let boxed: Work = Box::new(move || {
-        // The caller may have given up; the work is done all the same.
+        // The caller may be gone. The work is done all the same.
         let _ = send.send(work());
     });
     POOL.give(boxed).map_err(|(_, error)| {
@@ -58,7 +60,7 @@ pub async fn run<T: Send + 'static>(
         .map_err(|_| Error::Internal("a worker is gone"))?
 }
 
-/// Does `work` on another thread, or in place where no thread can be made. For short work that must be done.
+/// Does `work` on another thread, or on this thread where no other can be made. For short work that must be done.
 ///
 /// # Errors
 /// What the work says.
@@ -88,14 +90,14 @@ struct Pool {
 }
 
 struct Queue {
-    /// Never more than there are idle workers: no work waits behind other work.
+    /// Never longer than the number of idle workers: no work waits behind other work.
     work: VecDeque<Work>,
-    /// Workers that wait for work.
+    /// The number of workers that wait for work.
     idle: usize,
 }
 
 impl Pool {
-    /// Hands `work` to a worker; returns the work when no thread can be made.
+    /// Hands `work` to a worker. Returns the work when no thread can be made.
     fn give(&'static self, work: Work) -> Result<(), (Work, io::Error)> {
         let mut queue = self.lock();
         queue.work.push_back(work);
@@ -103,7 +105,8 @@ impl Pool {
             self.changed.notify_one();
             return Ok(());
         }
-        // The lock is held: until the new worker has the work, nobody else takes the work for an idle worker's.
+        // The lock is held while the thread is made. Otherwise a worker that becomes idle could take this work, and
+        // `pop_back` could return the work of another caller.
         match Builder::new()
             .name("blocking".to_owned())
             .stack_size(STACK)
@@ -120,7 +123,7 @@ impl Pool {
         }
     }
 
-    /// The life of a worker, which counts as idle when it begins.
+    /// The life of a worker. A new worker counts as idle from its beginning.
     fn work(&self) {
         loop {
             let queue = self.lock();
@@ -164,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_work_waits_behind_other_work() {
-        // Each waits for the next to begin: in a queue of fewer threads they would wait for ever.
+        // Each piece of work waits until the next one begins. With fewer threads than work the test would hang.
         let (mut chain, mut waiting) = (None::<mpsc::Sender<()>>, Vec::new());
         for _ in 0..20 {
             let (begun, begins) = mpsc::channel();

@@ -1,21 +1,21 @@
-//! The only place that waits for children, and the place that signals them.
+//! The reaper: the only place in the shim that reaps children. A [`Child`] is signalled from here, too.
 //!
 //! ```text
-//!  SIGCHLD ──▶ reap everything ──┬─ the pid is claimed ─────────────▶ its channel
-//!                                ├─ a pid is still to become known ─▶ kept until the claim
-//!                                └─ neither (an orphan) ────────────▶ dropped
+//!  SIGCHLD ──▶ reap all ──┬─ the pid is claimed ──────▶ the exit goes to the claimer
+//!                         ├─ an `Expected` lives ─────▶ the exit is kept for a later claim
+//!                         └─ neither (an orphan) ─────▶ the exit is dropped
 //!
-//!  Child::signal ──▶ the pid is still claimed? ──┬─ yes ─▶ kill(2)
-//!                                                └─ no ──▶ ESRCH
+//!  Child::signal ──▶ is this claim still there? ──┬─ yes ─▶ kill(2)
+//!                                                 └─ no ──▶ ESRCH: the process has been reaped
 //! ```
 //!
-//! The shim is the subreaper of its containers (prctl(2)), so the kernel hands the shim processes whose pid the shim learns
-//! later than their exit: runc writes the pid into a file, and a short-lived process may have ended by then. While an
-//! [`Expected`] lives, the waiter keeps exits that nobody has claimed. It keeps none for longer, because the kernel reuses
-//! pids.
+//! The shim is the subreaper of its containers (prctl(2)): orphans in the containers become children of the shim. The
+//! shim may learn a pid only after the exit, because runc writes the pid into a file, and a short-lived process may
+//! have ended by then. While an [`Expected`] lives, the reaper keeps exits that nobody has claimed. The reaper keeps no
+//! exit for longer, because the kernel reuses pids.
 //!
-//! A pid that is claimed belongs to our process: the kernel frees a pid when the process is reaped, only this module reaps,
-//! and reaping takes the claim away under the same lock. A signal to a claimed pid therefore needs no pidfd.
+//! A claimed pid is always the pid of the claimed process. The kernel frees a pid when the process is reaped, only this
+//! module reaps, and reaping removes the claim under the same lock. A signal to a claimed pid therefore needs no pidfd.
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
@@ -65,7 +65,7 @@ impl Exit {
 /// Resolves when the process ends.
 pub type Exited = oneshot::Receiver<Exit>;
 
-/// A process whose exit comes to whoever claimed the pid.
+/// A process whose exit goes to the holder of this claim.
 #[derive(Debug)]
 pub struct Claim {
     /// To signal the process.
@@ -74,7 +74,7 @@ pub struct Claim {
     pub exit: Exited,
 }
 
-/// A child that was claimed: it can be signalled until it is reaped.
+/// A claimed child. The child takes signals until the child is reaped.
 #[derive(Debug, Clone)]
 pub struct Child {
     exits: Arc<Exits>,
@@ -83,17 +83,17 @@ pub struct Child {
 }
 
 impl Child {
-    /// The pid, as the node counts.
+    /// The pid in the node's process namespace.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Sends `signal`. A zombie takes every signal and does nothing.
+    /// Sends `signal`. A zombie takes every signal, without an effect.
     ///
     /// # Errors
     /// `ESRCH` when the process has been reaped, and what kill(2) says.
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
-        // The lock keeps the reaper away: the pid stays this process's.
+        // The lock keeps the reaper from reaping, so the pid stays the pid of this process.
         let books = self.exits.books();
         match books.claimed.get(&self.pid) {
             Some(claimed) if claimed.number == self.claim => kill_process(self.pid, signal),
@@ -101,8 +101,8 @@ impl Child {
         }
     }
 
-    /// Whether a SIGKILL waits for the process to run again, as cgroup v1 lets it wait in a frozen process (proc(5),
-    /// `SigPnd` and `ShdPnd`).
+    /// Whether a SIGKILL is pending (proc(5), `SigPnd` and `ShdPnd`). In a process that cgroup v1 has frozen, a SIGKILL
+    /// stays pending until the process is thawed.
     pub fn has_kill_pending(&self) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
         status.is_ok_and(|status| has_kill_pending(&status))
@@ -118,11 +118,11 @@ fn has_kill_pending(status: &str) -> bool {
     })
 }
 
-/// The waiter's books. Shared; the lock is never held across an await.
+/// The reaper, shared by everybody who has children. The lock is never held across an await.
 #[derive(Debug, Default)]
 pub struct Exits {
     books: Mutex<Books>,
-    /// The limit that children get, where the shim's own limit is another one.
+    /// The limit of open files that children get; none where that is the shim's own limit.
     open_files: Option<Rlimit>,
 }
 
@@ -130,16 +130,16 @@ pub struct Exits {
 struct Books {
     claimed: HashMap<Pid, Claimed>,
     last_claim: u64,
-    /// With the number of the last [`Expected`] that lived when the process was reaped.
+    /// Kept exits. The number is that of the newest [`Expected`] at the time when the process was reaped.
     unclaimed: HashMap<Pid, (u64, Exit)>,
-    /// The numbers of the expectations that live.
+    /// The numbers of all [`Expected`] that live.
     expected: BTreeSet<u64>,
     last_expected: u64,
 }
 
 #[derive(Debug)]
 struct Claimed {
-    /// Tells two claims of the same pid apart.
+    /// Distinguishes two claims of the same pid.
     number: u64,
     exit: oneshot::Sender<Exit>,
 }
@@ -155,7 +155,7 @@ impl Books {
     /// A process has been reaped.
     fn ended(&mut self, pid: Pid, exit: Exit) {
         if let Some(claimed) = self.claimed.remove(&pid) {
-            // The claimer may have given up; nobody else wants the exit.
+            // The claimer may be gone. Nobody else wants the exit.
             let _ = claimed.exit.send(exit);
         } else if !self.expected.is_empty() {
             let during = self.last_expected;
@@ -166,7 +166,7 @@ impl Books {
     }
 }
 
-/// While this lives, exits of unknown processes are kept for a later [`Exits::claim`].
+/// While an `Expected` lives, the reaper keeps the exits of unclaimed processes for a later [`Exits::claim`].
 #[derive(Debug)]
 pub struct Expected {
     exits: Arc<Exits>,
@@ -177,7 +177,7 @@ impl Drop for Expected {
     fn drop(&mut self) {
         let mut books = self.exits.books();
         books.expected.remove(&self.number);
-        // Drops exits older than the oldest expectation; otherwise a busy pod would never clear the map.
+        // Drops exits older than the oldest `Expected` that lives; otherwise a busy pod would never clear the map.
         let oldest = books.expected.first().copied();
         books
             .unclaimed
@@ -186,11 +186,11 @@ impl Drop for Expected {
 }
 
 impl Exits {
-    /// Makes this process the subreaper of its descendants and starts to wait for children.
+    /// Makes this process the subreaper of its descendants (prctl(2)), and starts the reaper task.
     ///
-    /// The limit of open files becomes the highest that this process may have: an exec with all its streams takes eleven
-    /// descriptors, and a service manager may give containerd 1024. Children get the earlier limit, and containers inherit
-    /// that one.
+    /// Raises the soft limit of open files to the hard limit: an exec with all its streams takes eleven descriptors,
+    /// and a service manager may give containerd 1024. Children get the limit from before, which the containers
+    /// inherit.
     ///
     /// # Errors
     /// `Io` when the kernel refuses the subreaper attribute or the signal handler.
@@ -213,7 +213,7 @@ impl Exits {
     }
 
     fn reap(&self) {
-        // Under the lock from wait(2) on: a pid that has been reaped and is still claimed would be signalled.
+        // The lock is held from wait(2) on. Otherwise a signal could go to a pid that is reaped and still claimed.
         let mut books = self.books();
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
@@ -225,7 +225,7 @@ impl Exits {
         }
     }
 
-    /// Keeps the exits of unknown processes until the answer is dropped.
+    /// Keeps the exits of unclaimed processes until the returned [`Expected`] is dropped.
     pub fn expect(self: &Arc<Self>) -> Expected {
         let mut books = self.books();
         books.last_expected += 1;
@@ -237,17 +237,18 @@ impl Exits {
         }
     }
 
-    /// Claims the exit of `pid`: a past one, if the process was reaped while an [`Expected`] lived, or the one to come.
+    /// Claims the exit of `pid`: the kept exit, if the process was reaped while an [`Expected`] lived, otherwise the
+    /// exit to come.
     pub fn claim(self: &Arc<Self>, pid: Pid) -> Claim {
         let (sender, exit) = oneshot::channel();
         let mut books = self.books();
         let claim = match books.unclaimed.remove(&pid) {
             Some((_, past)) if !is_unreaped(pid) => {
                 let _ = sender.send(past);
-                // The number of no claim: the process takes no signal any more.
+                // No claim has the number 0: the process is reaped and takes no signal.
                 0
             }
-            // An exit that is kept while the pid is unreaped is an earlier process's: an orphan had the same pid.
+            // A kept exit of a pid that is not reaped yet belongs to an earlier process: an orphan with the same pid.
             _ => books.claim(pid, sender),
         };
         Claim {
@@ -256,7 +257,7 @@ impl Exits {
         }
     }
 
-    /// Starts `command` and claims the exit.
+    /// Starts `command` and claims the exit of the child.
     ///
     /// # Errors
     /// What `Command::spawn` says.
@@ -265,8 +266,8 @@ impl Exits {
             pause::limit_open_files(command, *limit);
         }
         let (sender, exit) = oneshot::channel();
-        // Under the lock: the child must not be reaped before the claim. `std::process::Child` is dropped, because its wait
-        // would take the exit away from the one waiter.
+        // The lock is held so that the child is not reaped before the claim. `std::process::Child` is dropped without a
+        // wait, which would take the exit away from the reaper.
         let mut books = self.books();
         let pid = Pid::from_child(&command.spawn()?);
         let claim = books.claim(pid, sender);
@@ -289,7 +290,7 @@ impl Exits {
     }
 }
 
-/// Raises the soft limit of open files to the hard one. Returns the earlier limit, if that was another one.
+/// Raises the soft limit of open files to the hard limit. Returns the limit from before, if the limit has changed.
 fn raise_open_files() -> Option<Rlimit> {
     let before = getrlimit(Resource::Nofile);
     if before.current == before.maximum {
@@ -308,7 +309,8 @@ fn raise_open_files() -> Option<Rlimit> {
     }
 }
 
-/// Whether `pid` is a child that has not been reaped yet (waitid(2): `ECHILD` for what is no child).
+/// Whether `pid` is a child that has ended or runs and is not reaped yet (waitid(2): `ECHILD` if there is no such
+/// child).
 fn is_unreaped(pid: Pid) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     rustix::process::waitid(WaitId::Pid(pid), look).is_ok()

@@ -1,4 +1,4 @@
-//! The kernel's side: children, work that blocks, cgroups, mounts.
+//! The kernel's side: reaping of children, blocking work, cgroups, mounts.
 
 pub mod blocking;
 pub mod cgroup;
