@@ -1,10 +1,13 @@
-//! Who is connected to the shim's socket, so that at its end the shim lets them hang up first.
+//! Counts the connections to the shim's socket, so that callers hang up before the shim ends.
 //!
 //! ```text
-//!  containerd ──Shutdown──▶ shim        the answer and the end of the connection arrive together, if the shim
-//!             ◀──answer────             closes first; containerd's client takes either of them then, and with
-//!             ──closes─────▶ ends       "ttrpc: closed" it says that the call has failed
+//!  containerd ──Shutdown──▶ shim
+//!             ◀──answer────
+//!             ──closes─────▶ ends
 //! ```
+//!
+//! A shim that closes first lets the answer and the end of the connection arrive together. containerd's client then
+//! takes either of the two, and may report "ttrpc: closed" for a call that has worked.
 
 use std::io;
 use std::pin::Pin;
@@ -16,19 +19,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-/// How many connections are open.
+/// The number of open connections.
 #[derive(Debug)]
 pub struct Callers(watch::Receiver<usize>);
 
 impl Callers {
     /// Resolves when nobody is connected.
     pub async fn gone(&mut self) {
-        // The sender is gone with the listener and the last connection.
+        // An error means that the listener and all connections, which hold the sender, are dropped.
         let _ = self.0.wait_for(|&open| open == 0).await;
     }
 }
 
-/// A listener for the server, whose connections are counted.
+/// A listener for the server that counts its connections, and the count.
 pub fn counted(listener: UnixListener) -> (Listener, Callers) {
     let (open, callers) = watch::channel(0);
     let connections = poll_fn(move |cx| {
@@ -39,7 +42,7 @@ pub fn counted(listener: UnixListener) -> (Listener, Callers) {
     (Listener::new(connections), Callers(callers))
 }
 
-/// An open connection.
+/// An open connection, counted until the connection is dropped.
 struct Connection {
     stream: UnixStream,
     open: watch::Sender<usize>,

@@ -11,7 +11,7 @@ use rustix::process::Pid;
 use crate::kernel::cgroup::Metrics;
 use crate::kernel::mounts::Mount;
 
-/// A point in time; none before 1970.
+/// A point in time on the wire; none for a time before 1970.
 pub fn timestamp(at: SystemTime) -> Option<Timestamp> {
     let since = at.duration_since(UNIX_EPOCH).ok()?;
     Some(Timestamp {
@@ -31,7 +31,7 @@ pub fn any(type_url: &str, message: &impl Message) -> Any {
     }
 }
 
-/// The counters of a cgroup. containerd's clients choose the message type by the type URL.
+/// The counters of a cgroup on the wire. containerd's clients choose the message type by the type URL.
 pub fn metrics(metrics: &Metrics) -> Any {
     match metrics {
         Metrics::V1(message) => any("io.containerd.cgroups.v1.Metrics", &**message),
@@ -44,12 +44,12 @@ pub fn type_name(any: &Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
-/// A pid on the wire; 0 for none.
+/// A pid on the wire; 0 for no pid.
 pub fn wire_pid(pid: Option<Pid>) -> u32 {
     pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
 }
 
-/// A mount of a request.
+/// A mount from a request.
 pub fn mount(wire: WireMount) -> Mount {
     Mount {
         kind: wire.type_,
@@ -59,7 +59,7 @@ pub fn mount(wire: WireMount) -> Mount {
     }
 }
 
-/// A mount of an event.
+/// A mount for an event.
 pub fn wire_mount(mount: Mount) -> WireMount {
     WireMount {
         type_: mount.kind,
@@ -89,7 +89,7 @@ mod tests {
         let mut v2 = cgroups_v2::metrics::Metrics::new();
         let memory = v2.memory.mut_or_insert_default();
         memory.anon = 4096;
-        // Field 40 belongs to a newer message.
+        // Field 40 stands for a field of a newer version of the message.
         memory
             .special_fields
             .mut_unknown_fields()

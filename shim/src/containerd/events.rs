@@ -1,13 +1,14 @@
-//! Events to containerd: one ordered queue, one publisher, nothing dropped.
+//! Publishes events to containerd: one ordered queue, one publisher, no event dropped.
 //!
 //! ```text
 //!  containers ──send──▶ queue (container::event) ──▶ publisher ──Forward──▶ containerd
-//!                                                       └── the same event again after a delay, while containerd is away
+//!                                                     ▲     │
+//!                                                     └─────┘ containerd is away: the same event again after a delay
 //! ```
 //!
-//! A lost exit event is a pod that never ends for kubelet, and a changed order is a container that ran after it ended.
-//! So the publisher sends one event at a time and goes on to the next only when containerd has taken it, or has said
-//! that it never will.
+//! Without its exit event a pod never ends for the kubelet. In a changed order a container seems to run after its end.
+//! So the publisher sends one event at a time, and goes on to the next only when containerd has taken the event or has
+//! refused the event for good.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -27,8 +28,8 @@ use super::convert::{any, timestamp, wire_mount, wire_pid};
 use crate::container::event::{Created, Event, EventQueue};
 use crate::kernel::exits::Exit;
 
-/// Starts the publisher of the events in `queue`, as those of `namespace`, to containerd's ttrpc socket at `address` (without
-/// a scheme). The handle resolves when the queue is closed and empty.
+/// Starts the publisher: sends the events of `queue`, as events of containerd's `namespace`, to containerd's ttrpc
+/// socket at `address` (a path without a scheme). The handle resolves when the queue is closed and empty.
 pub fn publish(queue: EventQueue, address: String, namespace: String) -> JoinHandle<()> {
     let publisher = Publisher {
         address,
@@ -217,9 +218,9 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The delay before an event is sent again, at first and at most.
+/// The delay before an event is sent again: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How long containerd may take for one event.
+/// How long containerd may take to answer one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Publisher {
@@ -236,7 +237,7 @@ impl Publisher {
         }
     }
 
-    /// Returns when containerd has `envelope`, or refuses the envelope for good.
+    /// Sends `envelope`, again if need be. Returns when containerd has taken or finally refused the envelope.
     async fn publish(&mut self, envelope: Envelope) {
         let mut delay = RETRY.0;
         let topic = envelope.topic.clone();
@@ -279,7 +280,7 @@ impl Publisher {
     }
 }
 
-/// Whether sending the same event again can never help.
+/// Whether the error is a refusal that stays the same however often the event is sent.
 fn is_final(error: &ttrpc::Error) -> bool {
     matches!(error, ttrpc::Error::RpcStatus(status) if matches!(
         status.code(),

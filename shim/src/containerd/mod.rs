@@ -1,4 +1,7 @@
-//! containerd's side: the two ttrpc services, the events, the log. Wire types live here and in `cli`, and nowhere else.
+//! containerd's side: the two ttrpc services, the events, the log.
+//!
+//! Wire types stay in this room and in `cli`, with two exceptions: `kernel::cgroup` fills containerd's metrics
+//! messages, and `error` names the ttrpc codes.
 
 pub mod callers;
 pub mod checkpoint;

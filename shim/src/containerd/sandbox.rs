@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  containerd (sandboxer = "shim"):
-//!  start ─▶ CreateSandbox ─▶ StartSandbox ─▶ WaitSandbox …            StopSandbox ─▶ ShutdownSandbox
-//!                             Platform, SandboxStatus for each container   SandboxMetrics, PingSandbox
+//!   the pod's life       start ─▶ CreateSandbox ─▶ StartSandbox ─▶ WaitSandbox … StopSandbox ─▶ ShutdownSandbox
+//!   for each container   Platform, SandboxStatus
+//!   at any time          SandboxMetrics, PingSandbox
 //! ```
 
 use std::os::linux::fs::MetadataExt;
@@ -38,7 +39,7 @@ const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// The service.
 #[derive(Debug, Clone)]
 pub struct SandboxService {
-    /// What is served.
+    /// The pod that the service calls.
     pub pod: Arc<Pod>,
 }
 
@@ -174,7 +175,7 @@ impl Sandbox for SandboxService {
     }
 }
 
-/// The name that Go, and so an image's platform, has for an architecture.
+/// Go's name of an architecture, which is also the name in an image's platform.
 fn go_architecture(name: &str) -> &str {
     match name {
         "x86_64" => "amd64",
@@ -186,15 +187,15 @@ fn go_architecture(name: &str) -> &str {
     }
 }
 
-/// What `crictl inspectp` shows of a pod in podsandbox mode, and what only this shim knows. What containerd alone knows
-/// (its own metadata, the CNI result) is not here.
+/// The verbose status: what `crictl inspectp` shows of a pod in podsandbox mode, and what only this shim knows. What
+/// only containerd knows (containerd's metadata, the CNI result) is missing.
 fn verbose(id: &str, view: &View, described: &Described) -> Value {
     let holder = match described.holder {
         pause::HolderKind::Thread => "thread",
         pause::HolderKind::Process => "process",
     };
     let namespaces = described.paths.iter().map(|(kind, path)| {
-        // Gone with the sandbox.
+        // The path works only while the sandbox is there; then the inode is null.
         let inode = std::fs::metadata(path).ok().map(|file| file.st_ino());
         let namespace = json!({ "path": path, "inode": inode });
         (kind.file().to_owned(), namespace)

@@ -1,4 +1,4 @@
-//! The long-running server: one thread, one reactor, until nothing is left of the pod and containerd says so.
+//! The long-running server of one pod: one thread, one reactor. `pod::lifecycle` decides when the server ends.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -22,26 +22,27 @@ use crate::kernel::exits::Exits;
 use crate::pod::Pod;
 use crate::pod::lifecycle::{self, LAST_WORDS, Lifecycle, Occasion};
 
-/// The service as the crate has it, and as containerd before 2.0 (and whoever is told version 2) calls it. The messages
-/// are the same.
+/// The two names of the Task service: the crate's, and that of version 2, which containerd calls before 2.0 and
+/// wherever `start` has answered version 2. The messages are the same.
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
 
-/// What the server is told on its command line.
+/// The server's command line.
 #[derive(Debug)]
 pub struct Settings {
     /// containerd's namespace.
     pub namespace: String,
     /// The path of containerd's ttrpc socket.
     pub events: String,
-    /// The path of our own socket.
+    /// The path of the shim's own socket.
     pub socket: PathBuf,
 }
 
-/// Serves the pod whose first bundle is the working directory. The listening socket is standard input.
+/// Serves the pod whose first bundle is the working directory, until the pod's lifecycle orders the end. Standard input
+/// is the listening socket.
 ///
 /// # Errors
-/// `Io` when the socket or a signal handler cannot be had.
+/// `Io` when the working directory, the socket or a signal handler fails.
 pub fn serve(settings: Settings) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -50,7 +51,7 @@ pub fn serve(settings: Settings) -> Result<()> {
     let socket = settings.socket.clone();
     let served = runtime.block_on(run(settings));
     if served.is_err() {
-        // Startup failed, so nobody else has removed the socket.
+        // The startup has failed. In this case nobody else removes the socket.
         let _ = std::fs::remove_file(&socket);
     }
     runtime.shutdown_timeout(LAST_WORDS);
@@ -81,12 +82,12 @@ async fn run(settings: Settings) -> Result<()> {
     lifecycle::ignore_terminations()?;
     info!("serving at {}", settings.socket.display());
     pod.settle(Occasion::Begin);
-    // The pod holds the queue of events open, and the publisher ends with the queue.
+    // The pod keeps the queue of events open, and the publisher ends when the queue is closed.
     drop(pod);
-    // The sender is in the pod, which lives as long as the server.
+    // No error: the services keep the pod, and with the pod the sender, until the server is dropped.
     let _ = order_to_end.wait_for(|order| *order).await;
     let answered = async {
-        // What is still asked is answered before the connections close.
+        // Calls that are under way are answered before the connections close.
         let _ = server.shutdown().await;
         drop(server);
     };
@@ -94,7 +95,7 @@ async fn run(settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// The two services, the first under both names.
+/// The Task service under both names, and the Sandbox service.
 fn services(pod: &Arc<Pod>, listener: Listener) -> Result<Server> {
     let task = TaskService { pod: pod.clone() };
     let sandbox = SandboxService { pod: pod.clone() };

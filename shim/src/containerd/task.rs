@@ -1,4 +1,4 @@
-//! The Task service, v2 and v3: decodes a request, calls the pod, encodes the answer. No logic.
+//! The Task service, version 2 and version 3: decodes a request, calls the pod, encodes the answer. No logic.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::runtime::spec::Spec;
 /// The service.
 #[derive(Debug, Clone)]
 pub struct TaskService {
-    /// What is served.
+    /// The pod that the service calls.
     pub pod: Arc<Pod>,
 }
 
@@ -44,7 +44,8 @@ impl Task for TaskService {
             Seen::Created => Status::CREATED,
             Seen::Running => Status::RUNNING,
             Seen::Paused => Status::PAUSED,
-            // At once: containerd that comes back asks for the state first, and takes no exit for a while after that.
+            // Stopped at once, also before the exit is published: a containerd that comes back asks for the state
+            // first, and takes no exit event for a while after that.
             Seen::Ended(_) | Seen::Stopped(_) => Status::STOPPED,
         };
         Ok(StateResponse {
@@ -71,7 +72,8 @@ impl Task for TaskService {
             id: req.id,
             bundle,
             rootfs: req.rootfs.into_iter().map(mount).collect(),
-            // criu finds the earlier checkpoint (`parent_checkpoint`) by a link beside the images.
+            // The field `parent_checkpoint` is not needed: criu finds the earlier checkpoint by a link beside the
+            // images.
             checkpoint: (!req.checkpoint.is_empty()).then(|| req.checkpoint.into()),
             io: io::Request {
                 stdin: req.stdin,
@@ -214,8 +216,8 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Rpc<ConnectResponse> {
-        // Of a task that is not there (yet) the shim is told all the same: a containerd that comes back connects first,
-        // and deletes in order what was never made only if this succeeds.
+        // Succeeds also without the task: a containerd that comes back connects first, and only after a success deletes
+        // a task that was never made in the regular way.
         let task = self.pod.task(&req.id);
         let view = task.and_then(|task| task.view(&ProcessId::Init));
         Ok(ConnectResponse {
