@@ -1,8 +1,12 @@
 //! The files that all containers of a pod share: `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf` and `/dev/shm`.
 //!
-//! In podsandbox mode containerd makes and mounts them. Through the Sandbox API nobody else does: CRI binds them into a
-//! container only if it finds them in a directory of its own, whose path it does not tell and which it empties when it
-//! starts. So they are kept in the sandbox's bundle, and added to each container's spec ([`crate::runtime::spec::Changes`]).
+//! | mode | who makes the files | who binds the files into a container |
+//! |---|---|---|
+//! | podsandbox | containerd's CRI | containerd's CRI |
+//! | Sandbox API | the shim, in the sandbox's bundle | the shim, in the container's spec ([`Bind`]) |
+//!
+//! CRI binds only files that CRI finds in a directory of its own. The shim cannot put files there: CRI does not tell
+//! the path, and empties the directory at each start.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,15 +23,15 @@ const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEV_SHM: &str = "/dev/shm";
 
-/// What a pod's files are to be, and where.
+/// The content of a pod's files, and the directory of the files.
 #[derive(Debug, Clone)]
 pub struct PodFiles {
     directory: PathBuf,
-    /// None: the node's.
+    /// None: the node's hostname.
     hostname: Option<String>,
-    /// None: a copy of the node's.
+    /// None: a copy of the node's file.
     resolv_conf: Option<String>,
-    /// Where the pod's own is mounted; none: the node's.
+    /// Where the pod's own `/dev/shm` is mounted. None: the node's `/dev/shm`.
     own_shm: Option<PathBuf>,
 }
 
@@ -47,10 +51,10 @@ impl PodFiles {
         self.directory.join(name)
     }
 
-    /// Makes them. Blocks. What was made stays after a failure: the teardown removes that.
+    /// Makes the files. Blocks. After a failure the files made so far stay, and the teardown removes these files.
     ///
     /// # Errors
-    /// `Io` when the node's files cannot be read or the pod's not be made.
+    /// `Io` when a file of the node cannot be read, or a file of the pod cannot be made.
     pub fn make(&self) -> Result<()> {
         fs::create_dir(&self.directory)
             .map_err(IoError::at("create the pod's files", &self.directory))?;
@@ -73,13 +77,13 @@ impl PodFiles {
         };
         fs::create_dir(shm).map_err(IoError::at("create", shm))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        // 64 MiB, as CRI and Docker have it.
+        // 64 MiB, as in CRI and in Docker.
         rustix::mount::mount("shm", shm, "tmpfs", flags, Some(c"mode=1777,size=67108864"))
             .map_err(IoError::at("mount the pod's /dev/shm at", shm))?;
         Ok(())
     }
 
-    /// Where a container finds each.
+    /// The place of each file in a container.
     pub fn binds(&self) -> Vec<Bind> {
         let bind = |destination, source| Bind {
             destination,
@@ -96,10 +100,10 @@ impl PodFiles {
         ]
     }
 
-    /// Gives the pod's own files the SELinux label of a container's mounts. A node without SELinux knows no labels.
+    /// Gives the pod's own files the SELinux label of a container's mounts. Does nothing on a node without SELinux.
     ///
     /// # Errors
-    /// `Io` when the kernel does not take the label.
+    /// `Io` when the kernel refuses the label.
     pub fn label(&self, label: &str) -> Result<()> {
         for bind in self.binds() {
             if !bind.source.starts_with(&self.directory) {
@@ -121,12 +125,12 @@ impl PodFiles {
         Ok(())
     }
 
-    /// Where the pod's own /dev/shm is mounted.
+    /// Where the pod's own `/dev/shm` is mounted; none where the pod uses the node's.
     pub fn mount_point(&self) -> Option<PathBuf> {
         self.own_shm.clone()
     }
 
-    /// The folder that all of them are in.
+    /// The directory of the files.
     pub fn directory(&self) -> PathBuf {
         self.directory.clone()
     }
@@ -136,7 +140,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     Ok(fs::write(path, text).map_err(IoError::at("write", path))?)
 }
 
-/// Only the text: mode and owner of the node's file are not the pod's.
+/// Copies the text alone: the mode and the owner of the node's file are not for the pod's file.
 fn copy(from: &str, to: &Path) -> Result<()> {
     let text = fs::read(from).map_err(IoError::at("read the node's", from))?;
     Ok(fs::write(to, text).map_err(IoError::at("write", to))?)

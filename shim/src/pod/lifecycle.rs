@@ -1,20 +1,24 @@
-//! When the shim ends: in one place.
+//! The one place that decides when the shim ends.
 //!
 //! ```text
-//!  what happened           what is left          the shim
-//!  ──────────────          ────────────          ────────
-//!  Shutdown                nothing               ends
-//!  Shutdown                orphans               ends with the last of them: containerd sends no other Shutdown
-//!  Shutdown                the sandbox, others   stays
-//!  a member is deleted     nothing, orphaned     ends
-//!  a member is deleted  ┐
-//!  a create has failed  ├  nothing               ends after 30 s without a new member: containerd has forgotten the shim
-//!  the server begins    ┘
-//!  SIGTERM, SIGINT         anything              stays: a pod ends through containerd
+//!  what happened            what is left       the shim
+//!  ──────────────           ────────────       ────────
+//!  Shutdown                 nothing            ends
+//!  Shutdown                 orphans            ends with the last orphan: containerd sends no other Shutdown
+//!  Shutdown                 other members      stays
+//!  a Delete is over,        nothing            ends
+//!    after a Shutdown that left orphans
+//!  any other Delete is over ┐
+//!  a create has failed      ├ nothing          ends after 30 s without a new member: containerd has forgotten the shim
+//!  the server begins        ┘
+//!  anything but Shutdown    any member         stays
+//!  SIGTERM, SIGINT          anything           stays: a pod ends through containerd
 //! ```
 //!
-//! Orphans are containers whose sandbox is deleted. The end itself: the socket goes first, so that a `start` makes a new
-//! server; then callers hang up, calls are answered, events are sent ([`last_words`]).
+//! Orphans are containers whose sandbox is deleted.
+//!
+//! The end itself: the shim removes the socket, so that a `start` makes a new server. Then callers hang up, calls are
+//! answered, and events are published ([`last_words`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,26 +33,27 @@ use tokio::time::timeout;
 use super::Pod;
 use crate::error::{IoError, Result};
 
-/// How long a shim without a member waits for a Create or a Shutdown. containerd sends either at once.
+/// How long a shim without a member waits for a Create or a Shutdown. containerd sends one of the two at once.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
-/// How long a caller may stay connected when there is nothing left to serve. containerd closes the connection within
-/// milliseconds of the answer.
+/// How long a caller may stay connected after the order to end. containerd closes the connection within milliseconds of
+/// the answer.
 const HANGING_UP: Duration = Duration::from_millis(500);
 
-/// How long the last events and answers may take when the server ends.
+/// How long the last answers may take when the server ends, and how long the last events.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Something after which the shim may have to end.
+/// Something that happened, after which the shim may have to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
     /// The server begins to serve.
     Begin,
     /// The making of a member has failed.
     CreateFailed,
-    /// A member has been deleted, or an exec.
+    /// The deletion of a member or an exec is over, also if the deletion has failed.
     Deleted,
-    /// containerd calls Shutdown. containerd does so after every deletion.
+    /// containerd calls Shutdown or ShutdownSandbox. A Shutdown follows each deletion of a task, except of a container
+    /// that joined the shim of its sandbox.
     Shutdown,
 }
 
@@ -59,17 +64,17 @@ pub(super) enum Left {
     Nothing,
     /// Containers whose sandbox is deleted.
     Orphans,
-    /// Members that will get a Shutdown of their own.
+    /// Members whose deletion a Shutdown will follow.
     Members,
 }
 
-/// What the shim does.
+/// What the shim does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Stay,
     /// Ends when the last member is deleted, without another Shutdown.
     EndWithTheLast,
-    /// Ends unless a member comes.
+    /// Ends after [`FORGOTTEN`], unless a member comes.
     EndIfForgotten,
     End(Reason),
 }
@@ -82,7 +87,7 @@ enum Reason {
     Forgotten,
 }
 
-/// The decision. `orphaned`: a Shutdown has come while there were orphans.
+/// The decision, as in the table above.
 fn next(occasion: Occasion, left: Left, orphaned: Orphaned) -> Next {
     match (occasion, left, orphaned) {
         (Occasion::Shutdown, Left::Nothing, _) => Next::End(Reason::Shutdown),
@@ -114,7 +119,7 @@ impl Reason {
     }
 }
 
-/// What the end of the shim depends on.
+/// The state that the end of the shim depends on, besides the members.
 #[derive(Debug)]
 pub struct Lifecycle {
     /// The server's socket.
@@ -122,7 +127,7 @@ pub struct Lifecycle {
     /// True when the server is to end.
     ending: watch::Sender<bool>,
     orphaned: AtomicBool,
-    /// How many members have been begun.
+    /// The number of members whose making has begun.
     begun: watch::Sender<u64>,
 }
 
@@ -137,12 +142,12 @@ impl Lifecycle {
         }
     }
 
-    /// Resolves to the order to end.
+    /// A receiver that becomes true with the order to end.
     pub fn order_to_end(&self) -> watch::Receiver<bool> {
         self.ending.subscribe()
     }
 
-    /// A member is being made: nobody has forgotten the shim.
+    /// The making of a member begins. The shim is not forgotten.
     pub(super) fn member_begins(&self) {
         self.begun.send_modify(|begun| *begun += 1);
     }
@@ -155,7 +160,7 @@ impl Lifecycle {
         }
     }
 
-    /// From now on a `start` makes a new server: the socket is gone before containerd can hear of the end.
+    /// Removes the socket, and then orders the end. In this order, a `start` that follows the end makes a new server.
     fn end(&self, reason: Reason) {
         if *self.ending.borrow() {
             return;
@@ -169,10 +174,10 @@ impl Lifecycle {
 }
 
 impl Pod {
-    /// Ends the shim if there is no more reason to stay, now that this has happened.
+    /// Ends the shim if `occasion` leaves the shim no reason to stay.
     pub fn settle(self: &Arc<Self>, occasion: Occasion) {
         let lifecycle = &self.lifecycle;
-        // Subscribed before the look: a member that comes in between is seen.
+        // Subscribed before `left`, so that the timer sees a member that begins in between.
         let begun = lifecycle.begun.subscribe();
         match next(occasion, self.left(), lifecycle.orphaned()) {
             Next::Stay => {}
@@ -182,12 +187,13 @@ impl Pod {
         }
     }
 
-    /// A containerd that died between `start` and Create, or in the middle of a deletion, sends no Shutdown when it is back.
+    /// Ends the shim after [`FORGOTTEN`] without a member. A containerd that died between `start` and Create, or in the
+    /// middle of a deletion, sends no Shutdown after its restart.
     fn end_if_forgotten(self: &Arc<Self>, mut begun: watch::Receiver<u64>) {
-        // Weak: the publisher ends only when nobody can send events any more.
+        // Weak, because the pod keeps the queue of events open, and the publisher ends when the queue is closed.
         let pod = Arc::downgrade(self);
         tokio::spawn(async move {
-            // With the first member the timer goes: a pod at rest wakes nobody.
+            // The first member cancels the timer: a pod at rest wakes nobody.
             let forgotten = timeout(FORGOTTEN, begun.changed()).await;
             if forgotten.is_err()
                 && let Some(pod) = pod.upgrade()
@@ -199,8 +205,9 @@ impl Pod {
     }
 }
 
-/// The end of the server, after the order to end: `callers_gone` resolves when nobody is connected, `answered` when every
-/// call is answered, `published` when every event is sent. Each has its time.
+/// The end of the server, after the order to end. Waits in this order, and for each with a time limit: `callers_gone`
+/// resolves when nobody is connected, `answered` when every call is answered, `published` when every event is
+/// published.
 pub async fn last_words(callers_gone: impl Future, answered: impl Future, published: impl Future) {
     if timeout(HANGING_UP, callers_gone).await.is_err() {
         info!("a caller stays connected");
@@ -213,11 +220,11 @@ pub async fn last_words(callers_gone: impl Future, answered: impl Future, publis
     }
 }
 
-/// Takes SIGTERM and SIGINT from now on. A service manager that stops containerd may send SIGTERM to every process that the
-/// manager finds, and the pod must live on.
+/// Ignores SIGTERM and SIGINT from now on, with a line in the log. A service manager that stops containerd may send
+/// SIGTERM to every process that the manager finds, and the pod must live on.
 ///
 /// # Errors
-/// `Io` when the kernel takes no handler.
+/// `Io` when the kernel refuses the handler.
 pub fn ignore_terminations() -> Result<()> {
     let handler = |kind| signal(kind).map_err(IoError::at("handle signals of", "/proc/self"));
     let mut terminate = handler(SignalKind::terminate())?;

@@ -1,4 +1,5 @@
-//! What a member is made from: a task by the spec in the bundle, the sandbox of the Sandbox API by CRI's description.
+//! Makes the members of a pod: a task from the spec in the bundle, the sandbox of the Sandbox API from CRI's
+//! description.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,10 +20,10 @@ use crate::kernel::cgroup::Driver;
 use crate::runtime::options::{Holder, Options};
 use crate::runtime::spec::{Changes, Role};
 
-/// A sandbox that was made through the Sandbox API: what does not change until the sandbox is gone.
+/// What is known of a sandbox that the Sandbox API has made. Nothing of this changes until the sandbox is gone.
 #[derive(Debug)]
 pub struct Described {
-    /// What the sandbox was made from.
+    /// CRI's description, which the sandbox was made from.
     pub config: PodConfig,
     /// The operator's settings.
     pub options: Options,
@@ -30,9 +31,9 @@ pub struct Described {
     pub spec: Value,
     /// What holds the namespaces.
     pub holder: pause::HolderKind,
-    /// Where the namespaces are.
+    /// The paths of the pod's own namespaces.
     pub paths: BTreeMap<pause::NamespaceKind, PathBuf>,
-    /// The network namespace that containerd made for the pod.
+    /// The network namespace that containerd made for the pod; empty for the node's.
     pub network: PathBuf,
     /// When the sandbox was made.
     pub created_at: SystemTime,
@@ -48,13 +49,13 @@ pub struct CreateSandbox {
     pub bundle: PathBuf,
     /// CRI's description.
     pub config: PodConfig,
-    /// The pod's network namespace; empty for the node's.
+    /// The network namespace that containerd made for the pod; empty for the node's.
     pub network: PathBuf,
     /// Annotations besides CRI's own.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What is to be made, and by which of the two services.
+/// The member to be made, and the service that asks for the member.
 #[derive(Debug)]
 pub(super) enum Wanted {
     /// A container, or the sandbox in podsandbox mode.
@@ -131,7 +132,7 @@ impl Pod {
         Ok((member, Some(made.pid)))
     }
 
-    /// The files that the pod's containers share, if the shim made them.
+    /// The files that the pod's containers share; none where containerd makes the files.
     fn files(&self) -> Option<PodFiles> {
         self.members().values().find_map(|member| match member {
             Member::Sandbox(_, described) => Some(described.files.clone()),
@@ -139,9 +140,9 @@ impl Pod {
         })
     }
 
-    /// The process namespace for a container that is to join the namespace of a sandbox which a thread holds; none where the
-    /// spec is right as it is. A thread's `/proc/TID/ns/pid` is the namespace of the thread's process: the container would
-    /// land in the node's.
+    /// The path of the process namespace for a container whose spec joins the sandbox's; none where the path in the
+    /// spec is right. The path in the spec is wrong where a thread holds the sandbox: `/proc/TID/ns/pid` is the
+    /// namespace of the thread's process, the shim, and the container would run in the node's process namespace.
     async fn shared_processes(&self, create: &Create) -> Result<Option<PathBuf>> {
         let Some(path) = create.spec.pid_namespace_path() else {
             return Ok(None);

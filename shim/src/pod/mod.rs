@@ -1,13 +1,15 @@
-//! The pod: what one shim serves. Which id belongs to whom.
+//! The pod: what one shim serves, and which id is which member. A member is a container or the sandbox.
 //!
 //! ```text
-//!  Task.Create(container-type: sandbox) ──┐
-//!                                         ├──▶ sandbox::create ──▶ the sandbox, one for each pod
-//!  Sandbox.CreateSandbox ─────────────────┘
-//!  Task.Create ──[add the pod's files, join the pod's process namespace]──▶ container::create
+//!  Sandbox.CreateSandbox ─────┐
+//!  Task.Create: of a sandbox ─┴──▶ sandbox::create ──▶ namespaces, and no program
+//!
+//!  Task.Create: of a container ─┐
+//!               of a sandbox,   ├──▶ add the pod's files, join the pod's process namespace ──▶ container::create
+//!               holder = image ─┘
 //! ```
 //!
-//! What is made, and from what, is in `making`; when the shim ends, in `lifecycle`.
+//! `making` decides what a member is made from, `lifecycle` when the shim ends.
 
 pub mod config;
 pub mod files;
@@ -30,31 +32,31 @@ use crate::container::mailbox::{self, Deleted, ProcessId};
 use crate::container::{Create, Shared};
 use crate::error::{Error, Result};
 
-/// All containers of a shim, and the sandbox that they join.
+/// All members of a shim: the containers, and the sandbox that the containers join.
 #[derive(Debug)]
 pub struct Pod {
     shared: Shared,
     members: Mutex<HashMap<String, Member>>,
-    /// When the shim ends.
+    /// Decides when the shim ends.
     pub lifecycle: Lifecycle,
 }
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// Being made: the id is taken.
+    /// A member that is being made. The id is taken.
     Coming(Coming),
-    /// A task of containerd's.
+    /// A member made through the Task API.
     Task(Task),
-    /// The sandbox, made through the Sandbox API. For the Task API a sandbox, too.
+    /// The sandbox, made through the Sandbox API. Calls of the Task API find this sandbox, too.
     Sandbox(sandbox::Handle, Arc<Described>),
 }
 
-/// What can be known and done of a member that is being made.
+/// A member that is being made, for whoever deletes the member.
 #[derive(Debug, Clone)]
 struct Coming {
-    /// Resolves, with an error, when the making is over.
+    /// Resolves, with an error, when the making is over and the maker has dropped the sender.
     come: watch::Receiver<()>,
-    /// True when nobody wants the member any more.
+    /// True when containerd has given up the member.
     given_up: watch::Sender<bool>,
 }
 
@@ -65,11 +67,12 @@ struct Making {
 }
 
 impl Making {
-    /// Resolves when nobody wants the member any more.
+    /// Resolves when containerd has given up the member.
     async fn given_up(&self) {
         let mut given_up = self.given_up.clone();
         if given_up.wait_for(|given_up| *given_up).await.is_err() {
-            // The other end goes with the member alone, which the maker replaces.
+            // The sender is gone, and so is the member's entry. Only the maker replaces the entry, so the making is
+            // over and nobody has given up the member.
             std::future::pending::<()>().await;
         }
     }
@@ -91,7 +94,7 @@ impl Member {
 }
 
 impl Pod {
-    /// A pod without containers, of a shim with this lifecycle.
+    /// A pod without members, of a shim with this lifecycle.
     pub fn new(shared: Shared, lifecycle: Lifecycle) -> Self {
         Self {
             shared,
@@ -100,10 +103,12 @@ impl Pod {
         }
     }
 
-    /// Makes a container or the sandbox, as the spec says. Returns the pid, if there is one yet.
+    /// Makes a container or the sandbox, as the spec says. Returns the pid; none for a container that is to be
+    /// restored.
     ///
     /// # Errors
-    /// `AlreadyExists` when the id is taken, and what the making says.
+    /// `InvalidArgument` for an id that is no file name, `AlreadyExists` when the id is taken, and the errors of the
+    /// making.
     pub async fn create(self: &Arc<Self>, create: Create) -> Result<Option<Pid>> {
         self.make_to_the_end(create.id.clone(), Wanted::Task(create))
             .await
@@ -154,7 +159,7 @@ impl Pod {
         }
     }
 
-    /// Takes an id, until the sender is dropped. The id of a deleted container is free.
+    /// Takes an id for a member, until `make` replaces or removes the entry. The id of a deleted member is free.
     fn reserve(&self, id: &str) -> Result<Making> {
         let mut members = self.members();
         members.retain(|_, member| !member.is_gone());
@@ -175,11 +180,11 @@ impl Pod {
         })
     }
 
-    /// Deletes a container, the sandbox or an exec. A member that is being made is given up, and the end of the making is
-    /// waited for: containerd deletes what containerd has given up on, and must not leave behind what comes later.
+    /// Deletes a container, the sandbox or an exec. If the member is being made, gives up the making, and first waits
+    /// for the end of the making: a member that comes after containerd's Delete would stay for ever.
     ///
     /// # Errors
-    /// As [`Pod::task`], and what the deletion says.
+    /// As [`Pod::task`], and the errors of the deletion.
     pub async fn delete(self: &Arc<Self>, id: String, process: ProcessId) -> Result<Deleted> {
         let pod = self.clone();
         to_the_end(async move {
@@ -199,7 +204,7 @@ impl Pod {
             if process == ProcessId::Init {
                 given_up.send_replace(true);
             }
-            // Nothing is ever sent; the end of the sender is what counts.
+            // Nothing is ever sent. The error says that the maker has dropped the sender.
             let _ = come.changed().await;
         }
         self.task(id)?.delete(process).await
@@ -208,14 +213,14 @@ impl Pod {
     /// The task with this id.
     ///
     /// # Errors
-    /// `NotFound` when there is none.
+    /// `NotFound` when there is no such task, also while the task is being made.
     pub fn task(&self, id: &str) -> Result<Task> {
         let task = self.members().get(id).and_then(Member::task);
         task.filter(|task| !task.is_gone())
             .ok_or_else(|| Error::NotFound(format!("{id} does not exist")))
     }
 
-    /// The container with this id, for a call that a sandbox has no answer to.
+    /// The container with this id, for a call that has no meaning for a sandbox.
     ///
     /// # Errors
     /// `NotFound` when there is no such task, `FailedPrecondition` for the sandbox.
@@ -228,10 +233,10 @@ impl Pod {
         }
     }
 
-    /// The sandbox of the Sandbox API.
+    /// The sandbox that the Sandbox API has made with this id, and what is known of the sandbox.
     ///
     /// # Errors
-    /// `NotFound` when there is none with this id, or one that is a task.
+    /// `NotFound` when there is no such sandbox. A sandbox of the Task API is not found.
     pub fn sandbox(&self, id: &str) -> Result<(sandbox::Handle, Arc<Described>)> {
         match self.members().get(id) {
             Some(Member::Sandbox(handle, described)) if !handle.is_gone() => {
@@ -241,20 +246,20 @@ impl Pod {
         }
     }
 
-    /// Ends the sandbox of the Sandbox API, unless the sandbox has ended; returns when it has.
+    /// Ends the sandbox of the Sandbox API, unless the sandbox has ended. Returns when the sandbox has ended.
     ///
     /// # Errors
-    /// `NotFound` when there is none, and what the kernel says.
+    /// `NotFound` when there is no such sandbox, and the kernel's errors.
     pub async fn stop_sandbox(&self, id: &str) -> Result<()> {
         let (handle, _) = self.sandbox(id)?;
         handle.stop().await
     }
 
-    /// Ends and deletes the sandbox of the Sandbox API. No sandbox is no error: the making may have failed. The shim ends if
-    /// nothing else is left, otherwise with the last container.
+    /// Ends and deletes the sandbox of the Sandbox API. A missing sandbox is no error: the making may have failed. The
+    /// shim then ends, at once if the pod has no containers, otherwise with the last container.
     ///
     /// # Errors
-    /// What the deletion says.
+    /// The errors of the deletion.
     pub async fn shut_down_sandbox(self: &Arc<Self>, id: String) -> Result<()> {
         let pod = self.clone();
         to_the_end(async move {
@@ -280,7 +285,7 @@ impl Pod {
         });
         match (members.values().all(Member::is_gone), sandbox_is_gone) {
             (true, _) => Left::Nothing,
-            // Containers that joined the sandbox's shim (version 3) get no Shutdown of their own.
+            // For a container that joined the shim of its sandbox (version 3), containerd sends no Shutdown.
             (false, true) => Left::Orphans,
             (false, false) => Left::Members,
         }
@@ -291,10 +296,10 @@ impl Pod {
     }
 }
 
-/// Does `work` to the end, also when the caller's connection is closed, which drops the call.
+/// Does `work` to the end in a task of its own. A closed connection of the caller drops the call, but not the work.
 ///
 /// # Errors
-/// What the work says.
+/// The errors of the work.
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {

@@ -1,6 +1,7 @@
-//! A task of containerd's: a container, or the sandbox in podsandbox mode.
+//! What a call of the Task API is about: a container, or the sandbox.
 //!
-//! Both are started, killed, deleted and looked at. Everything else is for containers alone ([`super::Pod::container`]).
+//! Start, Kill, Delete, State, Wait, Pids and Stats work on both. All other calls are for containers alone
+//! ([`super::Pod::container`]).
 
 use std::path::Path;
 
@@ -14,10 +15,10 @@ use crate::error::Result;
 use crate::kernel::cgroup::Metrics;
 use crate::kernel::exits::Exit;
 
-/// What a Task call is about.
+/// A container or the sandbox, for the calls that work on both.
 #[derive(Debug, Clone)]
 pub enum Task {
-    /// A container, also a sandbox that runc runs.
+    /// A container. A sandbox of a pause image, which runc runs, is a container, too.
     Container(mailbox::Handle),
     /// The sandbox. Its only process is the init.
     Sandbox(sandbox::Handle),
@@ -32,7 +33,7 @@ impl Task {
         }
     }
 
-    /// The bundle.
+    /// The task's bundle.
     pub fn bundle(&self) -> &Path {
         match self {
             Self::Container(container) => container.bundle(),
@@ -51,10 +52,10 @@ impl Task {
         }
     }
 
-    /// Waits for the end of a process.
+    /// Waits until the exit of a process is published.
     ///
     /// # Errors
-    /// `NotFound` when there is no such process, or the process is deleted before it ran.
+    /// `NotFound` when there is no such process, or a process is deleted that never ran.
     pub async fn wait(&self, process: &ProcessId) -> Result<Exit> {
         match self {
             Self::Container(container) => container.wait(process).await,
@@ -68,8 +69,8 @@ impl Task {
     /// Starts a process. Returns the pid.
     ///
     /// # Errors
-    /// `NotFound` when there is no such process, `FailedPrecondition` when the start does not fit the state, and what runc
-    /// says.
+    /// `NotFound` when there is no such process, `FailedPrecondition` when the start does not fit the state, and runc's
+    /// errors.
     pub async fn start(&self, process: ProcessId) -> Result<Pid> {
         match self {
             Self::Container(container) => {
@@ -85,7 +86,8 @@ impl Task {
     /// Sends a signal.
     ///
     /// # Errors
-    /// `NotFound` when the process has ended, `InvalidArgument` for a signal that there is not.
+    /// `NotFound` when the process has ended, `FailedPrecondition` for an exec that has not been started, and, for a
+    /// container, `InvalidArgument` for a number that is no signal.
     pub async fn kill(&self, process: ProcessId, signal: u32, scope: KillScope) -> Result<()> {
         match self {
             Self::Container(container) => {
@@ -102,10 +104,10 @@ impl Task {
         }
     }
 
-    /// Deletes the task, or an exec of it.
+    /// Deletes the task, or an exec of the task.
     ///
     /// # Errors
-    /// `FailedPrecondition` for what runs, and the first thing that could not be taken down.
+    /// `FailedPrecondition` for a process that runs, and the first failure of the teardown.
     pub(super) async fn delete(&self, process: ProcessId) -> Result<Deleted> {
         match self {
             Self::Container(container) => {
@@ -118,7 +120,7 @@ impl Task {
         }
     }
 
-    /// The processes.
+    /// The processes of the task. The sandbox has one: the holder of the namespaces.
     ///
     /// # Errors
     /// `Io` when the cgroup cannot be read.

@@ -1,11 +1,19 @@
-//! The sandbox: one task, the owner, has the [`pause::Sandbox`] and answers what containerd asks of a pod's sandbox.
+//! The sandbox. One task, the owner, has the [`pause::Sandbox`] and answers all calls for the sandbox.
 //!
 //! ```text
-//!  Create ──▶ namespaces stand (Created) ──Start──▶ Running ──Kill, Stop, or PID 1 ends──▶ Stopped ──Delete──▶ gone
+//!  Create ──▶ Created (the namespaces stand) ──Start──▶ Running
+//!              │   │                                     │
+//!              │   └─────────────────────────────────────┴── Kill, Stop, or the process ends ──▶ Stopped
+//!              │                                                                                  │
+//!              └──────────────────────────────────────────────────────────────────────────────────┴── Delete ──▶ gone
 //! ```
 //!
-//! In podsandbox mode containerd takes the sandbox for a container like any other, with a pid whose `/proc/PID/ns` the pod's
-//! containers join. No program runs in the sandbox, so there is nothing to execute into, to freeze or to limit.
+//! "The process" is the pause program, if the pod has one: the holder of the namespaces, or PID 1 of a process
+//! namespace that the pod shares. Only a signal that ends a pause program ends the sandbox.
+//!
+//! In podsandbox mode containerd takes the sandbox for a container like any other, with a pid whose `/proc/PID/ns` the
+//! pod's containers join. No program of the user runs in the sandbox. So containerd cannot exec into, freeze or limit
+//! the sandbox.
 
 mod owner;
 mod plan;
@@ -25,17 +33,17 @@ use crate::kernel::exits::Exit;
 /// A call to the owner of a sandbox.
 #[derive(Debug)]
 pub enum Request {
-    /// Start: nothing changes but the state. The answer is the pid.
+    /// Start the sandbox: only the state changes. The answer is the pid.
     Start(Reply<Pid>),
-    /// Send a signal, as to a pause container.
+    /// Send a signal. The effect is that on a pause container.
     Kill(u32, Reply<()>),
     /// End the sandbox, unless the sandbox has ended.
     Stop(Reply<()>),
-    /// End the sandbox, and take everything down.
+    /// Take everything down. A sandbox that was never started is ended first. An error while the sandbox runs.
     Delete(Reply<Deleted>),
     /// Read the cgroup's counters.
     Stats(Reply<Metrics>),
-    /// Path of the process namespace that the pod shares; made with the first such call.
+    /// Give the path of the process namespace that the pod shares. The first such call makes the namespace.
     SharedProcesses(Reply<PathBuf>),
 }
 
@@ -71,19 +79,19 @@ impl Handle {
         self.view.borrow().clone()
     }
 
-    /// Waits for the end of the sandbox.
+    /// Waits until the exit of the sandbox is published.
     ///
     /// # Errors
-    /// `NotFound` when the sandbox is deleted before it ended.
+    /// `NotFound` when the owner is gone without an exit.
     pub async fn wait(&self) -> Result<Exit> {
         let exit = View::published_exit(self.view.clone()).await;
         exit.ok_or_else(|| no_process(&ProcessId::Init))
     }
 
-    /// Ends the sandbox, and waits for the end.
+    /// Ends the sandbox, unless the sandbox has ended, and waits for the end.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's errors, and `NotFound` when the sandbox is deleted.
     pub async fn stop(&self) -> Result<()> {
         self.ask(Request::Stop).await?;
         self.wait().await?;
@@ -91,7 +99,7 @@ impl Handle {
     }
 }
 
-/// Where containerd finds the process namespace of a sandbox with this pid.
+/// The path at which containerd looks for the process namespace of a sandbox with this pid.
 pub fn pid_namespace(pid: Pid) -> PathBuf {
     format!("/proc/{pid}/ns/pid").into()
 }

@@ -1,4 +1,4 @@
-//! The task that owns the sandbox: what the task is asked, and the end.
+//! The owner, the task that owns a sandbox: carries out one call after the other, and ends the sandbox.
 
 use std::path::PathBuf;
 
@@ -17,21 +17,21 @@ use crate::kernel::cgroup::{Cgroup, Metrics};
 use crate::kernel::exits::{Exit, Exited};
 use crate::runtime::teardown::{Remains, Why, take_down};
 
-/// The exit status of a sandbox that is stopped: that after SIGKILL, as of a pause container.
+/// The exit status of a sandbox that Delete ends: as of a pause container after SIGKILL.
 const STOPPED: u32 = 128 + 9;
 
-/// Owns the sandbox.
+/// The state of the owner.
 pub(super) struct Owner {
     pub(super) id: String,
     pub(super) remains: Remains,
     pub(super) shared: Shared,
-    /// Until the sandbox has ended.
+    /// The namespaces; none after the end of the sandbox.
     pub(super) held: Option<pause::Sandbox>,
-    /// The operator wants no process: a pod that needs one is refused.
+    /// The option `holder = "thread"`: the shim refuses to make PID 1 of a shared process namespace.
     pub(super) thread_only: bool,
     /// The pod's containers see the node's processes.
     pub(super) node_processes: bool,
-    /// The exit of the process that the sandbox lives and dies with, if there is one.
+    /// The exit to come of the pause program, if the pod has one. The sandbox lives and dies with that process.
     pub(super) process: Option<Exited>,
     pub(super) cgroup: Option<Cgroup>,
     pub(super) origin: Origin,
@@ -55,7 +55,7 @@ impl Owner {
         }
     }
 
-    /// Carries out one call. True when nothing is left to do.
+    /// Carries out one call. Returns true when the sandbox is deleted and the owner ends.
     async fn request(&mut self, request: Request) -> bool {
         match request {
             Request::Start(reply) => answer(reply, self.start()),
@@ -71,7 +71,7 @@ impl Owner {
                 let deleted = self.delete().await;
                 let gone = deleted.is_ok();
                 if gone {
-                    // Before the answer, so that a Shutdown that follows it finds the sandbox gone.
+                    // Closed before the answer, so that a Shutdown that follows the answer finds the sandbox gone.
                     self.requests.close();
                 }
                 answer(reply, deleted);
@@ -91,7 +91,7 @@ impl Owner {
         self.view.borrow().pid
     }
 
-    /// Publishes what happened to a task; a sandbox of the Sandbox API is none.
+    /// Publishes an event, unless the sandbox is of the Sandbox API, which has no task events.
     fn publish(&self, event: Event) {
         match self.origin {
             Origin::Task(_) => self.shared.events.send(event),
@@ -99,7 +99,8 @@ impl Owner {
         }
     }
 
-    /// Of the task: the sandbox's own cgroup. Through the Sandbox API: the pod's, which has the sandbox's own inside.
+    /// Reads the counters. For the Task API, of the sandbox's own cgroup. For the Sandbox API, of the pod's cgroup, the
+    /// parent of the sandbox's own.
     fn stats(&self) -> Result<Metrics> {
         Ok(match (&self.origin, &self.cgroup) {
             (Origin::Task(_), Some(own)) => own.stats(),
@@ -110,7 +111,7 @@ impl Owner {
                 )));
             }
             (Origin::Sandbox(_), Some(own)) => own.parent().stats(),
-            // A pod without a cgroup: the shim is all that is known to be the pod's own.
+            // A pod without a cgroup: the shim's own cgroup is all that is known of the pod.
             (Origin::Sandbox(_), None) => Cgroup::of_pid(rustix::process::getpid())?.stats(),
         }?)
     }
@@ -134,7 +135,7 @@ impl Owner {
         let number = i32::try_from(signal).unwrap_or_default();
         match Signal::from_named_raw(number) {
             Some(signal) => self.signal(signal),
-            // As the pause program: a signal that has no effect there has none here.
+            // No error, as for a pause program: a real-time signal, or a number that is no signal, has no effect.
             None => Ok(()),
         }
     }
@@ -157,7 +158,7 @@ impl Owner {
         Ok(())
     }
 
-    /// The sandbox is over: lets go of the namespaces and publishes the exit, once.
+    /// Ends the sandbox: releases the namespaces and publishes the exit. A second end changes nothing.
     fn end(&mut self, exit: Exit) {
         self.process = None;
         let Some(sandbox) = self.held.take() else {
@@ -175,10 +176,11 @@ impl Owner {
         });
     }
 
-    /// Removes the cgroup of a sandbox that is over. Nobody waits for this.
+    /// Removes the cgroup of a sandbox that has ended. The caller already has the answer; only the next call waits.
     async fn clear_up(&self) {
         if let (None, Some(cgroup)) = (&self.held, self.cgroup.clone()) {
-            // A process of the sandbox may still be dying; the deletion tries again, and says so if that fails.
+            // A failure is ignored, for a process of the sandbox may still be dying. The deletion tries again, and logs
+            // a failure.
             let removed = blocking::run_anyway(move || {
                 let failures = cgroup.remove().into_iter();
                 first_failure(failures.map(|error| Err(error.into())))
@@ -206,8 +208,9 @@ impl Owner {
         Ok(deleted)
     }
 
-    /// In podsandbox mode nothing tells a sandbox that its containers will share a process namespace. The first that
-    /// asks for it makes PID 1 here, and the pod then lives and dies with that.
+    /// Returns the path of the process namespace that the pod's containers share. In podsandbox mode the sandbox's spec
+    /// does not say whether the containers will share one. So the first container that joins makes PID 1 here, and the
+    /// pod then lives and dies with PID 1.
     async fn shared_processes(&mut self) -> Result<PathBuf> {
         if self.node_processes {
             let pid = self
@@ -221,7 +224,7 @@ impl Owner {
             }
             .into());
         }
-        // PID 1 may end before its pid is known here.
+        // Keeps the exit of a PID 1 that ends before its pid is known here.
         let expected = self.shared.exits.expect();
         let Some(mut sandbox) = self.held.take() else {
             return Err(Error::FailedPrecondition(format!(
@@ -229,7 +232,8 @@ impl Owner {
                 self.id
             )));
         };
-        // In place rather than not at all: the sandbox is in there.
+        // `run_anyway`, because the closure owns the sandbox: where no thread can be made, `run` would drop the
+        // sandbox.
         let made = blocking::run_anyway(move || {
             let made = sandbox.share_processes();
             Ok((sandbox, made))
@@ -242,7 +246,7 @@ impl Owner {
             if let Some(cgroup) = &self.cgroup
                 && let Err(error) = cgroup.add(pid)
             {
-                // It works all the same; only its own few kilobytes are counted elsewhere.
+                // No error: PID 1 works in any cgroup. The few kilobytes of PID 1 are then counted elsewhere.
                 warn!("sandbox {}: {error}", self.id);
             }
             info!(
@@ -255,7 +259,7 @@ impl Owner {
     }
 }
 
-/// Resolves with the exit of the process; never, if there is none.
+/// Resolves with the exit of the process. Never resolves without a process.
 async fn ended(process: &mut Option<Exited>) -> Exit {
     match process {
         Some(claim) => claim.await.unwrap_or(Exit::now(255)),

@@ -1,4 +1,10 @@
-//! Making a sandbox: from a plan to the task that owns the sandbox.
+//! Makes a sandbox from a plan.
+//!
+//! ```text
+//!  Plan ──▶ record ──▶ pod's files ──▶ namespaces ──▶ cgroup ──▶ create event ──▶ the owner runs
+//!             │     (Sandbox API)         │             │       (Task API)
+//!             └─────────────┴─────────────┴─────────────┴── a failure: take down
+//! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,11 +35,11 @@ pub struct Plan {
     pub id: String,
     /// The bundle.
     pub bundle: PathBuf,
-    /// What the kernel is asked for.
+    /// The namespaces, the settings in the namespaces, and the holder.
     pub config: pause::SandboxConfig,
-    /// Where the cgroup is to be.
+    /// The path of the cgroup; none for a sandbox without a cgroup.
     pub cgroups_path: Option<String>,
-    /// The form of that path.
+    /// The form of the cgroup's path.
     pub driver: Driver,
     /// The pod's containers see the node's processes.
     pub node_processes: bool,
@@ -46,22 +52,22 @@ pub struct Plan {
 /// Who asked for a sandbox, and what follows from that.
 #[derive(Debug)]
 pub enum Origin {
-    /// The Task API, in podsandbox mode: containerd expects the events of a task, and asks for the streams.
+    /// The Task API, in podsandbox mode: containerd expects the events of a task, and State shows the streams.
     Task(Box<Create>),
-    /// The Sandbox API: the sandbox is no task, and the shim makes the pod's files.
+    /// The Sandbox API: the sandbox has no events and no streams, and the shim makes the pod's files.
     Sandbox(PodFiles),
 }
 
 /// A sandbox that stands.
 #[derive(Debug)]
 pub struct Made {
-    /// To talk to the sandbox.
+    /// The handle for calls to the owner.
     pub handle: Handle,
     /// The pid whose `/proc/PID/ns` has the pod's namespaces.
     pub pid: Pid,
     /// What holds the namespaces.
     pub kind: pause::HolderKind,
-    /// Where the namespaces are that are not the node's.
+    /// The paths of the pod's own namespaces. A namespace of the node has no path here.
     pub paths: BTreeMap<pause::NamespaceKind, PathBuf>,
 }
 
@@ -105,7 +111,7 @@ impl Plan {
         }
     }
 
-    /// The streams that containerd is told when it asks.
+    /// The streams that State shows.
     fn streams(&self) -> io::Request {
         match &self.origin {
             Origin::Task(create) => create.io.clone(),
@@ -114,11 +120,11 @@ impl Plan {
     }
 }
 
-/// Makes a sandbox and gives the sandbox to a task of its own. A failure leaves nothing behind.
+/// Makes a sandbox and starts the owner, the task that owns the sandbox. A failure leaves nothing behind.
 ///
 /// # Errors
-/// `Sandbox` with the operation that failed, `Io` for the cgroup and the files, `FailedPrecondition` for a sandbox from a
-/// checkpoint.
+/// `Sandbox` with the operation that failed, `Io` for the cgroup and the files, `FailedPrecondition` for a sandbox from
+/// a checkpoint.
 pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     if let Origin::Task(create) = &plan.origin
         && let Some(image) = &create.checkpoint
@@ -130,7 +136,7 @@ pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
         )));
     }
     let remains = plan.remains(&shared.first_bundle);
-    // The record is written before anything is made.
+    // The record is written before anything is made, so that `delete` finds what a killed shim has left.
     let made = match remains.record.save(&shared.first_bundle, &plan.id) {
         Ok(()) => make(shared, &plan).await,
         Err(error) => Err(error),
@@ -147,7 +153,7 @@ pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
     }
 }
 
-/// Gives a sandbox that stands to a task of its own.
+/// Starts the owner of a sandbox that stands, and publishes the creation of a task.
 fn hand_over(
     shared: &Shared,
     plan: Plan,
@@ -194,7 +200,8 @@ fn hand_over(
     }
 }
 
-/// The namespaces, the cgroup, and the exit of the process that the sandbox lives and dies with.
+/// Makes the files, the namespaces and the cgroup. Returns also the exit to come of a process that holds the
+/// namespaces: the sandbox lives and dies with this process.
 async fn make(
     shared: &Shared,
     plan: &Plan,
@@ -205,7 +212,7 @@ async fn make(
         .map(|path| Cgroup::at(path, plan.driver))
         .transpose()?;
     let (config, files) = (plan.config.clone(), plan.files().cloned());
-    // A process of the sandbox may end before the pid is known here.
+    // Keeps the exit of a holder that ends before its pid is known here.
     let _expected = shared.exits.expect();
     let made = blocking::run(move || {
         if let Some(files) = &files {
@@ -228,7 +235,8 @@ async fn make(
     Ok((sandbox, cgroup, process))
 }
 
-/// The cgroup exists although nothing may be in there: cAdvisor finds a pod's network counters by the cgroup's name.
+/// Makes the cgroup, and moves a process that holds the namespaces into the cgroup. A thread stays outside, and the
+/// cgroup stays empty: cAdvisor finds a pod's network counters by the name of the cgroup.
 fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>) -> Result<()> {
     let Some(cgroup) = cgroup else {
         return Ok(());
