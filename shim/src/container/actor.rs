@@ -1,4 +1,4 @@
-//! The task itself: what the task owns, what the task is told, what jobs bring back.
+//! The actor, the task that owns a container: the state, the requests, and the results of the jobs.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,11 +19,11 @@ use crate::kernel::exits::{Claim, Exit, Exited};
 use crate::runtime::runc::Runc;
 use crate::runtime::teardown::Remains;
 
-/// What a job brings back.
+/// The result of a job.
 pub(super) enum Done {
     /// A process has ended.
     Exited(ProcessId, Exit),
-    /// What the init wrote has been read, or has waited long enough.
+    /// The output of the init has been read, or the wait for the reader is over.
     Delivered,
     /// `runc start` of the init is over.
     InitStarted(Result<()>, Reply<Pid>),
@@ -37,38 +37,39 @@ pub(super) enum Done {
     Frozen(Call, Result<()>, Reply<()>),
     /// The container is taken down.
     TakenDown(Result<()>),
-    /// Somebody else has got the answer.
+    /// Nothing is left to do: the job has answered the caller itself, or there is no caller.
     Answered,
 }
 
-/// Owns a container.
+/// The state of the actor.
 pub(super) struct Actor {
     pub(super) id: String,
-    /// What is taken down when the container is deleted; the bundle, too.
+    /// What the deletion takes down. Has the path of the bundle, too.
     pub(super) remains: Remains,
-    /// Of the streams of the processes.
+    /// The owner of the processes' streams.
     pub(super) stream_owner: StreamOwner,
     /// Processes of the container may outlive the init.
     pub(super) shares_processes: bool,
     pub(super) shared: Shared,
     pub(super) runc: Runc,
     pub(super) cgroup: Option<Cgroup>,
-    /// Until the exit of the init is published. None where the kernel counts no memory.
+    /// The watch over OOM kills, until the exit of the init is published. None before a restore, and where the kernel
+    /// does not count the memory.
     pub(super) oom_kills: Option<OomKills>,
-    /// What the init is to be restored from, instead of being made by `runc create`.
+    /// The checkpoint to restore the init from; none for an init that `runc create` has made.
     pub(super) image: Option<PathBuf>,
     pub(super) checkpointing: Checkpointing,
     pub(super) init: Process,
     pub(super) execs: HashMap<String, Exec>,
-    /// How many execs there have been.
+    /// The number of execs so far, deleted ones included.
     pub(super) exec_count: u64,
-    /// How many updates there have been.
+    /// The number of updates so far.
     pub(super) update_count: u64,
     pub(super) inbox: Inbox,
     pub(super) jobs: JoinSet<Done>,
-    /// The last output of deleted execs, on the way into files and through loggers.
+    /// Tasks that deliver the last output of deleted execs to files and loggers.
     pub(super) ending: Vec<JoinHandle<()>>,
-    /// Who waits for the container to be deleted. The first is answered with the exit, the others with `NotFound`.
+    /// The callers that wait for the deletion of the container. The first gets the exit, the others get `NotFound`.
     pub(super) deleted: Vec<Reply<Deleted>>,
 }
 
@@ -85,7 +86,7 @@ impl Actor {
                     Some(request) => self.request(request),
                     None => return,
                 },
-                // Published after the start.
+                // An OOM kill during the start is published after the start.
                 () = oom_kill(&mut self.oom_kills), if !self.init.life().is_starting() => {
                     self.publish_oom();
                 }
@@ -122,7 +123,8 @@ impl Actor {
         }
     }
 
-    /// Keeps a call to a process that is being started, and has no pid yet, until the start is over. Done now, the call
+    /// Returns the request, unless the request has to wait until the start of its process is over. A deletion waits for
+    /// every start. A Kill, ResizePty or CloseIO waits for the start of a process without a pid: earlier, the call
     /// would find no process to signal and no stream to close, and the caller would take the call for done.
     fn unless_starting(&mut self, request: Request) -> Option<Request> {
         let (id, deletes) = match &request {
@@ -157,14 +159,14 @@ impl Actor {
         }
     }
 
-    /// The start of a process is over, and has been answered: answers what waited.
+    /// Carries out the requests that waited for a start. The start is over and answered.
     pub(super) fn go_on(&mut self, waiting: Vec<Request>) {
         for request in waiting {
             self.request(request);
         }
     }
 
-    /// Takes in what a job brought back. True when nothing is left to do.
+    /// Takes in the result of a job. Returns true when the container is deleted and the actor ends.
     fn done(&mut self, done: Done) -> bool {
         match done {
             Done::Exited(id, exit) => self.ended(&id, exit),
@@ -193,14 +195,14 @@ impl Actor {
         false
     }
 
-    /// A process has ended.
+    /// Takes in the end of a process.
     fn ended(&mut self, id: &ProcessId, exit: Exit) {
         let output = match id {
             ProcessId::Init => {
                 self.end_the_rest();
                 self.await_readers()
             }
-            // An exec's output is copied, and outlives the exit.
+            // Nothing to wait for: the shim copies an exec's output, also after the exit.
             ProcessId::Exec(_) => Output::Delivered,
         };
         if let Ok(process) = self.process(id) {
@@ -220,7 +222,7 @@ impl Actor {
         }
     }
 
-    /// runc has made a process: waits for the exit.
+    /// Takes in a process that runc has made, and awaits the exit in a job.
     pub(super) fn began(&mut self, id: &ProcessId, claim: Claim, io: Io) {
         let awaited = id.clone();
         if let Ok(process) = self.process(id) {
@@ -237,7 +239,7 @@ impl Actor {
     }
 }
 
-/// Resolves when a process was killed for lack of memory; never, where nobody watches.
+/// Resolves when the kernel has killed a process for lack of memory. Never resolves without a watch.
 async fn oom_kill(kills: &mut Option<OomKills>) {
     match kills {
         Some(kills) => kills.next().await,

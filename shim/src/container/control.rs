@@ -1,4 +1,4 @@
-//! Signals, freezing, limits, and what can be asked of a container.
+//! Kill, Pause, Resume, Checkpoint, Update, Pids and Stats of a container.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -24,14 +24,14 @@ impl Actor {
             return answer(reply, Err(error));
         }
         match (pause::signal_from_number(number), scope) {
-            // Of an exec there is only the process: the others are not the exec's own.
+            // For an exec, `All` means only its process: the container's other processes are not the exec's.
             (Some(signal), KillScope::All) if *id == ProcessId::Init => {
                 self.kill_all(signal, reply);
             }
             (Some(signal), KillScope::All | KillScope::Process) => {
                 answer(reply, self.signal(id, signal));
             }
-            // Sends nothing, and asks whether the process is there (kill(2)).
+            // Signal 0 sends nothing, and only asks whether the process is there (kill(2)).
             (None, _) if number == 0 => answer(reply, Ok(())),
             (None, _) => answer(
                 reply,
@@ -42,7 +42,7 @@ impl Actor {
         }
     }
 
-    /// A process that has not ended, as far as is known.
+    /// A process that has not ended, as far as the actor knows.
     fn living(&mut self, id: &ProcessId) -> Result<&mut Process> {
         let process = self.process(id)?;
         process.status().check(Call::Kill)?;
@@ -53,7 +53,7 @@ impl Actor {
         let process = self.living(id)?;
         let finished = || Error::NotFound("process already finished".into());
         let Some(child) = &process.child else {
-            // An init that is to be restored has no process yet.
+            // No child: an init that has not been restored, or an exec that has not been started.
             return Err(match id {
                 ProcessId::Init => finished(),
                 ProcessId::Exec(_) => {
@@ -74,7 +74,7 @@ impl Actor {
         Ok(())
     }
 
-    /// On cgroup v1 a frozen process does not even die.
+    /// Thaws a frozen container after a SIGKILL: on cgroup v1 a frozen process does not die before the thaw.
     fn thaw_to_die(&mut self) {
         let Some(cgroup) = self.cgroup.clone() else {
             return;
@@ -99,7 +99,8 @@ impl Actor {
         });
     }
 
-    /// The init has ended. Kills the container's other processes, where the kernel does not end them with the init.
+    /// Kills the other processes of a container whose init has ended. In a process namespace of its own the kernel
+    /// kills the others; in a shared one this function does.
     pub(super) fn end_the_rest(&mut self) {
         if !self.shares_processes {
             return;
@@ -126,7 +127,7 @@ impl Actor {
             Ok(cgroup) => cgroup,
             Err(error) => return answer(reply, Err(error)),
         };
-        // The kernel takes its time until every process stands still.
+        // A job, because the kernel may take seconds until every process is frozen.
         self.jobs.spawn(async move {
             let pausing = call == Call::Pause;
             let frozen = blocking::run(move || {
@@ -143,7 +144,7 @@ impl Actor {
 
     pub(super) fn frozen(&mut self, call: Call, result: Result<()>) -> Result<()> {
         result?;
-        // The init may have ended meanwhile.
+        // The init may have ended during the job.
         self.init.status().check(call)?;
         let container = self.id.clone();
         if call == Call::Pause {
@@ -155,7 +156,7 @@ impl Actor {
                 .as_ref()
                 .is_some_and(Child::has_kill_pending)
             {
-                // The signal came while the freeze was under way.
+                // A SIGKILL that came during the freeze found the status Running, and did not thaw.
                 self.thaw_to_die();
             }
         } else {
@@ -165,7 +166,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Saves the container. If the container ends with the checkpoint, the exit waits for the end of the checkpoint.
+    /// Saves the container. If the checkpoint ends the container, the exit waits for the end of the checkpoint.
     pub(super) fn checkpoint(&mut self, checkpoint: Checkpoint, reply: Reply<()>) {
         let checked = self
             .init
@@ -195,7 +196,7 @@ impl Actor {
         Ok(())
     }
 
-    /// criu freezes and thaws the container's processes itself.
+    /// An error during a checkpoint: criu itself freezes and thaws the container's processes.
     fn not_while_saving(&self) -> Result<()> {
         match self.checkpointing {
             Checkpointing::No => Ok(()),
@@ -226,15 +227,16 @@ impl Actor {
                 Ok(()) => runc.update(&file).await,
                 Err(error) => Err(IoError::at("write", &file)(error).into()),
             };
-            // If it stays, it goes with the bundle.
+            // A file that cannot be removed goes with the bundle.
             let _ = std::fs::remove_file(&file);
             answer(reply, updated);
             Done::Answered
         });
     }
 
-    /// The processes of the container. The init is listed until the container is deleted, also after the init has ended:
-    /// containerd asks after a restart, takes a container without processes for a leak, and loses the exit code.
+    /// Lists the processes of the container. The init is in the list until the container is deleted, also after the
+    /// init has ended. Otherwise a containerd that comes back would take the container without processes for a leak,
+    /// and lose the exit code.
     pub(super) fn pids(&mut self, reply: Reply<Vec<Listed>>) {
         let over = self.init.status().published_exit().is_some();
         let cgroup = self.cgroup.clone().filter(|_| !over);
@@ -264,7 +266,7 @@ impl Actor {
         });
     }
 
-    /// The counters. Those of a container that has ended are there for as long as the cgroup is.
+    /// Reads the cgroup's counters, which last as long as the cgroup, also after the end of the container.
     pub(super) fn stats(&mut self, reply: Reply<Metrics>) {
         let cgroup = match self.cgroup().cloned() {
             Ok(cgroup) => cgroup,
@@ -284,7 +286,7 @@ impl Actor {
     }
 }
 
-/// The error for a cgroup that may have gone with its last process.
+/// The error of an operation on a cgroup that may be gone with its last process.
 fn gone(error: IoError) -> Error {
     if error.source.kind() == ErrorKind::NotFound {
         Error::NotFound(format!("all processes have finished: {error}"))
@@ -298,7 +300,7 @@ fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
         return cgroup.kill_all().map_err(gone);
     }
     for pid in cgroup.pids().map_err(gone)? {
-        // One that has ended in between needs no signal.
+        // A process that has ended since the list was read needs no signal.
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
             let _ = pidfd_send_signal(pidfd, signal);
         }

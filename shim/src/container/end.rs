@@ -1,4 +1,9 @@
-//! The end of a process and of the container: exits are published, and what is deleted is taken down.
+//! The end of a process and of the container: publishes exits, and takes down what is deleted.
+//!
+//! ```text
+//!  a process ends ──▶ publish an OOM kill ──▶ does something hold the exit back? ──no──▶ publish the exit
+//!  Delete (init) ──▶ the exit is published ──▶ the teardown ──▶ the delete event ──▶ the mailbox closes ──▶ the answer
+//! ```
 
 use std::sync::Arc;
 
@@ -21,7 +26,7 @@ use crate::runtime::teardown::{Why, take_down};
 const KILLED: u32 = 128 + 9;
 
 impl Actor {
-    /// Publishes the exits that may be published now, the init's last.
+    /// Publishes all exits that may be published now, the init's last.
     pub(super) fn publish_exits(&mut self) {
         self.look_for_oom();
         let (id, events) = (&self.id, &self.shared.events);
@@ -45,8 +50,8 @@ impl Actor {
         }
     }
 
-    /// Looks whether the kernel has killed a process that has just ended for lack of memory: an OOM is published before the
-    /// exit, and after the start.
+    /// Looks for an OOM kill, if a process has ended and its exit is not published. An OOM kill is published before the
+    /// exit that it causes, and after the start of the init.
     fn look_for_oom(&mut self) {
         let execs = self.execs.values().map(|exec| exec.process.life());
         let ends: Vec<Exit> = execs
@@ -66,7 +71,8 @@ impl Actor {
         }
     }
 
-    /// What becomes of the output of the init, which has ended.
+    /// The output of the init, which has ended. Makes a job that waits for the reader, if somebody still reads and
+    /// nobody waits for the deletion.
     pub(super) fn await_readers(&mut self) -> Output {
         let unread = self.init.io.unread().filter(|_| self.deleted.is_empty());
         let Some(read) = unread else {
@@ -114,7 +120,7 @@ impl Actor {
                 self.deleted.push(reply);
                 self.take_down();
             }
-            // Taken down when the exit is published.
+            // The teardown begins when the exit is published.
             Status::Ended(_) => {
                 self.deleted.push(reply);
                 if let Life::Ended(End {
@@ -122,17 +128,17 @@ impl Actor {
                     ..
                 }) = self.init.life()
                 {
-                    // Whoever deletes the container reads no more.
+                    // Ends the wait for the reader: a client that deletes the container reads no more.
                     reading.notify_one();
                 }
             }
-            // Not restored yet.
+            // A container that was never restored has no process.
             Status::Created if self.init.pid().is_none() => {
                 self.deleted.push(reply);
                 self.take_down();
             }
             Status::Created | Status::Running | Status::Paused => {
-                // Never started: killed first, and taken down after the exit.
+                // Never started: the init is killed first. The teardown begins after the exit.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
                     Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
                     Err(error) => answer(reply, Err(error)),
@@ -150,16 +156,17 @@ impl Actor {
         }
         self.jobs.spawn(async move {
             let taken_down = take_down(remains, Why::Deleted).await;
-            // The shim may have to end after the answer: files and loggers get everything before.
+            // Files and loggers get all output before the answer, because the shim may end after the answer.
             for ending in ending {
-                // A task that does not panic, and is not aborted.
+                // No error: the task does not panic, and nobody aborts the task.
                 let _ = ending.await;
             }
             Done::TakenDown(taken_down)
         });
     }
 
-    /// True when the container is gone. If something is left, the caller is told, and may try again.
+    /// Takes in the result of the teardown and answers all callers. Returns true when the container is gone. After a
+    /// failure the container stays, and the callers may try again.
     pub(super) fn taken_down(&mut self, result: Result<()>) -> bool {
         let mut replies = std::mem::take(&mut self.deleted).into_iter();
         let Some(reply) = replies.next() else {
@@ -183,7 +190,7 @@ impl Actor {
             pid: deleted.pid,
             exit: deleted.exit,
         });
-        // Gone before the answer, so that a Shutdown that follows it finds the container gone.
+        // Closed before the answer, so that a Shutdown that follows the answer finds the container gone.
         self.inbox.requests.close();
         answer(reply, Ok(deleted));
         for other in replies {

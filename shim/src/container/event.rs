@@ -1,6 +1,8 @@
-//! What happens to a container, in the order in which containerd is to hear of the events.
+//! The events of containers and sandboxes, and the queue that keeps the order of the events.
 //!
-//! The queue has one end here, and the publisher (`containerd::events`) at the other.
+//! ```text
+//!  Actor, the sandbox's owner ──Events::send──▶ queue ──EventQueue──▶ the publisher (containerd::events)
+//! ```
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -13,7 +15,7 @@ use crate::io;
 use crate::kernel::exits::Exit;
 use crate::kernel::mounts::Mount;
 
-/// What happened to a container.
+/// Something that happened to a container or a sandbox.
 #[derive(Debug)]
 pub enum Event {
     /// runc has made the container, or the sandbox stands.
@@ -25,7 +27,7 @@ pub enum Event {
         /// The init.
         pid: Pid,
     },
-    /// An exec is known.
+    /// An exec was added. The exec does not run yet.
     ExecAdded {
         /// The container.
         container: String,
@@ -69,7 +71,7 @@ pub enum Event {
         container: String,
         /// The exec, or the container's id for the init.
         id: String,
-        /// The process; none for one that never had a pid.
+        /// The process; none for a process that never had a pid.
         pid: Option<Pid>,
         /// How the process ended.
         exit: Exit,
@@ -78,14 +80,14 @@ pub enum Event {
     Delete {
         /// The container.
         container: String,
-        /// The init.
+        /// The init; none if the container was never restored.
         pid: Option<Pid>,
         /// How the init ended.
         exit: Exit,
     },
 }
 
-/// A container that has been made.
+/// A container or a sandbox that has been made.
 #[derive(Debug, Clone)]
 pub struct Created {
     /// The container.
@@ -98,19 +100,19 @@ pub struct Created {
     pub io: io::Request,
     /// The checkpoint that the container is to be restored from.
     pub checkpoint: Option<PathBuf>,
-    /// The init, if there is one yet.
+    /// The init; none for a container that is to be restored.
     pub pid: Option<Pid>,
 }
 
-/// The end of the queue that containers write to.
+/// The end of the queue for containers and the sandbox, which send events.
 #[derive(Debug, Clone)]
 pub struct Events(mpsc::UnboundedSender<(SystemTime, Event)>);
 
-/// The end of the queue that the publisher reads: each event with the time at which the event happened.
+/// The end of the queue for the publisher, which receives each event with the time at which the event was sent.
 pub type EventQueue = mpsc::UnboundedReceiver<(SystemTime, Event)>;
 
 impl Events {
-    /// An empty queue. The publisher's end closes when every [`Events`] is gone.
+    /// An empty queue. The queue closes when every [`Events`] is dropped.
     pub fn queue() -> (Self, EventQueue) {
         let (sender, queue) = mpsc::unbounded_channel();
         (Self(sender), queue)

@@ -1,12 +1,12 @@
-//! How the rest of the shim talks to the task that owns a container or a sandbox.
+//! How the rest of the shim talks to the owner of a container or a sandbox: the task that owns the state.
 //!
 //! ```text
-//!  RPC ──request──▶ mailbox ──▶ the owner (actor.rs, pod/sandbox.rs) ──▶ reply
-//!  RPC ◀───────────────── View (watch) ◀──────┘
+//!  a call ──request──▶ mailbox ──▶ the owner (container/actor.rs, pod/sandbox/owner.rs) ──▶ reply
+//!  State, Wait ◀──────────────── View (watch) ◀──────┘
 //! ```
 //!
-//! Calls that change something go through the mailbox, one after the other. State and Wait look at the latest [`View`] and
-//! never queue behind a running runc.
+//! State and Wait look at the latest [`View`] and never queue behind a running runc. All other calls go through the
+//! mailbox, one after the other.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::runtime::criu::Checkpoint;
 pub enum ProcessId {
     /// The process that the container lives and dies with.
     Init,
-    /// A process that was added.
+    /// A process that was added, with its id.
     Exec(String),
 }
 
@@ -42,10 +42,10 @@ impl ProcessId {
     }
 }
 
-/// What can be seen of a process from outside.
+/// What the rest of the shim sees of a process.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// None for an exec that has not started.
+    /// None for an exec that has not started, and for an init that has not been restored.
     pub pid: Option<Pid>,
     /// Where the process is in its life.
     pub status: Status,
@@ -54,7 +54,7 @@ pub struct View {
 }
 
 impl View {
-    /// Waits for the exit of a process to be published; none when the process is deleted before it ran.
+    /// Waits until the exit of a process is published. None when a process is deleted that never ran.
     pub async fn published_exit(mut view: watch::Receiver<Self>) -> Option<Exit> {
         let ended = view
             .wait_for(|view| view.status.published_exit().is_some())
@@ -68,7 +68,7 @@ impl View {
 pub struct Deleted {
     /// The pid, if the process had one.
     pub pid: Option<Pid>,
-    /// How the process ended.
+    /// How the process ended; status 0 for a process without an exit.
     pub exit: Exit,
 }
 
@@ -77,11 +77,11 @@ pub struct Deleted {
 pub struct Listed {
     /// The pid.
     pub pid: Pid,
-    /// The exec that this is the first process of.
+    /// The exec, if the process is the first of an exec.
     pub exec_id: Option<String>,
 }
 
-/// Whom a signal is for.
+/// The processes that a signal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KillScope {
     /// The process itself.
@@ -90,10 +90,10 @@ pub enum KillScope {
     All,
 }
 
-/// Where an answer goes.
+/// The way of an answer back to the caller.
 pub type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// Answers a call. The caller may have given up; the work is done all the same.
+/// Answers a call. A caller that is gone is no error: the work is done all the same.
 pub fn answer<T>(reply: Reply<T>, result: Result<T>) {
     let _ = reply.send(result);
 }
@@ -127,7 +127,7 @@ pub enum Request {
     Stats(Reply<Metrics>),
 }
 
-/// Where requests of one kind go: to a container ([`Request`]), or to a sandbox (`pod::sandbox::Request`).
+/// The way of requests to an owner: of a container (with [`Request`]), or of a sandbox (with `pod::sandbox::Request`).
 #[derive(Debug)]
 pub struct Mailbox<R>(mpsc::UnboundedSender<R>);
 
@@ -138,7 +138,7 @@ impl<R> Clone for Mailbox<R> {
 }
 
 impl<R> Mailbox<R> {
-    /// A mailbox, and the end for the owner.
+    /// A mailbox, and the owner's end of the mailbox.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<R>) {
         let (sender, requests) = mpsc::unbounded_channel();
         (Self(sender), requests)
@@ -152,7 +152,7 @@ impl<R> Mailbox<R> {
     /// Sends the request that `make` builds, and waits for the answer.
     ///
     /// # Errors
-    /// The owner's, and `NotFound` when the owner has ended.
+    /// The owner's errors, and `NotFound` when the owner has ended.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> R) -> Result<T> {
         let gone = || no_process(&ProcessId::Init);
         let (reply, answer) = oneshot::channel();
@@ -174,23 +174,23 @@ pub struct Handle {
 pub struct Inbox {
     /// The calls.
     pub requests: mpsc::UnboundedReceiver<Request>,
-    /// What can be seen.
+    /// What the rest of the shim sees.
     pub views: Views,
 }
 
-/// The latest view of each process. The lock is held for look-ups only.
+/// The latest view of each process. The lock is held only to look up, add or remove a view.
 #[derive(Debug, Clone, Default)]
 pub struct Views(Arc<Mutex<HashMap<ProcessId, watch::Receiver<View>>>>);
 
 impl Views {
-    /// Shows a process; the sender changes what is seen.
+    /// Shows a process. The owner changes the view through the sender.
     pub fn add(&self, id: ProcessId, view: View) -> watch::Sender<View> {
         let (sender, receiver) = watch::channel(view);
         self.lock().insert(id, receiver);
         sender
     }
 
-    /// Hides the process; pending waits still resolve.
+    /// Hides the process. Pending waits still resolve.
     pub fn remove(&self, id: &ProcessId) {
         self.lock().remove(id);
     }
@@ -205,7 +205,7 @@ impl Views {
 }
 
 impl Handle {
-    /// A handle and the end for the owner.
+    /// A handle, and the owner's end of the handle.
     pub fn new(bundle: &Path) -> (Self, Inbox) {
         let (mailbox, requests) = Mailbox::new();
         let views = Views::default();
@@ -239,7 +239,7 @@ impl Handle {
         self.requests.ask(make).await
     }
 
-    /// The latest view of a process. An exec of a frozen container is frozen, too.
+    /// The latest view of a process. A running exec of a frozen container is shown as frozen.
     ///
     /// # Errors
     /// `NotFound` when there is no such process.
@@ -256,10 +256,10 @@ impl Handle {
         Ok(view)
     }
 
-    /// Waits for the end of a process.
+    /// Waits until the exit of a process is published.
     ///
     /// # Errors
-    /// `NotFound` when there is no such process, or the process is deleted before it ran.
+    /// `NotFound` when there is no such process, or a process is deleted that never ran.
     pub async fn wait(&self, id: &ProcessId) -> Result<Exit> {
         let exit = View::published_exit(self.watch(id)?).await;
         exit.ok_or_else(|| no_process(id))
@@ -270,7 +270,7 @@ impl Handle {
     }
 }
 
-/// The error for a process that is not there.
+/// The error for a process that does not exist, or no longer.
 pub fn no_process(id: &ProcessId) -> Error {
     Error::NotFound(match id {
         ProcessId::Init => "the container has been deleted".into(),

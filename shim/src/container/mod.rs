@@ -1,16 +1,21 @@
-//! One task per container: it owns the init and the execs, and nobody else changes them.
+//! One task per container, the actor. The actor owns the init and the execs, and nobody else changes a process.
 //!
 //! ```text
-//!            ┌──────────────────────────── Actor ────────────────────────────┐
-//!  commands ─▶ init: Process    execs: Process, Process, …                   ├─▶ events, in order
-//!            │   ▲                ▲                                          ├─▶ views (State, Wait)
-//!            │   └── jobs: a start that runs, an exit that is awaited ◀──────┼── runc, the waiter
-//!            └───────────────────────────────────────────────────────────────┘
+//!             ┌─────────────────────────── Actor ────────────────────────────┐
+//!  requests ─▶│ init: Process    execs: Process, Process, …                  ├─▶ events, in order
+//!             │   ▲                ▲                                         ├─▶ views (for State and Wait)
+//!             │   └────────────────┴── jobs: a start, an exit to come, … ◀───┼── runc, the reaper, the kernel
+//!             └──────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! What takes time is a job, so a hanging `runc exec` does not keep a kill from the container. Only what is for a process
-//! that is being started waits for that. The order of events is kept here and needs no locks: an exit that comes while a
-//! start is under way waits for it; the init's exit waits for its execs' exits, and for who reads its output, for a while.
+//! Whatever takes time is a job, so a hanging `runc exec` keeps no kill from the container. Only calls for a process
+//! that is being started may wait for the end of the start.
+//!
+//! The actor alone keeps the order of events, without locks:
+//!
+//! - An exit that comes while the start is under way waits for the start.
+//! - The init's exit waits for the exits of the execs, for a checkpoint under way, and up to two seconds for the reader
+//!   of the output.
 
 mod actor;
 mod control;
@@ -46,16 +51,16 @@ use crate::runtime::runc::Runc;
 use crate::runtime::spec::Spec;
 use crate::runtime::teardown::{Remains, Why, take_down};
 
-/// What all containers of a shim have in common.
+/// What all members of a pod have in common.
 #[derive(Debug, Clone)]
 pub struct Shared {
     /// containerd's namespace.
     pub namespace: Arc<str>,
     /// The bundle that the shim was started for.
     pub first_bundle: Arc<Path>,
-    /// The waiter.
+    /// The reaper.
     pub exits: Arc<Exits>,
-    /// The publisher.
+    /// The queue of events.
     pub events: Events,
 }
 
@@ -68,7 +73,7 @@ pub struct Create {
     pub bundle: PathBuf,
     /// What the root filesystem is mounted from.
     pub rootfs: Vec<Mount>,
-    /// The checkpoint to restore the container from at the start.
+    /// The checkpoint to restore the container from when the container is started.
     pub checkpoint: Option<PathBuf>,
     /// The streams.
     pub io: io::Request,
@@ -79,7 +84,7 @@ pub struct Create {
 }
 
 impl Create {
-    /// Leaves the cgroups to systemd where that is who their path is written for.
+    /// Chooses the cgroup driver: systemd makes the cgroup where the path has systemd's form.
     pub fn choose_driver(&mut self) {
         let driver = Driver::choose(self.options.systemd_cgroup, self.spec.cgroups_path());
         self.options.systemd_cgroup = driver == Driver::Systemd;
@@ -92,8 +97,8 @@ impl Create {
         }
     }
 
-    /// The cgroup, where the spec names the path. Elsewhere only runc or systemd knows the path, and the kernel is asked where
-    /// the process is.
+    /// The cgroup, where the spec has the path. None where only runc or systemd knows the path: the kernel then knows
+    /// the cgroup of the init (`known_cgroup`).
     fn cgroup(&self) -> Option<Cgroup> {
         let path = self.spec.cgroups_path()?;
         if !path.starts_with('/') || self.options.systemd_cgroup {
@@ -114,7 +119,7 @@ impl Create {
         }
     }
 
-    /// The event that tells of the creation.
+    /// The event of the creation.
     pub fn event(&self, pid: Option<Pid>) -> Event {
         Event::Create(Box::new(Created {
             container: self.id.clone(),
@@ -127,13 +132,15 @@ impl Create {
     }
 }
 
-/// Makes a container and gives the container to a task of its own. A failure leaves nothing behind. When `given_up` resolves
-/// before runc is done, runc is killed: a hook that hangs must not keep containerd from deleting what containerd has given
-/// up. A container that is to be restored has no process before the start.
+/// Makes a container and starts the actor that owns the container. Returns the pid of the init; a container that is to
+/// be restored has no process before the start. A failure leaves nothing behind.
+///
+/// When `given_up` resolves before runc is done, runc is killed: containerd must be able to delete a container whose
+/// create hangs in a hook.
 ///
 /// # Errors
-/// What mounting, the streams or runc say; `FailedPrecondition` when the making was given up, and when there is no
-/// checkpoint where it should be.
+/// The errors of the mounts, the streams and runc; `FailedPrecondition` when the making is given up, and when the
+/// checkpoint does not exist.
 pub async fn create(
     shared: &Shared,
     create: Create,
@@ -154,7 +161,7 @@ pub async fn create(
         mount_points: vec![create.bundle.join("rootfs")],
         directories: Vec::new(),
     };
-    // The record is written before anything is made.
+    // The record is written before anything is made, so that `delete` finds what a killed shim has left.
     let made = match remains.record.save(&shared.first_bundle, &create.id) {
         Ok(()) => make(shared, &create, &runc, given_up).await,
         Err(error) => Err(error),
@@ -171,7 +178,7 @@ pub async fn create(
     }
 }
 
-/// Gives a container that has been made to a task of its own.
+/// Publishes the creation, and starts the actor of a container that has been made.
 fn hand_over(
     shared: &Shared,
     create: Create,
@@ -183,7 +190,7 @@ fn hand_over(
     let cgroup = create
         .cgroup()
         .or_else(|| pid.and_then(|pid| known_cgroup(&create.id, pid)));
-    // runc's init is in the cgroup and has not executed the user's program: no OOM kill can precede the watch.
+    // No OOM kill can precede the watch: the init is in the cgroup, and has not executed the user's program.
     let oom_kills = watched(&create.id, cgroup.as_ref().filter(|_| pid.is_some()));
     shared.events.send(create.event(pid));
     let (handle, inbox) = Handle::new(&create.bundle);
@@ -223,7 +230,8 @@ fn hand_over(
     (handle, pid)
 }
 
-/// What runc makes: the init and the streams; none for a container that is to be restored.
+/// Mounts the root filesystem and runs `runc create`. Returns the init and the streams; none for a container that is to
+/// be restored.
 async fn make(
     shared: &Shared,
     create: &Create,
@@ -266,14 +274,14 @@ async fn make(
     }
 }
 
-/// The cgroup that a process is in, while the process lives.
+/// The cgroup of a process that lives, as the kernel knows the cgroup.
 fn known_cgroup(id: &str, pid: Pid) -> Option<Cgroup> {
     Cgroup::of_pid(pid)
         .inspect_err(|e| warn!("container {id}: {e}"))
         .ok()
 }
 
-/// The kills for lack of memory in a cgroup that exists, from now on.
+/// A watch over the OOM kills in a cgroup that exists, from now on.
 fn watched(id: &str, cgroup: Option<&Cgroup>) -> Option<OomKills> {
     cgroup?
         .watch_oom_kills()
@@ -289,7 +297,7 @@ async fn mount_rootfs(create: &Create) -> Result<()> {
     let mounts = create.rootfs.clone();
     blocking::run(move || {
         std::fs::create_dir_all(&rootfs).map_err(IoError::at("create", &rootfs))?;
-        // The mounts go when the container is taken down.
+        // The teardown of the container unmounts.
         let _ = mounts::mount_all(&mounts, &rootfs)?;
         Ok(())
     })

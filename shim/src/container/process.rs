@@ -1,4 +1,4 @@
-//! A process of a container: the life, the streams, the child.
+//! A process of a container: the life, the view, the streams and the child.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::runtime::runc::Runc;
 pub(super) struct Process {
     life: Life,
     view: watch::Sender<View>,
-    /// From when runc has made the process until the exit is published.
+    /// For signals: from the moment when runc has made the process until the exit is published.
     pub(super) child: Option<Child>,
     pub(super) io: Io,
 }
@@ -39,19 +39,19 @@ impl Process {
         &self.life
     }
 
-    /// To change what belongs to a state. The status must stay.
+    /// Gives access to the data of the current state. The status must stay the same, because the view does not follow.
     pub(super) fn life_mut(&mut self) -> &mut Life {
         &mut self.life
     }
 
-    /// Goes on to the next state, and shows the status to everybody.
+    /// Goes on to the next state, and shows the new status in the view.
     pub(super) fn go_on(&mut self, next: impl FnOnce(Life) -> Life) {
         self.life = next(std::mem::replace(&mut self.life, Life::Created));
         let status = self.life.status();
         self.view.send_modify(|view| view.status = status);
     }
 
-    /// The start is over, as `result` says. Returns the calls that waited.
+    /// Ends the start with `result`. Returns the calls that waited for the end of the start.
     pub(super) fn end_start(&mut self, result: &Result<Pid>) -> Vec<Request> {
         let mut waiting = Vec::new();
         self.go_on(|life| {
@@ -78,7 +78,7 @@ impl Process {
         self.view.borrow().io.clone()
     }
 
-    /// runc has made the process.
+    /// Takes in the process that runc has made.
     pub(super) fn has_begun(&mut self, child: Child, io: Io) {
         let pid = child.pid();
         self.child = Some(child);
@@ -86,7 +86,7 @@ impl Process {
         self.view.send_modify(|view| view.pid = Some(pid));
     }
 
-    /// Publishes the exit, if that may be done now. Lets go of the streams first.
+    /// Publishes the exit, if the exit may be published now. Closes the streams first.
     pub(super) fn publish_exit(
         &mut self,
         container: &str,
@@ -108,7 +108,7 @@ impl Process {
     }
 }
 
-/// A process that was added.
+/// A process that was added to a container.
 #[derive(Debug)]
 pub(super) struct Exec {
     pub(super) process: Process,
@@ -125,7 +125,8 @@ pub(super) struct ExecFiles {
 }
 
 impl ExecFiles {
-    /// The files of the exec with this number: an id may be what no file name can be, and may come again.
+    /// The files of the exec with this number. An exec's id does not name files: the id may be no file name, and a
+    /// later exec may have the same id.
     pub(super) fn new(bundle: &Path, number: u64) -> Self {
         Self {
             bundle: bundle.to_owned(),
@@ -135,17 +136,17 @@ impl ExecFiles {
         }
     }
 
-    /// What stays goes with the bundle.
+    /// Removes the files. A file that cannot be removed goes with the bundle.
     pub(super) fn remove(&self) {
         let _ = std::fs::remove_file(&self.process);
         let _ = std::fs::remove_file(&self.pid);
     }
 }
 
-/// The OCI process of an exec for runc: JSON that says what the request says about the terminal.
+/// The OCI process of an exec as JSON for runc. The field `terminal` is set to what the request says.
 ///
 /// # Errors
-/// `InvalidArgument` when it is no JSON object.
+/// `InvalidArgument` when `json` is no JSON object.
 pub(super) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
     let wrong = |e: serde_json::Error| Error::InvalidArgument(format!("process of the exec: {e}"));
     let mut process: Map<String, Value> = serde_json::from_slice(json).map_err(wrong)?;
@@ -153,7 +154,7 @@ pub(super) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
     serde_json::to_vec(&process).map_err(wrong)
 }
 
-/// Runs a saved container's processes again, with new streams.
+/// Runs `runc restore`: the processes of a saved container run again, with new streams.
 pub(super) async fn restore(
     runc: &Runc,
     container: &str,
@@ -176,6 +177,7 @@ pub(super) async fn restore(
     attach(prepared, claim).await
 }
 
+/// Runs `runc exec`: the exec runs, with its streams.
 pub(super) async fn start_exec(
     runc: &Runc,
     exec: &str,
@@ -197,7 +199,7 @@ pub(super) async fn start_exec(
     attach(prepared, claim).await
 }
 
-/// Lets the streams of a process that runs already flow.
+/// Attaches and starts the streams of a process that runs already.
 async fn attach(prepared: Prepared, claim: Claim) -> Result<(Claim, Io)> {
     let attached = prepared.attach().await.and_then(|mut io| {
         io.start()?;
@@ -206,7 +208,7 @@ async fn attach(prepared: Prepared, claim: Claim) -> Result<(Claim, Io)> {
     match attached {
         Ok(io) => Ok((claim, io)),
         Err(error) => {
-            // Without its streams the process must not run on unseen. A process that has been reaped takes no signal.
+            // A process without streams must not run on unseen. The signal fails only if the process is reaped already.
             let _ = claim.child.signal(Signal::KILL);
             Err(error)
         }

@@ -1,9 +1,13 @@
-//! Starts: of the init, of a saved init, of an exec.
+//! Starts the init, a saved init, or an exec.
 //!
 //! ```text
-//!  Start ──▶ allowed? ──▶ Starting ──▶ a job: runc start | runc restore | runc exec ──▶ Running, the start event, the answer
-//!                            └── calls that need the process wait here
+//!  Start ──▶ allowed? ──▶ Starting ──▶ a job ──┬─ success ─▶ Running, the start event ──────────────┬─▶ the answer
+//!                            │                 └─ failure ─▶ Created (an init), Stopped (an exec) ──┘       │
+//!                            └── calls for the process wait here ───────────────────────────────────────────┴─▶ go on
 //! ```
+//!
+//! The job is `runc start` for the init, `runc restore` for a saved init, and `runc exec` for an exec. If the process
+//! ended during the start, the next state is Ended.
 
 use log::info;
 use rustix::process::Pid;
@@ -28,7 +32,7 @@ impl Actor {
         }
     }
 
-    /// The streams of the process, which is being started from now on.
+    /// Begins the start of a process, if the start is allowed. Returns the streams as containerd named them.
     fn begin_start(&mut self, id: &ProcessId) -> Result<io::Request> {
         let over = self.not_over();
         let process = self.process(id)?;
@@ -77,7 +81,7 @@ impl Actor {
         });
     }
 
-    /// Nothing starts in a container that has ended, or is being deleted.
+    /// An error when the container has ended or is being deleted: then nothing starts in the container.
     fn not_over(&self) -> Result<()> {
         let over = if self.init.status().exit().is_some() {
             "has ended"
@@ -89,7 +93,7 @@ impl Actor {
         Err(Error::FailedPrecondition(format!("{} {over}", self.id)))
     }
 
-    /// A saved init runs again: the pid, and where the kernel counts for the container.
+    /// Takes in a restored init, finds the cgroup, and watches for OOM kills. Returns the pid.
     pub(super) fn restored(&mut self, (claim, io): (Claim, Io)) -> Pid {
         let pid = claim.child.pid();
         self.began(&ProcessId::Init, claim, io);
@@ -112,7 +116,7 @@ impl Actor {
         self.go_on(waiting);
     }
 
-    /// Adds an exec, which runs when the exec is started.
+    /// Adds an exec. The exec runs only after a Start.
     pub(super) fn exec(&mut self, id: String, process: &[u8], io: io::Request) -> Result<()> {
         self.init.status().check(Call::Exec)?;
         self.not_over()?;
@@ -168,14 +172,14 @@ impl Actor {
             }),
             Err(_) => {
                 if let Ok(process) = self.process(&id) {
-                    // The exec never ran: pending waits must resolve.
+                    // The exec never ran and has no exit. Without this exit, pending waits would never resolve.
                     process.go_on(|_| Life::Stopped(Exit::now(255)));
                 }
             }
         }
         answer(reply, started);
         if self.init.status().exit().is_some() {
-            // The exec slipped in after the others had been ended.
+            // The init ended during the start of the exec, and `end_the_rest` has not seen the exec.
             self.end_the_rest();
         }
         self.publish_exits();

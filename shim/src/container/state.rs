@@ -1,15 +1,25 @@
-//! The life of a process, and which call fits which part of it. Pure: nothing here touches the world.
+//! The life of a process, and the calls that each state allows. Pure: no function here has an effect on the world.
 //!
 //! ```text
-//!            Create            Start               over              Kill, or it ends       may be published
-//!  (nothing) ─────▶ Created ─────────▶ Starting ──────▶ Running ───────────────────▶ Ended ─────────▶ Stopped
-//!                      ▲                  │  │           │   ▲                         ▲ ▲                │
-//!                      └── start failed ──┘  │     Pause ▼   │ Resume                  │ │         Delete ▼
-//!                                            │          Paused ────────────────────────┘ │            (nothing)
-//!                                            └─────── the process ended meanwhile ───────┘
+//!  (nothing) ──▶ Created ◀──▶ Starting ──▶ Running ◀──▶ Paused
+//!                   │            │            │           │
+//!                   └────────────┴────────────┴───────────┴──▶ Ended ──▶ Stopped ──▶ (nothing)
 //! ```
 //!
-//! An exit is published once, and not before the start of the process. The exit of an init also waits for the exits of the
+//! | from | to | when |
+//! |---|---|---|
+//! | – | Created | Create, Exec |
+//! | Created | Starting | Start |
+//! | Starting | Running | the start has succeeded |
+//! | Starting | Created | the start of the init has failed |
+//! | Starting | Stopped | the start of an exec has failed |
+//! | Running, Paused | Paused, Running | Pause, Resume |
+//! | Created, Running, Paused | Ended | the process has ended |
+//! | Starting | Ended | the start is over, and the process ended during the start |
+//! | Ended | Stopped | the exit is published |
+//! | Created, Stopped | – | Delete |
+//!
+//! An exit is published once, and never while a start is under way. The exit of an init also waits for the exits of the
 //! execs, for a checkpoint under way, and for a reader of the output: see [`exit_to_publish`].
 
 use std::sync::Arc;
@@ -20,10 +30,10 @@ use super::mailbox::Request;
 use crate::error::{Error, Result};
 use crate::kernel::exits::Exit;
 
-/// A process, for the task that owns the process.
+/// The state of a process, as the actor keeps it.
 #[derive(Debug)]
 pub enum Life {
-    /// An init is there, an exec is known. Nothing of the user's runs yet.
+    /// The init is made, or the exec is added. No program of the user runs yet.
     Created,
     /// The start is under way.
     Starting(Start),
@@ -31,7 +41,7 @@ pub enum Life {
     Running,
     /// The container is frozen.
     Paused,
-    /// The process has ended, and nobody has been told.
+    /// The process has ended, and the exit is not published yet.
     Ended(End),
     /// The process has ended, and the exit is published.
     Stopped(Exit),
@@ -42,9 +52,9 @@ pub enum Life {
 pub struct Start {
     /// Calls that wait for the end of the start.
     pub waiting: Vec<Request>,
-    /// Dropped when the process ends, for whoever starts the process.
+    /// Dropped when the process ends: the job that starts the process then stops waiting.
     pub ending: Option<oneshot::Sender<()>>,
-    /// The process has ended before the start was over.
+    /// The end of a process that ended before the start was over.
     pub end: Option<End>,
 }
 
@@ -53,29 +63,29 @@ pub struct Start {
 pub struct End {
     /// The exit.
     pub exit: Exit,
-    /// The output of the process.
+    /// What has become of the output of the process.
     pub output: Output,
 }
 
 /// What has become of the output of a process that has ended.
 #[derive(Debug)]
 pub enum Output {
-    /// Read, or nobody reads.
+    /// The output has been read, or nobody reads the output.
     Delivered,
-    /// Being read. A notification ends the wait.
+    /// Somebody still reads. A notification ends the wait for the reader.
     BeingRead(Arc<Notify>),
 }
 
-/// Where a process is in its life, for everybody else.
+/// The state of a process, as the rest of the shim sees the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Nothing of the user's runs yet.
+    /// No program of the user runs yet.
     Created,
     /// The process runs.
     Running,
     /// The container is frozen.
     Paused,
-    /// The process has ended, and nobody has been told.
+    /// The process has ended, and the exit is not published yet.
     Ended(Exit),
     /// The process has ended, and the exit is published.
     Stopped(Exit),
@@ -84,18 +94,18 @@ pub enum Status {
 /// Whether a checkpoint of the container is being made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// None is.
+    /// No checkpoint is being made.
     No,
     /// criu is at work.
     UnderWay,
 }
 
-/// What an exit waits for, besides the process itself.
+/// The process of an exit, and what the exit waits for besides the process's own start and output.
 #[derive(Debug, Clone, Copy)]
 pub enum Whose<'a> {
     /// The exit of an exec waits for nothing else.
     Exec,
-    /// The exit of an init comes last: after these execs and this checkpoint.
+    /// The exit of an init comes last: after the exits of these execs and after a checkpoint.
     Init(&'a [&'a Life], Checkpointing),
 }
 
@@ -140,7 +150,7 @@ pub enum Call {
 }
 
 impl Life {
-    /// What everybody else sees of this life.
+    /// The status that the rest of the shim sees.
     pub fn status(&self) -> Status {
         match self {
             Self::Created | Self::Starting(Start { end: None, .. }) => Status::Created,
@@ -155,7 +165,7 @@ impl Life {
         }
     }
 
-    /// The exit that is known and not published.
+    /// The exit, if the exit is known and not published.
     pub fn unpublished(&self) -> Option<Exit> {
         match self.status() {
             Status::Ended(exit) => Some(exit),
@@ -163,7 +173,7 @@ impl Life {
         }
     }
 
-    /// Whether an exit of this process is still to be published. A process that was never started has none.
+    /// Whether the exit of this process is still to be published. An exec that was never started has no exit.
     pub fn has_exit_to_come(&self) -> bool {
         match self {
             Self::Starting(_) | Self::Running | Self::Paused | Self::Ended(_) => true,
@@ -176,7 +186,7 @@ impl Life {
         matches!(self, Self::Starting(_))
     }
 
-    /// The process has ended. The exit of a process that is being started stays with the start.
+    /// The state after the end of the process. During a start the exit is kept until the start is over.
     #[must_use]
     pub fn ended(self, end: End) -> Self {
         match self {
@@ -190,7 +200,7 @@ impl Life {
         }
     }
 
-    /// The output has been read.
+    /// The state after the output has been read.
     #[must_use]
     pub fn delivered(mut self) -> Self {
         if let Self::Ended(end) | Self::Starting(Start { end: Some(end), .. }) = &mut self {
@@ -199,12 +209,13 @@ impl Life {
         self
     }
 
-    /// The start is over. Returns the next state and the calls that waited.
+    /// The state after a start that has succeeded, and the calls that waited for the start.
     pub fn started(self) -> (Self, Vec<Request>) {
         self.start_over(Self::Running)
     }
 
-    /// The start has failed: the process is as before, if the process is still there.
+    /// The state after a start that has failed, and the calls that waited. The process is as before, unless the process
+    /// has ended.
     pub fn start_failed(self) -> (Self, Vec<Request>) {
         self.start_over(Self::Created)
     }
@@ -222,7 +233,7 @@ impl Life {
 }
 
 impl Status {
-    /// The exit, once there is one.
+    /// The exit of a process that has ended.
     pub fn exit(self) -> Option<Exit> {
         match self {
             Self::Ended(exit) | Self::Stopped(exit) => Some(exit),
@@ -230,7 +241,7 @@ impl Status {
         }
     }
 
-    /// The exit, once the exit is published: for whoever waits.
+    /// The exit, once the exit is published. A Wait resolves with this exit.
     pub fn published_exit(self) -> Option<Exit> {
         match self {
             Self::Stopped(exit) => Some(exit),
@@ -238,7 +249,7 @@ impl Status {
         }
     }
 
-    /// containerd's word for this part of the life.
+    /// containerd's word for this status.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -248,10 +259,11 @@ impl Status {
         }
     }
 
-    /// Whether `call` fits.
+    /// Refuses `call` if this status does not allow the call.
     ///
     /// # Errors
-    /// `NotFound` for a kill of what has ended (containerd then takes the process for dead), `FailedPrecondition` otherwise.
+    /// `NotFound` for a Kill of a process that has ended: containerd then takes the process for dead.
+    /// `FailedPrecondition` for all other calls.
     pub fn check(self, call: Call) -> Result<()> {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),

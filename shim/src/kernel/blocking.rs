@@ -41,7 +41,7 @@ static POOL: Pool = Pool {
 /// Does `work` on another thread.
 ///
 /// # Errors
-/// `ResourceExhausted` when no thread can be made, and what the work says.
+/// `ResourceExhausted` when no thread can be made, and the errors of the work.
 pub async fn run<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -63,7 +63,7 @@ pub async fn run<T: Send + 'static>(
 /// Does `work` on another thread, or on this thread where no other can be made. For short work that must be done.
 ///
 /// # Errors
-/// What the work says.
+/// The errors of the work.
 pub async fn run_anyway<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

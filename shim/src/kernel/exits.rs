@@ -91,7 +91,7 @@ impl Child {
     /// Sends `signal`. A zombie takes every signal, without an effect.
     ///
     /// # Errors
-    /// `ESRCH` when the process has been reaped, and what kill(2) says.
+    /// `ESRCH` when the process has been reaped, and the errors of kill(2).
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         // The lock keeps the reaper from reaping, so the pid stays the pid of this process.
         let books = self.exits.books();
@@ -260,7 +260,7 @@ impl Exits {
     /// Starts `command` and claims the exit of the child.
     ///
     /// # Errors
-    /// What `Command::spawn` says.
+    /// The errors of `Command::spawn`.
     pub fn spawn(self: &Arc<Self>, command: &mut Command) -> std::io::Result<Claim> {
         if let Some(limit) = &self.open_files {
             pause::limit_open_files(command, *limit);

@@ -6,13 +6,14 @@
 //!  Shutdown                 nothing            ends
 //!  Shutdown                 orphans            ends with the last orphan: containerd sends no other Shutdown
 //!  Shutdown                 other members      stays
-//!  a Delete is over,        nothing            ends
-//!    after a Shutdown that left orphans
+//!  a Delete is over (*)     nothing            ends
 //!  any other Delete is over ┐
 //!  a create has failed      ├ nothing          ends after 30 s without a new member: containerd has forgotten the shim
 //!  the server begins        ┘
 //!  anything but Shutdown    any member         stays
 //!  SIGTERM, SIGINT          anything           stays: a pod ends through containerd
+//!
+//!  (*) after a Shutdown that found orphans
 //! ```
 //!
 //! Orphans are containers whose sandbox is deleted.

@@ -76,7 +76,7 @@ fn an_exit_is_published_when_nothing_holds_it_back() {
             Life::Stopped(Exit::now(1)),
         ]
     };
-    // Of each life: what an exec in this state does to the exit of its init.
+    // For each life: whether an exec in this state holds back the exit of its init.
     let holds_the_init_back = [false, true, true, true, true, false];
     for (exec, holds) in lives().iter().zip(holds_the_init_back) {
         for (checkpointing, init, published) in [

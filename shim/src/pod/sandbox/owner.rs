@@ -27,7 +27,8 @@ pub(super) struct Owner {
     pub(super) shared: Shared,
     /// The namespaces; none after the end of the sandbox.
     pub(super) held: Option<pause::Sandbox>,
-    /// The option `holder = "thread"`: the shim refuses to make PID 1 of a shared process namespace.
+    /// The option `holder = "thread"`: no process holds namespaces. A container that joins a shared process namespace
+    /// is refused.
     pub(super) thread_only: bool,
     /// The pod's containers see the node's processes.
     pub(super) node_processes: bool,
