@@ -102,6 +102,8 @@ impl Pool {
         let mut queue = self.lock();
         queue.work.push_back(work);
         if queue.idle >= queue.work.len() {
+            // Without the lock, which the worker takes first.
+            drop(queue);
             self.changed.notify_one();
             return Ok(());
         }
