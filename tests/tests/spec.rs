@@ -15,7 +15,7 @@ use oci_spec::runtime::{
     LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
     LinuxNamespaceType, Spec as OciSpec,
 };
-use pause::{Holder, IdMap, Namespace, UserNamespace};
+use pause::{HolderChoice, IdMap, Namespace, UserNamespace};
 use shim::runtime::spec::Spec;
 use shim_tests::daemon::Handler;
 use shim_tests::slot::text;
@@ -94,7 +94,7 @@ impl Readers {
     fn assert_sandboxes_alike(&self) {
         let linux = self.oci.linux().as_ref().unwrap();
         // A process, because only a process has the process namespace of the spec.
-        let sandbox = self.shim.sandbox(Holder::Process);
+        let sandbox = self.shim.sandbox(HolderChoice::Process);
         let namespaces = sandbox.namespaces;
         for (kind, read) in [
             (LinuxNamespaceType::Network, namespaces.net),
@@ -196,7 +196,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let [ordinary, others @ ..] = kinds_of_pods();
         let pod = ordinary.run(&daemon);
-        let sandbox = assert_sandbox_alike(&daemon, &pod).shim.sandbox(Holder::Process);
+        let sandbox = assert_sandbox_alike(&daemon, &pod).shim.sandbox(HolderChoice::Process);
         assert_eq!(sandbox.hostname.as_deref(), Some("ordinary"));
         assert_eq!(sandbox.sysctls["net.core.somaxconn"], "99");
         assert!(matches!(sandbox.namespaces.net, Namespace::Join(_)), "{:?}", sandbox.namespaces);
@@ -231,7 +231,7 @@ on_every_containerd! {
         readers.assert_alike();
         assert_eq!(readers.shim.group(), Some("together"));
         assert!(readers.shim.mount_label().is_some());
-        let UserNamespace::New { uid_map, gid_map } = readers.shim.sandbox(Holder::Process).namespaces.user else {
+        let UserNamespace::New { uid_map, gid_map } = readers.shim.sandbox(HolderChoice::Process).namespaces.user else {
             panic!("no user namespace is made");
         };
         assert_eq!((uid_map[0].host, gid_map[0].host), (300_000, 400_000));
@@ -250,7 +250,7 @@ on_every_containerd! {
         let daemon = Daemon::with(version, &options);
         let pod = PodSpec::new("mapped").handler("userns").user_namespace(300_000).run(&daemon);
         let readers = assert_sandbox_alike(&daemon, &pod);
-        assert_ne!(readers.shim.sandbox(Holder::Process).namespaces.user, UserNamespace::Node);
+        assert_ne!(readers.shim.sandbox(HolderChoice::Process).namespaces.user, UserNamespace::Node);
         daemon.end();
     }
 }

@@ -157,11 +157,7 @@ struct Lines {
 impl Copied {
     /// A pipe for the process, copied into the FIFO at `path`. Returns the process's end of the pipe, too.
     pub(super) fn into_fifo(path: &Path) -> Result<(Self, OwnedFd)> {
-        let held = fifo::hold(path)?;
-        let to = held
-            .try_clone()
-            .and_then(pipe::Sender::from_owned_fd_unchecked)
-            .map_err(io_error("poll", path))?;
+        let (held, to) = fifo::hold_for_copy(path)?;
         Self::new(path, Sink::Fifo(to), Some(held))
     }
 

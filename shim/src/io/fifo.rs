@@ -97,6 +97,18 @@ pub(super) fn hold(path: &Path) -> Result<Output> {
     })
 }
 
+/// Opens the FIFO at `path` for a copy: the hold, and what the copy writes to.
+pub(super) fn hold_for_copy(path: &Path) -> Result<(Output, pipe::Sender)> {
+    let held = hold(path)?;
+    let to = held
+        .held
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(pipe::Sender::from_owned_fd_unchecked)
+        .map_err(io_error("poll", path))?;
+    Ok((held, to))
+}
+
 fn open(path: &Path, options: &OpenOptions) -> Result<File> {
     options.open(path).map_err(io_error("open stream", path))
 }

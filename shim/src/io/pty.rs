@@ -188,11 +188,7 @@ impl Terminal {
         let output = match output {
             TerminalOutput::Nowhere => None,
             TerminalOutput::Fifo(path) => {
-                let held = fifo::hold(&path)?;
-                let to = held
-                    .try_clone()
-                    .and_then(pipe::Sender::from_owned_fd_unchecked)
-                    .map_err(io_error("poll", &path))?;
+                let (held, to) = fifo::hold_for_copy(&path)?;
                 Some((to, Held::Fifo(held)))
             }
             TerminalOutput::Logger(logger, pipe) => {

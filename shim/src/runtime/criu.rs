@@ -155,12 +155,12 @@ impl Place {
 
 /// A container's output streams, as far as the streams are files outside of the container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Streams {
+pub struct SavedStreams {
     stdout: Option<Place>,
     stderr: Option<Place>,
 }
 
-impl Streams {
+impl SavedStreams {
     /// The streams with these names in containerd's request.
     pub fn find(stdout: &str, stderr: &str) -> Self {
         Self {
@@ -358,7 +358,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("out");
         std::fs::write(&file, "").unwrap();
-        let streams = Streams::find(&format!("file://{}", file.display()), "/dev/null");
+        let streams = SavedStreams::find(&format!("file://{}", file.display()), "/dev/null");
         let inode = std::fs::metadata(&file).unwrap().ino();
         assert!(streams.when_saved().ends_with(&format!(":{inode:x}]\n")));
         assert!(
@@ -368,16 +368,19 @@ mod tests {
         );
         assert_eq!(streams.stderr, None);
         streams.save(dir.path()).unwrap();
-        assert_eq!(Streams::load(dir.path()).unwrap(), streams);
+        assert_eq!(SavedStreams::load(dir.path()).unwrap(), streams);
     }
 
     #[test]
     fn a_note_cannot_bring_lines_of_its_own_into_the_configuration() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Streams::load(dir.path()).unwrap(), Streams::default());
+        assert_eq!(
+            SavedStreams::load(dir.path()).unwrap(),
+            SavedStreams::default()
+        );
         let note = r#"{"stdout": "x]\naction-script /evil", "stderr": null}"#;
         std::fs::write(dir.path().join(NOTE), note).unwrap();
-        assert!(Streams::load(dir.path()).is_err());
+        assert!(SavedStreams::load(dir.path()).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal};
 
 use super::bundle::RuncRecord;
 use super::call::Call;
-use super::criu::{self, Checkpoint, Work};
+use super::criu::{Checkpoint, SavedStreams, Work};
 use super::log::take_log;
 use super::options::Options;
 use super::shortcuts::{self, Shortcut};
@@ -185,7 +185,7 @@ impl Runc {
         stdout: &str,
         stderr: &str,
     ) -> Result<()> {
-        let streams = criu::Streams::find(stdout, stderr);
+        let streams = SavedStreams::find(stdout, stderr);
         let wanted = checkpoint.work().or(self.criu_work_path.as_deref());
         let work = Work::new(&self.bundle, wanted, &streams.when_saved())?;
         let mut call = self.call("checkpoint");
@@ -204,7 +204,7 @@ impl Runc {
     /// As [`Runc::checkpoint`].
     pub async fn restore(&self, image: &Path, streams: Streams) -> Result<Claim> {
         let pid_file = self.bundle.join(INIT_PID);
-        let saved = criu::Streams::load(image)?;
+        let saved = SavedStreams::load(image)?;
         let wanted = self.criu_work_path.as_deref();
         let work = Work::new(&self.bundle, wanted, &saved.when_restored())?;
         let mut call = self.call("restore");
