@@ -11,10 +11,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use shim_tests::daemon::Options;
 use shim_tests::until::ok_if;
 use shim_tests::{
-    Daemon, PodSpec, cgroups, eventually, leaks, on_every_containerd, ours_only, proc,
+    Daemon, PodSpec, cgroups, eventually, in_every_mode, leaks, on_every_containerd, ours_only,
+    proc,
 };
 
 /// The cgroup of a shim, which can make no thread and no process until this is dropped.
@@ -85,6 +87,71 @@ on_every_containerd! {
             ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned())
         });
         remove_shim_cgroups(&daemon);
+        daemon.end();
+    }
+}
+
+in_every_mode! {
+    fn sigterm_to_the_shim_of_a_living_pod_costs_nothing(version) {
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("stray").run(&daemon);
+        let one = pod.sleeper("one");
+        let shim = daemon.shim().pid;
+        let alive = |what: &str| {
+            assert_eq!(daemon.shim().pid, shim, "{what}");
+            assert!(pod.ready(), "{what}");
+        };
+        for signal in [Signal::TERM, Signal::INT] {
+            proc::kill(shim, signal);
+        }
+        // No process of a container is left for a while: containerd is connected, so the pod lives on.
+        one.stop(0);
+        alive("after a signal, and the end of the only container");
+        let two = pod.sleeper("two");
+        assert_eq!(two.output(&["echo", "works"]), "works");
+        // The signal comes while containerd is away, and is forgotten when containerd is back.
+        daemon.kill();
+        proc::kill(shim, Signal::TERM);
+        daemon.start_again();
+        two.stop(0);
+        alive("after a signal while containerd was away");
+        assert_eq!(pod.sleeper("three").output(&["echo", "works"]), "works");
+        pod.stop();
+        pod.remove();
+        daemon.end();
+    }
+
+    fn a_shim_ends_with_its_containers_when_the_node_goes_down(version) {
+        ours_only!("the stock shim ends at SIGTERM, whatever runs");
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("down").run(&daemon);
+        let containers = [pod.sleeper("one"), pod.sleeper("two")];
+        let empty = PodSpec::new("empty").run(&daemon);
+        let of_containers: Vec<i32> = containers.iter().map(|container| container.pid()).collect();
+        let shims: Vec<_> = daemon.shims();
+        assert_eq!(shims.len(), 2);
+        // As systemd does: containerd is stopped first, then every process gets SIGTERM.
+        daemon.kill();
+        for shim in &shims {
+            proc::kill(shim.pid, Signal::TERM);
+        }
+        // A shim without a container has nothing to wait for.
+        eventually(Duration::from_secs(5), || {
+            ok_if(daemon.shims().len() == 1, || format!("{:?}", daemon.shims()))
+        });
+        for pid in of_containers {
+            assert_eq!(daemon.shims().len(), 1, "a container runs");
+            proc::kill(pid, Signal::KILL);
+        }
+        eventually(Duration::from_secs(5), || {
+            ok_if(daemon.shims().is_empty(), || format!("{:?}", daemon.shims()))
+        });
+        daemon.start_again();
+        assert!(!pod.ready() && !empty.ready());
+        for pod in [pod, empty] {
+            pod.stop();
+            pod.remove();
+        }
         daemon.end();
     }
 }

@@ -265,6 +265,20 @@ impl Handle {
         exit.ok_or_else(|| no_process(id))
     }
 
+    /// Whether the init is there and has not ended.
+    pub fn has_process(&self) -> bool {
+        self.view(&ProcessId::Init)
+            .is_ok_and(|view| view.pid.is_some() && view.status.exit().is_none())
+    }
+
+    /// Resolves when the init has ended, published or not.
+    pub async fn ended(&self) {
+        if let Ok(mut view) = self.watch(&ProcessId::Init) {
+            // An error means that the container is deleted.
+            let _ = view.wait_for(|view| view.status.exit().is_some()).await;
+        }
+    }
+
     fn watch(&self, id: &ProcessId) -> Result<watch::Receiver<View>> {
         self.views.get(id).ok_or_else(|| no_process(id))
     }

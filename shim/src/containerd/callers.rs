@@ -24,6 +24,11 @@ use tokio::sync::watch;
 pub struct Callers(watch::Receiver<usize>);
 
 impl Callers {
+    /// The number, which changes with each connection.
+    pub fn count(&self) -> &watch::Receiver<usize> {
+        &self.0
+    }
+
     /// Resolves when nobody is connected.
     pub async fn gone(&mut self) {
         // An error means that the listener and all connections, which hold the sender, are dropped.

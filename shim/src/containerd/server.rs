@@ -79,19 +79,21 @@ async fn run(settings: Settings) -> Result<()> {
         .start()
         .await
         .map_err(|e| IoError::at("serve at", &settings.socket)(std::io::Error::other(e)))?;
-    lifecycle::ignore_terminations()?;
+    lifecycle::take_terminations(&pod, callers.count())?;
     info!("serving at {}", settings.socket.display());
     pod.settle(Occasion::Begin);
     // The pod keeps the queue of events open, and the publisher ends when the queue is closed.
     drop(pod);
     // No error: the services keep the pod, and with the pod the sender, until the server is dropped.
-    let _ = order_to_end.wait_for(|order| *order).await;
+    let order = order_to_end.wait_for(Option::is_some).await;
+    let reason = order.ok().and_then(|reason| *reason);
     let answered = async {
         // Calls that are under way are answered before the connections close.
         let _ = server.shutdown().await;
         drop(server);
     };
-    lifecycle::last_words(callers.gone(), answered, published).await;
+    let reason = reason.ok_or(Error::Internal("the server ends without a reason"))?;
+    lifecycle::last_words(reason, callers.gone(), answered, published).await;
     Ok(())
 }
 

@@ -11,12 +11,22 @@
 //!  a create has failed      ├ nothing          ends after 30 s without a new member: containerd has forgotten the shim
 //!  the server begins        ┘
 //!  anything but Shutdown    any member         stays
-//!  SIGTERM, SIGINT          anything           stays: a pod ends through containerd
 //!
 //!  (*) after a Shutdown that found orphans
 //! ```
 //!
 //! Orphans are containers whose sandbox is deleted.
+//!
+//! ```text
+//!  SIGTERM, SIGINT ──▶ is anybody connected? ── yes ──▶ stays: a pod ends through containerd
+//!                          │ no: containerd is stopped, as when the node goes down
+//!                          ▼
+//!                      no process of a container is left ──▶ takes down what can be, ends
+//!                      somebody connects ──────────────────▶ stays: the signal is forgotten
+//! ```
+//!
+//! A service manager that shuts the node down sends SIGTERM to every process, and waits for all of them: systemd for 90
+//! seconds. SIGTERM is the only word that the shim gets there.
 //!
 //! The end itself: the shim removes the socket, so that a `start` makes a new server. Then callers hang up, calls are
 //! answered, and events are published ([`last_words`]).
@@ -40,6 +50,9 @@ const FORGOTTEN: Duration = Duration::from_secs(30);
 /// How long a caller may stay connected after the order to end. containerd closes the connection within milliseconds of
 /// the answer.
 const HANGING_UP: Duration = Duration::from_millis(500);
+
+/// How long the teardown of all members may take when the node goes down.
+const TAKING_DOWN: Duration = Duration::from_secs(5);
 
 /// How long the last answers may take when the server ends, and how long the last events.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -82,10 +95,15 @@ enum Next {
 
 /// Why the shim ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
+pub enum Reason {
+    /// containerd has called Shutdown.
     Shutdown,
+    /// The last container of a sandbox that is deleted is deleted.
     LastOrphan,
+    /// containerd has forgotten the shim.
     Forgotten,
+    /// The node goes down.
+    Terminated,
 }
 
 /// The decision, as in the table above.
@@ -116,6 +134,7 @@ impl Reason {
             Self::Shutdown => "shutdown: nothing is left",
             Self::LastOrphan => "the last container of an ended pod is deleted",
             Self::Forgotten => "no container, and no Shutdown for 30 s",
+            Self::Terminated => "terminated, and no process of a container is left",
         }
     }
 }
@@ -125,8 +144,8 @@ impl Reason {
 pub struct Lifecycle {
     /// The server's socket.
     socket: PathBuf,
-    /// True when the server is to end.
-    ending: watch::Sender<bool>,
+    /// Why the server is to end; none while the server is to serve.
+    ending: watch::Sender<Option<Reason>>,
     orphaned: AtomicBool,
     /// The number of members whose making has begun.
     begun: watch::Sender<u64>,
@@ -137,14 +156,14 @@ impl Lifecycle {
     pub fn new(socket: PathBuf) -> Self {
         Self {
             socket,
-            ending: watch::Sender::new(false),
+            ending: watch::Sender::new(None),
             orphaned: AtomicBool::new(false),
             begun: watch::Sender::new(0),
         }
     }
 
-    /// A receiver that becomes true with the order to end.
-    pub fn order_to_end(&self) -> watch::Receiver<bool> {
+    /// A receiver that gets a reason with the order to end.
+    pub fn order_to_end(&self) -> watch::Receiver<Option<Reason>> {
         self.ending.subscribe()
     }
 
@@ -163,14 +182,14 @@ impl Lifecycle {
 
     /// Removes the socket, and then orders the end. In this order, a `start` that follows the end makes a new server.
     fn end(&self, reason: Reason) {
-        if *self.ending.borrow() {
+        if self.ending.borrow().is_some() {
             return;
         }
         info!("{}, ending", reason.words());
         if let Err(error) = std::fs::remove_file(&self.socket) {
             warn!("remove {}: {error}", self.socket.display());
         }
-        self.ending.send_replace(true);
+        self.ending.send_replace(Some(reason));
     }
 }
 
@@ -206,42 +225,78 @@ impl Pod {
     }
 }
 
-/// The end of the server, after the order to end. Waits in this order, and for each with a time limit: `callers_gone`
-/// resolves when nobody is connected, `answered` when every call is answered, `published` when every event is
-/// published.
-pub async fn last_words(callers_gone: impl Future, answered: impl Future, published: impl Future) {
+/// The end of the server, after the order to end for `reason`. Waits in this order, and for each with a time limit:
+/// `callers_gone` resolves when nobody is connected, `answered` when every call is answered, `published` when every event
+/// is published.
+pub async fn last_words(
+    reason: Reason,
+    callers_gone: impl Future,
+    answered: impl Future,
+    published: impl Future,
+) {
     if timeout(HANGING_UP, callers_gone).await.is_err() {
         info!("a caller stays connected");
     }
     if timeout(LAST_WORDS, answered).await.is_err() {
         warn!("connections were still open at the end");
     }
-    if timeout(LAST_WORDS, published).await.is_err() {
+    let publishing = match reason {
+        // containerd is stopped, and takes no event.
+        Reason::Terminated => Duration::ZERO,
+        Reason::Shutdown | Reason::LastOrphan | Reason::Forgotten => LAST_WORDS,
+    };
+    if timeout(publishing, published).await.is_err() {
         warn!("events were still unsent at the end");
     }
 }
 
-/// Ignores SIGTERM and SIGINT from now on, with a line in the log. A service manager that stops containerd may send
-/// SIGTERM to every process that the manager finds, and the pod must live on.
+/// Takes SIGTERM and SIGINT from now on, as in the picture above. `callers` is the number of open connections.
 ///
 /// # Errors
 /// `Io` when the kernel refuses the handler.
-pub fn ignore_terminations() -> Result<()> {
+pub fn take_terminations(pod: &Arc<Pod>, callers: &watch::Receiver<usize>) -> Result<()> {
     let handler = |kind| signal(kind).map_err(IoError::at("handle signals of", "/proc/self"));
     let mut terminate = handler(SignalKind::terminate())?;
     let mut interrupt = handler(SignalKind::interrupt())?;
+    // Weak, because the pod keeps the queue of events open.
+    let (pod, callers) = (Arc::downgrade(pod), callers.clone());
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            warn!(
-                "{name} ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it"
-            );
+            match pod.upgrade() {
+                Some(pod) => pod.terminate(name, callers.clone()).await,
+                None => return,
+            }
         }
     });
     Ok(())
+}
+
+impl Pod {
+    /// Ends the shim after a signal, if nobody is connected until no process of a container is left.
+    async fn terminate(self: Arc<Self>, name: &str, mut callers: watch::Receiver<usize>) {
+        if *callers.borrow_and_update() > 0 {
+            return warn!(
+                "{name} ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it"
+            );
+        }
+        info!(
+            "{name}: the shim ends when no process of a container is left, unless somebody connects"
+        );
+        let mut order = self.lifecycle.order_to_end();
+        tokio::select! {
+            () = self.without_processes() => {}
+            _ = callers.changed() => return info!("somebody connects: {name} is forgotten"),
+            _ = order.wait_for(Option::is_some) => return,
+        }
+        if timeout(TAKING_DOWN, self.take_down_all()).await.is_err() {
+            warn!("not everything was taken down within {TAKING_DOWN:?}");
+        }
+        self.lifecycle.end(Reason::Terminated);
+    }
 }
 
 #[cfg(test)]

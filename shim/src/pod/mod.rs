@@ -60,6 +60,14 @@ struct Coming {
     given_up: watch::Sender<bool>,
 }
 
+/// A member that has a process, or may get one.
+enum Busy {
+    /// The end of the making is waited for.
+    Coming(watch::Receiver<()>),
+    /// The end of the init is waited for.
+    Container(mailbox::Handle),
+}
+
 /// The maker's end of a [`Coming`].
 struct Making {
     _coming: watch::Sender<()>,
@@ -84,6 +92,17 @@ impl Member {
             Self::Coming(_) => None,
             Self::Task(task) => Some(task.clone()),
             Self::Sandbox(sandbox, _) => Some(Task::Sandbox(sandbox.clone())),
+        }
+    }
+
+    /// What keeps a shim that is to end from the end.
+    fn busy(&self) -> Option<Busy> {
+        match self {
+            Self::Coming(coming) => Some(Busy::Coming(coming.come.clone())),
+            Self::Task(Task::Container(container)) if container.has_process() => {
+                Some(Busy::Container(container.clone()))
+            }
+            Self::Task(_) | Self::Sandbox(..) => None,
         }
     }
 
@@ -274,6 +293,42 @@ impl Pod {
             Ok(())
         })
         .await
+    }
+
+    /// Resolves when no member is being made, and no container has a process.
+    async fn without_processes(&self) {
+        loop {
+            let busy = self.members().values().find_map(Member::busy);
+            match busy {
+                None => return,
+                Some(Busy::Coming(mut come)) => {
+                    // Nothing is ever sent; the end of the sender is what counts.
+                    let _ = come.changed().await;
+                }
+                Some(Busy::Container(container)) => container.ended().await,
+            }
+        }
+    }
+
+    /// Ends and deletes every member, the containers first. A failure is logged, and the others are deleted all the same.
+    async fn take_down_all(self: &Arc<Self>) {
+        let mut tasks: Vec<(String, Task)> = self
+            .members()
+            .iter()
+            .filter_map(|(id, member)| Some((id.clone(), member.task()?)))
+            .collect();
+        tasks.sort_by_key(|(_, task)| matches!(task, Task::Sandbox(_)));
+        for (id, task) in tasks {
+            let stopped = match &task {
+                Task::Sandbox(sandbox) => sandbox.stop().await,
+                Task::Container(_) => Ok(()),
+            };
+            let deleted = match stopped {
+                Ok(()) => self.delete(id.clone(), ProcessId::Init).await.map(drop),
+                Err(error) => Err(error),
+            };
+            deleted.unwrap_or_else(|error| log::warn!("take down {id}: {error}"));
+        }
     }
 
     /// What the pod still has.
