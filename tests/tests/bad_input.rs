@@ -59,6 +59,19 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn a_stdin_of_start_without_an_end_is_refused(version) {
+        ours_only!("the stock shim reads all of it");
+        let daemon = Daemon::start(version);
+        let bundle = Bundle::new(&daemon, "endless");
+        let spec = bundle.plain_spec(&["true"]);
+        let bundle = bundle.write_spec(&spec);
+        let ran = bundle.start(&vec![b'a'; 17 << 20]);
+        assert!(!ran.status.success() && ran.text().contains("more than"), "{}", ran.text());
+        bundle.delete();
+        drop(bundle);
+        daemon.end();
+    }
+
     fn garbage_on_stdin_of_start(version) {
         let daemon = Daemon::start(version);
         for (id, garbage) in [("ff", &[0xff_u8; 64][..]), ("text", b"what is this?\n"), ("cut", b"\x0a\x7fshort")] {

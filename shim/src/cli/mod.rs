@@ -23,7 +23,10 @@ use self::args::Action;
 use self::start::Start;
 use crate::containerd::logging;
 use crate::containerd::server::{self, Settings};
-use crate::error::{IoError, Result};
+use crate::error::{Error, IoError, Result};
+
+/// The most bytes of standard input. A message over containerd's own protocols has no more.
+const MOST_INPUT: u64 = 16 << 20;
 
 /// Does what the arguments after the program's name ask for.
 ///
@@ -92,8 +95,14 @@ fn read_input() -> Result<Vec<u8>> {
     }
     stdin
         .lock()
+        .take(MOST_INPUT + 1)
         .read_to_end(&mut input)
         .map_err(IoError::at("read", "standard input"))?;
+    if u64::try_from(input.len()).is_ok_and(|length| length > MOST_INPUT) {
+        return Err(Error::InvalidArgument(format!(
+            "standard input has more than {MOST_INPUT} bytes, and options have less"
+        )));
+    }
     Ok(input)
 }
 

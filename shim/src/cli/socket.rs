@@ -6,13 +6,14 @@
 //!            └─ not found ─────────────────────────────────────────────┴▶ listen
 //! ```
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::process::umask;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, IoError, Result};
@@ -67,12 +68,11 @@ pub(super) fn listen(socket: &Path) -> Result<Option<UnixListener>> {
         }
         Err(error) => return Err(IoError::at("connect to", socket)(error).into()),
     }
-    let listener = UnixListener::bind(socket).map_err(IoError::at("listen on", socket))?;
-    if let Err(error) = std::fs::set_permissions(socket, Permissions::from_mode(0o600)) {
-        remove_quietly(socket);
-        return Err(IoError::at("set the mode of", socket)(error).into());
-    }
-    Ok(Some(listener))
+    // The socket has its mode from the beginning: there is no moment in which another user may connect.
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(socket);
+    umask(before);
+    Ok(Some(listener.map_err(IoError::at("listen on", socket))?))
 }
 
 /// Removes the socket of a start that failed.
@@ -134,5 +134,15 @@ mod tests {
             listen(&socket).unwrap().is_some(),
             "a stale socket is replaced"
         );
+    }
+
+    #[test]
+    fn nobody_but_root_may_connect() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let _listener = listen(&socket).unwrap();
+        let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 }
