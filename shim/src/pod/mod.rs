@@ -185,6 +185,11 @@ impl Pod {
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
+        if self.lifecycle.order_to_end().borrow().is_some() {
+            return Err(Error::FailedPrecondition(format!(
+                "create {id}: the shim is ending, a new start makes another one"
+            )));
+        }
         self.lifecycle.member_begins();
         let (coming, come) = watch::channel(());
         let (give_up, given_up) = watch::channel(false);
