@@ -29,6 +29,8 @@ pub struct Bundle<'a> {
     shim: ShimUnderTest,
     /// More variables for the shim's environment, as containerd's environment may have.
     pub environment: Vec<(&'static str, String)>,
+    /// The shim's binary, where that is another file than usual (`runtime_path`).
+    pub program: Option<PathBuf>,
     _log: File,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Bundle<'a> {
             path,
             shim: ShimUnderTest::get(),
             environment: Vec::new(),
+            program: None,
             _log: log,
         }
     }
@@ -171,7 +174,8 @@ impl<'a> Bundle<'a> {
     fn command(&self, subcommand: &str) -> Command {
         let address = grpc_address(&self.daemon.names);
         let namespace = self.daemon.names.name();
-        let mut command = Command::new(self.shim.binary(self.daemon.version));
+        let usual = || self.shim.binary(self.daemon.version);
+        let mut command = Command::new(self.program.clone().unwrap_or_else(usual));
         command
             .args([
                 "-namespace",

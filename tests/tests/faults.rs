@@ -12,7 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use shim_tests::calls::Shim;
 use shim_tests::daemon::Options;
+use shim_tests::lab::ShimUnderTest;
+use shim_tests::proc::Process;
+use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
 use shim_tests::{
     Daemon, PodSpec, cgroups, eventually, in_every_mode, leaks, on_every_containerd, ours_only,
@@ -87,6 +91,32 @@ on_every_containerd! {
             ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned())
         });
         remove_shim_cgroups(&daemon);
+        daemon.end();
+    }
+
+    fn a_shim_of_any_name_that_hangs_is_ended(version) {
+        let daemon = Daemon::start(version);
+        let mut bundle = Bundle::new(&daemon, "named");
+        let program = daemon.directory().join("my-shim");
+        fs::copy(ShimUnderTest::get().binary(version), &program).unwrap();
+        bundle.program = Some(program);
+        let spec = bundle.plain_spec(&["sleep", "3600"]);
+        let bundle = bundle.write_spec(&spec);
+        let shim = Shim::connect(&bundle.start(b""));
+        let container = bundle.create(&shim).unwrap();
+        shim.start("named", "").unwrap();
+        let server = shim.pids_of("named").unwrap().shim_pid;
+        let [container, server] = [container, server].map(|pid| {
+            Process::of(pid.try_into().unwrap()).expect("a process")
+        });
+        proc::kill(server.pid, Signal::STOP);
+        let deleted = bundle.delete();
+        assert!(deleted.status.success(), "{}", deleted.text());
+        // A zombie is there until the node's init reaps the process.
+        eventually(Duration::from_secs(5), || {
+            ok_if(!server.alive() && !container.alive(), || format!("{} {}", server.describe(), container.describe()))
+        });
+        drop(bundle);
         daemon.end();
     }
 }

@@ -18,6 +18,7 @@ use super::socket;
 use crate::containerd::convert::{timestamp, wire_pid};
 use crate::error::{IoError, Result, first_failure};
 use crate::kernel::exits::Exits;
+use crate::kernel::process;
 use crate::runtime::bundle::{self, Record};
 use crate::runtime::runc::{self, Runc};
 use crate::runtime::teardown::{self, Remains, Why};
@@ -108,9 +109,10 @@ struct Shim {
     dying: bool,
 }
 
-/// Finds the shim of `bundle`. Checks the program and its working directory: another process may have the pid by now.
+/// Finds the shim of `bundle`. Checks the start time and the working directory: another process may have the pid by now.
+/// The name is the operator's to choose (`runtime_path`).
 fn find_shim(bundle: &Path) -> Result<Option<Shim>> {
-    let Ok(pid) = runc::read_pid(&bundle.join("shim.pid")) else {
+    let Ok(pid) = runc::read_pid(&bundle.join(bundle::SHIM_PID)) else {
         return Ok(None);
     };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
@@ -118,8 +120,13 @@ fn find_shim(bundle: &Path) -> Result<Option<Shim>> {
     };
     let proc = PathBuf::from(format!("/proc/{pid}"));
     // Race-free: the pidfd is open, so /proc/PID now describes the process that the pidfd signals.
-    let comm = std::fs::read_to_string(proc.join("comm")).unwrap_or_default();
-    if !comm.starts_with("containerd-shim") {
+    let is_shim = match bundle::shim_started(bundle) {
+        Some(started) => process::start_time(pid) == Some(started),
+        // `start` was killed before the second note, or an earlier version made the bundle.
+        None => std::fs::read_to_string(proc.join("comm"))
+            .is_ok_and(|name| name.starts_with("containerd-shim")),
+    };
+    if !is_shim {
         return Ok(None);
     }
     // The kernel's link `cwd` is free of symbolic links.

@@ -10,11 +10,14 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
 use super::start::Start;
 use crate::error::{Error, IoError, Result};
 use crate::kernel::cgroup::{Cgroup, Driver};
+use crate::kernel::process;
+use crate::runtime::bundle;
 use crate::runtime::options::Options;
 
 /// Executes the server, with `listener` as its standard input. No process is left behind after a failure.
@@ -82,15 +85,19 @@ fn log(bundle: &Path) -> Stdio {
         .map_or_else(|_| Stdio::null(), Stdio::from)
 }
 
-/// Notes the server's pid for `delete`, and sets the server's cgroup and its OOM score.
-fn place(server: &Child, bundle: &Path, options: &Options) -> Result<()> {
+/// Notes the server's pid and start time for `delete`, and sets the server's cgroup and its OOM score.
+fn place(server: &Child, first_bundle: &Path, options: &Options) -> Result<()> {
     let pid = server.id();
-    let file = bundle.join("shim.pid");
+    let file = first_bundle.join(bundle::SHIM_PID);
     std::fs::write(&file, pid.to_string()).map_err(IoError::at("write", &file))?;
+    if let Some(started) = process::start_time(Pid::from_child(server)) {
+        let file = first_bundle.join(bundle::SHIM_STARTED);
+        std::fs::write(&file, started.to_string()).map_err(IoError::at("write", &file))?;
+    }
     if let Some(path) = &options.shim_cgroup {
         let cgroup = Cgroup::at(&path.to_string_lossy(), Driver::Cgroupfs)?;
         cgroup.create()?;
-        cgroup.add(rustix::process::Pid::from_child(server))?;
+        cgroup.add(Pid::from_child(server))?;
     }
     if let Err(error) = adjust_oom_score(pid) {
         // Without its own score the server is as killable as containerd, which is no reason to refuse a pod.

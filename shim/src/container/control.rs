@@ -16,6 +16,7 @@ use crate::error::{Error, IoError, Result};
 use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Metrics};
 use crate::kernel::exits::Child;
+use crate::runtime::bundle::write_private;
 use crate::runtime::criu::Checkpoint;
 
 impl Actor {
@@ -223,9 +224,9 @@ impl Actor {
             .join(format!("resources-{}.json", self.update_count));
         let runc = self.runc.clone();
         self.jobs.spawn(async move {
-            let updated = match std::fs::write(&file, resources) {
+            let updated = match write_private(&file, &resources) {
                 Ok(()) => runc.update(&file).await,
-                Err(error) => Err(IoError::at("write", &file)(error).into()),
+                Err(error) => Err(error),
             };
             // A file that cannot be removed goes with the bundle.
             let _ = std::fs::remove_file(&file);

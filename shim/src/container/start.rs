@@ -19,9 +19,10 @@ use super::mailbox::{ProcessId, Reply, View, answer, no_process};
 use super::process::{Exec, ExecFiles, Process, exec_process, restore, start_exec};
 use super::state::{Call, Life, Start, Status};
 use super::{known_cgroup, watched};
-use crate::error::{Error, IoError, Result};
+use crate::error::{Error, Result};
 use crate::io::{self, Io};
 use crate::kernel::exits::{Claim, Exit};
+use crate::runtime::bundle::write_private;
 
 impl Actor {
     pub(super) fn start(&mut self, id: ProcessId, reply: Reply<Pid>) {
@@ -132,7 +133,7 @@ impl Actor {
         }
         self.exec_count += 1;
         let files = ExecFiles::new(&self.remains.record.bundle, self.exec_count);
-        std::fs::write(&files.process, process).map_err(IoError::at("write", &files.process))?;
+        write_private(&files.process, &process)?;
         let view = View {
             pid: None,
             status: Status::Created,

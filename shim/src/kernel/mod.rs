@@ -4,3 +4,4 @@ pub mod blocking;
 pub mod cgroup;
 pub mod exits;
 pub mod mounts;
+pub mod process;

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `config.json`, `rootfs/`, `log` | containerd | the spec, the root filesystem, the shim's log FIFO |
 //! | `address` | `start` | containerd 1.6 and 1.7, which dial the address again after a restart |
-//! | `shim.pid` | `start` | `delete`, which ends a shim that no longer answers |
+//! | `shim.pid`, `shim.started` | `start` | `delete`, which ends a shim that no longer answers: pid and start time |
 //! | `options.json` | `start`, for the Sandbox API | the server, which has no other source of the operator's settings |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
 //! | `deleted` | the server | `delete`, which containerd runs after an ordinary deletion, too: nothing is left to do |
@@ -13,13 +13,19 @@
 //! From the records alone, `delete` can take down a whole pod whose shim was killed. A container has two records,
 //! because containerd may remove the container's bundle before it calls `delete` for the pod's first bundle.
 
-use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{IoError, Result};
+
+/// The file with the server's pid.
+pub const SHIM_PID: &str = "shim.pid";
+/// The file with the server's start time, in clock ticks since the node's boot.
+pub const SHIM_STARTED: &str = "shim.started";
 
 const RECORD: &str = "pause.json";
 const POD: &str = "pod";
@@ -97,6 +103,21 @@ impl Record {
             Err(error) => Err(IoError::at("read", path)(error).into()),
         }
     }
+}
+
+/// Writes a file that only root may read: an environment may hold secrets.
+///
+/// # Errors
+/// `Io` when the file cannot be written.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content));
+    Ok(written.map_err(IoError::at("write", path))?)
 }
 
 /// Writes a file whole or not at all: the shim may be killed at any moment. Mode and owner of an earlier file stay.
@@ -180,6 +201,12 @@ pub fn members(first: &Path) -> Result<Vec<(String, Result<Record>)>> {
         }
     }
     Ok(members)
+}
+
+/// The start time of the server that `start` made in `bundle`; none when it was not noted.
+pub fn shim_started(bundle: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(bundle.join(SHIM_STARTED)).ok()?;
+    text.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::bundle::write_private;
 use crate::error::{Error, IoError, Result};
 
 /// The fixed file: all options where containerd passes none, and [`Options::holder`] and [`Options::shortcuts`] where
@@ -116,7 +117,7 @@ impl Options {
     pub fn keep(&self, bundle: &Path) -> Result<()> {
         let path = bundle.join(KEPT);
         let text = serde_json::to_vec(self).map_err(|e| IoError::at("encode", &path)(e))?;
-        Ok(std::fs::write(&path, text).map_err(IoError::at("write", &path))?)
+        write_private(&path, &text)
     }
 
     /// Reads the options that [`Options::keep`] wrote.
