@@ -88,6 +88,8 @@ fn log(bundle: &Path) -> Stdio {
 /// Notes the server's pid and start time for `delete`, and sets the server's cgroup and its OOM score.
 fn place(server: &Child, first_bundle: &Path, options: &Options) -> Result<()> {
     let pid = server.id();
+    // An earlier server's start time must not stand beside this pid.
+    let _ = std::fs::remove_file(first_bundle.join(bundle::SHIM_STARTED));
     let file = first_bundle.join(bundle::SHIM_PID);
     std::fs::write(&file, pid.to_string()).map_err(IoError::at("write", &file))?;
     if let Some(started) = process::start_time(Pid::from_child(server)) {

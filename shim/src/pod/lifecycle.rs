@@ -21,8 +21,8 @@
 //!  SIGTERM, SIGINT ──▶ is anybody connected? ── yes ──▶ stays: a pod ends through containerd
 //!                          │ no: containerd is stopped, as when the node goes down
 //!                          ▼
-//!                      no process of a container is left ──▶ takes down what can be, ends
-//!                      somebody connects ──────────────────▶ stays: the signal is forgotten
+//!                      no process of a container is left, for two seconds ──▶ takes down what can be, ends
+//!                      somebody connects ───────────────────────────────────▶ stays: the signal is forgotten
 //! ```
 //!
 //! A service manager that shuts the node down sends SIGTERM to every process, and waits for all of them: systemd for 90
@@ -39,7 +39,7 @@ use std::time::Duration;
 use log::{info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Pod;
 use crate::error::{IoError, Result};
@@ -50,6 +50,9 @@ const FORGOTTEN: Duration = Duration::from_secs(30);
 /// How long a caller may stay connected after the order to end. containerd closes the connection within milliseconds of
 /// the answer.
 const HANGING_UP: Duration = Duration::from_millis(500);
+
+/// How long a containerd that is being restarted may be away before a signal is taken for the end of the node.
+const RESTARTING: Duration = Duration::from_secs(2);
 
 /// How long the teardown of all members may take when the node goes down.
 const TAKING_DOWN: Duration = Duration::from_secs(5);
@@ -146,6 +149,8 @@ pub struct Lifecycle {
     socket: PathBuf,
     /// Why the server is to end; none while the server is to serve.
     ending: watch::Sender<Option<Reason>>,
+    /// The socket is gone.
+    leaving: AtomicBool,
     orphaned: AtomicBool,
     /// The number of members whose making has begun.
     begun: watch::Sender<u64>,
@@ -157,6 +162,7 @@ impl Lifecycle {
         Self {
             socket,
             ending: watch::Sender::new(None),
+            leaving: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             begun: watch::Sender::new(0),
         }
@@ -180,15 +186,28 @@ impl Lifecycle {
         }
     }
 
-    /// Removes the socket, and then orders the end. In this order, a `start` that follows the end makes a new server.
+    /// Whether the shim takes no new member any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Removes the socket, once. From now on a `start` makes a new server, and no member begins here.
+    fn leave(&self) {
+        if self.leaving.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            warn!("remove {}: {error}", self.socket.display());
+        }
+    }
+
+    /// Orders the end, after the socket is gone.
     fn end(&self, reason: Reason) {
         if self.ending.borrow().is_some() {
             return;
         }
         info!("{}, ending", reason.words());
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            warn!("remove {}: {error}", self.socket.display());
-        }
+        self.leave();
         self.ending.send_replace(Some(reason));
     }
 }
@@ -287,11 +306,19 @@ impl Pod {
             "{name}: the shim ends when no process of a container is left, unless somebody connects"
         );
         let mut order = self.lifecycle.order_to_end();
+        let no_process_is_left = async {
+            self.without_processes().await;
+            sleep(RESTARTING).await;
+            self.without_processes().await;
+        };
         tokio::select! {
-            () = self.without_processes() => {}
+            biased;
             _ = callers.changed() => return info!("somebody connects: {name} is forgotten"),
             _ = order.wait_for(Option::is_some) => return,
+            () = no_process_is_left => {}
         }
+        // Before the teardown: a containerd that comes back now gets a new shim, and no member here.
+        self.lifecycle.leave();
         if timeout(TAKING_DOWN, self.take_down_all()).await.is_err() {
             warn!("not everything was taken down within {TAKING_DOWN:?}");
         }

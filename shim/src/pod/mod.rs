@@ -185,7 +185,7 @@ impl Pod {
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
-        if self.lifecycle.order_to_end().borrow().is_some() {
+        if self.lifecycle.is_leaving() {
             return Err(Error::FailedPrecondition(format!(
                 "create {id}: the shim is ending, a new start makes another one"
             )));

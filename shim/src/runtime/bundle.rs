@@ -126,13 +126,18 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
 /// `Io` when the file cannot be written.
 pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_extension(NEW);
-    std::fs::write(&new, content).map_err(IoError::at("write", &new))?;
-    if let Ok(earlier) = std::fs::metadata(path) {
-        std::fs::set_permissions(&new, earlier.permissions())
-            .and_then(|()| chown(&new, Some(earlier.uid()), Some(earlier.gid())))
-            .map_err(IoError::at("set mode and owner of", &new))?;
-    }
-    Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
+    let replaced = write_private(&new, content).and_then(|()| {
+        if let Ok(earlier) = std::fs::metadata(path) {
+            std::fs::set_permissions(&new, earlier.permissions())
+                .and_then(|()| chown(&new, Some(earlier.uid()), Some(earlier.gid())))
+                .map_err(IoError::at("set mode and owner of", &new))?;
+        }
+        Ok(std::fs::rename(&new, path).map_err(IoError::at("write", path))?)
+    });
+    replaced.inspect_err(|_| {
+        // The error says more than a failure to remove the half that was written.
+        let _ = std::fs::remove_file(&new);
+    })
 }
 
 fn member(first: &Path, id: &str) -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! | step | deleted | not made | shim died |
 //! |---|---|---|---|
-//! | kill the processes in the cgroup | – | yes | yes |
+//! | kill the processes in the cgroup | – | of a container | yes |
 //! | the OCI runtime's delete | `delete` | `delete --force` | `delete --force` |
 //! | unmount | the mount points | the mount points | all below the bundle |
 //! | remove the directories that the shim made | yes | yes | – |
@@ -61,6 +61,8 @@ pub async fn take_down(what: Remains, why: Why) -> Result<()> {
     let cgroup = what.cgroup(why);
     let killed = match (why, cgroup.clone()) {
         (Why::Deleted, _) | (_, None) => Ok(()),
+        // A sandbox that was not made has ended, and the cgroup may be somebody else's.
+        (Why::NotMade, Some(_)) if what.runc.is_none() => Ok(()),
         // Where several containers share a process namespace, runc kills only the init.
         (Why::NotMade | Why::ShimDied, Some(cgroup)) => {
             blocking::run_anyway(move || kill(&cgroup)).await

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 pub use self::plan::{Made, Origin, Plan, create};
 use crate::container::mailbox::{Deleted, Mailbox, ProcessId, Reply, View, no_process};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::cgroup::Metrics;
 use crate::kernel::exits::Exit;
 
@@ -93,7 +93,11 @@ impl Handle {
     /// # Errors
     /// The kernel's errors, and `NotFound` when the sandbox is deleted.
     pub async fn stop(&self) -> Result<()> {
-        self.ask(Request::Stop).await?;
+        match self.ask(Request::Stop).await {
+            // Deleted meanwhile, and so ended.
+            Ok(()) | Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
         self.wait().await?;
         Ok(())
     }
