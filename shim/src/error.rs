@@ -102,8 +102,8 @@ impl Error {
 ///
 /// # Errors
 /// The first failure.
-pub fn first_failure(steps: impl IntoIterator<Item = Result<()>>) -> Result<()> {
-    let mut failures = steps.into_iter().filter_map(Result::err);
+pub fn first_failure<E: Into<Error>>(steps: impl IntoIterator<Item = Result<(), E>>) -> Result<()> {
+    let mut failures = steps.into_iter().filter_map(Result::err).map(E::into);
     let Some(first) = failures.next() else {
         return Ok(());
     };

@@ -217,6 +217,8 @@ pub fn shim_started(bundle: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn record(bundle: &Path) -> Record {
@@ -257,5 +259,30 @@ mod tests {
         forget(first.path(), "b.c").unwrap();
         forget(first.path(), "b.c").unwrap();
         assert!(members(first.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_with_secrets_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("exec-1.json");
+        write_private(&file, b"{}").unwrap();
+        let mode = std::fs::metadata(&file).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_mode_and_a_failure_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        std::fs::write(&file, "old").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        replace_file(&file, b"new").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+        // A directory cannot be replaced by a file.
+        let directory = dir.path().join("folder");
+        std::fs::create_dir(&directory).unwrap();
+        assert!(replace_file(&directory, b"new").is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

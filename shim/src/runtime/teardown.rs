@@ -104,14 +104,14 @@ impl Remains {
     fn unmount(&self, why: Why) -> Result<()> {
         if why == Why::ShimDied {
             let failures = mounts::unmount_below(&self.record.bundle);
-            let unmounted = first_failure(failures.into_iter().map(|error| Err(error.into())));
+            let unmounted = first_failure(failures.into_iter().map(Err));
             if unmounted.is_ok() && self.record.mounts_rootfs {
                 remove_mount_points(&self.record.bundle.join("rootfs"));
             }
             return unmounted;
         }
         let mount_points = self.mount_points.iter();
-        first_failure(mount_points.map(|path| Ok(mounts::unmount(path)?)))?;
+        first_failure(mount_points.map(|path| mounts::unmount(path)))?;
         // The `?` above ends this function if a mount stays: the removal below would delete the mount's files.
         first_failure(self.directories.iter().map(|path| remove_directory(path)))
     }
@@ -120,8 +120,7 @@ impl Remains {
         let Some(cgroup) = cgroup else {
             return Ok(());
         };
-        let failures = cgroup.remove();
-        let removed = first_failure(failures.into_iter().map(|error| Err(error.into())));
+        let removed = first_failure(cgroup.remove().into_iter().map(Err));
         match (removed, why) {
             // No failure: a process of the sandbox may still be dying, and the pod's cgroup goes with the pod in any
             // case.

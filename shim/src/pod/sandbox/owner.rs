@@ -182,10 +182,8 @@ impl Owner {
         if let (None, Some(cgroup)) = (&self.held, self.cgroup.clone()) {
             // A failure is ignored, for a process of the sandbox may still be dying. The deletion tries again, and logs
             // a failure.
-            let removed = blocking::run_anyway(move || {
-                let failures = cgroup.remove().into_iter();
-                first_failure(failures.map(|error| Err(error.into())))
-            });
+            let removed =
+                blocking::run_anyway(move || first_failure(cgroup.remove().into_iter().map(Err)));
             let _ = removed.await;
         }
     }
