@@ -2,17 +2,23 @@
 //!
 //! ```text
 //!  connect ──┬─ accepted ──▶ the pod has a server
+//!            ├─ no room ───▶ the pod has a server, which hangs: callers wait to be accepted
 //!            ├─ refused ───▶ the server was killed: remove the socket ─┐
 //!            └─ not found ─────────────────────────────────────────────┴▶ listen
 //! ```
+//!
+//! All pods of a node have their sockets in one directory, and one lock on that directory. Nothing is waited for under
+//! the lock, so that a server that hangs costs no other pod its `start`.
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::umask;
 use sha2::{Digest, Sha256};
 
@@ -45,8 +51,7 @@ pub(super) fn path(
     Ok(socket)
 }
 
-/// Listens at `socket`; none when a server already listens there. A lock on the directory keeps two starts of one pod
-/// apart.
+/// Listens at `socket`; none when a server already listens there.
 ///
 /// # Errors
 /// `Io` when the kernel refuses.
@@ -57,16 +62,14 @@ pub(super) fn listen(socket: &Path) -> Result<Option<UnixListener>> {
         .mode(0o700)
         .create(directory)
         .map_err(IoError::at("create", directory))?;
-    // The kernel releases the lock when this function closes the file.
-    let lock = File::open(directory).map_err(IoError::at("open", directory))?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(IoError::at("lock", directory))?;
-    match UnixStream::connect(socket) {
-        Ok(_) => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+    // Keeps two starts of one pod apart.
+    let _lock = lock(directory)?;
+    match server(socket)? {
+        Server::Listens => return Ok(None),
+        Server::Missing => {}
+        Server::Dead => {
             std::fs::remove_file(socket).map_err(IoError::at("remove stale socket", socket))?;
         }
-        Err(error) => return Err(IoError::at("connect to", socket)(error).into()),
     }
     // The socket has its mode from the beginning: there is no moment in which another user may connect.
     let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
@@ -86,14 +89,49 @@ pub(super) fn remove_quietly(socket: &Path) {
 /// # Errors
 /// `Io` when the kernel refuses; a missing socket is no error.
 pub(super) fn remove_stale(socket: &Path) -> Result<()> {
-    if UnixStream::connect(socket).is_ok() {
-        return Ok(());
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    let _lock = match lock(directory) {
+        // No directory, no socket.
+        Err(error) if error.source.kind() == ErrorKind::NotFound => return Ok(()),
+        locked => locked?,
+    };
+    match server(socket)? {
+        Server::Listens | Server::Missing => Ok(()),
+        Server::Dead => Ok(std::fs::remove_file(socket).map_err(IoError::at("remove", socket))?),
     }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(IoError::at("remove", socket)(error).into())
-        }
-        _ => Ok(()),
+}
+
+/// Locks the directory of the sockets until the file is closed.
+fn lock(directory: &Path) -> Result<File, IoError> {
+    let lock = File::open(directory).map_err(IoError::at("open", directory))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(IoError::at("lock", directory))?;
+    Ok(lock)
+}
+
+/// The server of a socket.
+enum Server {
+    Listens,
+    /// The socket is left of a server that was killed.
+    Dead,
+    /// There is no socket.
+    Missing,
+}
+
+/// Looks for a server, and waits for nothing: a server that hangs accepts nobody, and once its queue is full, a blocking
+/// connect(2) has no end.
+fn server(socket: &Path) -> Result<Server, IoError> {
+    let failed = IoError::at::<Errno>("connect to", socket);
+    let connected = SocketAddrUnix::new(socket).and_then(|address| {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let caller = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&caller, &address)
+    });
+    match connected {
+        // Again: the queue of callers is full.
+        Ok(()) | Err(Errno::AGAIN) => Ok(Server::Listens),
+        Err(Errno::CONNREFUSED) => Ok(Server::Dead),
+        Err(Errno::NOENT) => Ok(Server::Missing),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -144,5 +182,28 @@ mod tests {
         let _listener = listen(&socket).unwrap();
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_server_that_accepts_nobody_is_waited_for_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let hung = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        rustix::net::bind(&hung, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
+        rustix::net::listen(&hung, 0).unwrap();
+        let _queued = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        assert!(listen(&socket).unwrap().is_none(), "somebody listens there");
+        remove_stale(&socket).unwrap();
+        assert!(socket.exists());
+        drop(hung);
+        remove_stale(&socket).unwrap();
+        assert!(!socket.exists());
+        remove_stale(&socket).unwrap();
     }
 }
