@@ -12,12 +12,15 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use containerd_shim_protos::ttrpc::r#async::transport::Listener;
-use futures_util::stream::poll_fn;
+use futures_util::stream::unfold;
+use log::warn;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// The number of open connections.
 #[derive(Debug)]
@@ -36,13 +39,30 @@ impl Callers {
     }
 }
 
-/// A listener for the server that counts its connections, and the count.
+/// How long the listener waits after a connection that could not be accepted: the server would try again at once.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// A listener for the server that counts its connections, and the count. A connection that cannot be accepted, because
+/// the shim or the node has no descriptor left, waits in the socket's queue.
 pub fn counted(listener: UnixListener) -> (Listener, Callers) {
     let (open, callers) = watch::channel(0);
-    let connections = poll_fn(move |cx| {
-        let counted = |stream| Connection::new(stream, open.clone());
-        let accepted = listener.poll_accept(cx);
-        accepted.map(|accepted| Some(accepted.map(|(stream, _)| counted(stream))))
+    let connections = unfold((listener, open), async |(listener, open)| {
+        let mut refused = false;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let connection = Connection::new(stream, open.clone());
+                    return Some((Ok(connection), (listener, open)));
+                }
+                Err(error) => {
+                    if !refused {
+                        warn!("accept a connection, tried again: {error}");
+                    }
+                    refused = true;
+                    sleep(REFUSED).await;
+                }
+            }
+        }
     });
     (Listener::new(connections), Callers(callers))
 }
