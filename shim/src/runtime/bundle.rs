@@ -7,7 +7,7 @@
 //! | `shim.pid`, `shim.started` | `start` | `delete`, which ends a shim that no longer answers: pid and start time |
 //! | `options.json` | `start`, for the Sandbox API | the server, which has no other source of the operator's settings |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
-//! | `deleted` | the server | `delete`, which containerd runs after an ordinary deletion, too: nothing is left to do |
+//! | `deleted` | the server: `pause.json`, renamed | `delete`, which containerd runs after an ordinary deletion, too: nothing is left to do |
 //! | `pod/ID.json` | the server, in a pod's first bundle | `delete` of a pod whose shim died: the others' records |
 //!
 //! From the records alone, `delete` can take down a whole pod whose shim was killed. A container has two records,
@@ -158,22 +158,17 @@ pub fn forget(first: &Path, id: &str) -> Result<()> {
     }
 }
 
-/// Marks the container of `bundle` as properly deleted, and removes the container's record from the bundle.
+/// Marks the container of `bundle` as properly deleted: the record becomes the mark, which needs no room. Without the
+/// mark, a `delete` would end a shim that still has containers.
 ///
 /// # Errors
-/// `Io` when the files cannot be changed.
+/// `Io` when the record cannot be renamed.
 pub fn set_deleted(bundle: &Path) -> Result<()> {
-    let (marker, record) = (bundle.join(DELETED), bundle.join(RECORD));
-    match std::fs::write(&marker, "") {
+    let record = bundle.join(RECORD);
+    match std::fs::rename(&record, bundle.join(DELETED)) {
         // Somebody has removed the bundle: nobody will look for the mark there.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        written => written.map_err(IoError::at("write", &marker))?,
-    }
-    match std::fs::remove_file(&record) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(IoError::at("remove", &record)(error).into())
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        renamed => Ok(renamed.map_err(IoError::at("mark as deleted", &record))?),
     }
 }
 
@@ -259,6 +254,21 @@ mod tests {
         forget(first.path(), "b.c").unwrap();
         forget(first.path(), "b.c").unwrap();
         assert!(members(first.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_deleted_container_has_a_mark_in_place_of_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        record(dir.path()).save(dir.path(), "a").unwrap();
+        assert!(!is_deleted(dir.path()));
+        let files = || std::fs::read_dir(dir.path()).unwrap().count();
+        let before = files();
+        for _ in 0..2 {
+            set_deleted(dir.path()).unwrap();
+            assert!(is_deleted(dir.path()));
+            assert_eq!(Record::load(dir.path()).unwrap(), None);
+            assert_eq!(files(), before, "the mark needs no room");
+        }
     }
 
     #[test]
