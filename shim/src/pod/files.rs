@@ -3,10 +3,15 @@
 //! | mode | who makes the files | who binds the files into a container |
 //! |---|---|---|
 //! | podsandbox | containerd's CRI | containerd's CRI |
-//! | Sandbox API | the shim, in the sandbox's bundle | the shim, in the container's spec ([`Bind`]) |
+//! | Sandbox API | the shim | the shim, in the container's spec ([`Bind`]) |
 //!
 //! CRI binds only files that CRI finds in a directory of its own. The shim cannot put files there: CRI does not tell
 //! the path, and empties the directory at each start.
+//!
+//! A container may write into these files. The bundle is in memory (`/run`), the node's and not the pod's: the files are
+//! therefore in the bundle's `work`, a link to a directory on disk that containerd makes for each bundle, and removes
+//! with the bundle. CRI's own files of a pod are on the same disk. The shared memory has a size, and stays in the bundle,
+//! where `delete` looks for mounts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,9 +28,10 @@ const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEV_SHM: &str = "/dev/shm";
 
-/// The content of a pod's files, and the directory of the files.
+/// The content of a pod's files, and their places.
 #[derive(Debug, Clone)]
 pub struct PodFiles {
+    /// The directory of the text files.
     directory: PathBuf,
     /// None: the node's hostname.
     hostname: Option<String>,
@@ -38,12 +44,14 @@ pub struct PodFiles {
 impl PodFiles {
     /// The files of the pod whose sandbox has this bundle. Makes nothing.
     pub fn plan(bundle: &Path, config: &PodConfig) -> Self {
-        let directory = bundle.join("files");
+        // Without a link, the bundle is all there is.
+        let work = bundle.join("work");
+        let disk = fs::canonicalize(work).unwrap_or_else(|_| bundle.to_owned());
         Self {
-            own_shm: (!config.node_ipc()).then(|| directory.join("shm")),
+            directory: disk.join("files"),
             hostname: config.hostname().map(str::to_owned),
             resolv_conf: config.resolv_conf(),
-            directory,
+            own_shm: (!config.node_ipc()).then(|| bundle.join("shm")),
         }
     }
 
@@ -106,7 +114,8 @@ impl PodFiles {
     /// `Io` when the kernel refuses the label.
     pub fn label(&self, label: &str) -> Result<()> {
         for bind in self.binds() {
-            if !bind.source.starts_with(&self.directory) {
+            // The node's shared memory keeps the node's label.
+            if bind.source == Path::new(DEV_SHM) {
                 continue;
             }
             let set = rustix::fs::setxattr(
@@ -130,9 +139,10 @@ impl PodFiles {
         self.own_shm.clone()
     }
 
-    /// The directory of the files.
-    pub fn directory(&self) -> PathBuf {
-        self.directory.clone()
+    /// The directories that the files are in.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let own_shm = self.own_shm.iter();
+        own_shm.chain([&self.directory]).cloned().collect()
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Remains {
     pub first_bundle: PathBuf,
     /// The mount points of what the shim has mounted.
     pub mount_points: Vec<PathBuf>,
-    /// The directories that the shim has made in the bundle.
+    /// The directories that the shim has made beside the bundle's own.
     pub directories: Vec<PathBuf>,
 }
 

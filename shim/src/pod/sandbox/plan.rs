@@ -107,7 +107,7 @@ impl Plan {
             runc: None,
             first_bundle: first_bundle.to_owned(),
             mount_points: files.and_then(PodFiles::mount_point).into_iter().collect(),
-            directories: files.map(PodFiles::directory).into_iter().collect(),
+            directories: files.map(PodFiles::directories).unwrap_or_default(),
         }
     }
 
