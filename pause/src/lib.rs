@@ -41,8 +41,9 @@ mod sys;
 mod sysctls;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal};
 
@@ -56,7 +57,6 @@ pub use sysctls::check_sysctls;
 
 use holder::process::PauseProcess;
 use holder::thread::{HeldNamespaces, ParkedThread};
-use namespaces::OpenNamespaces;
 use plan::Plan;
 
 /// What a caller asks for to hold the namespaces.
@@ -113,7 +113,7 @@ pub struct Sandbox {
     pid: Pid,
     /// The holder, if a process is. `Drop` kills the process before the thread ends, which would kill it too.
     process: Option<PauseProcess>,
-    open: OpenNamespaces,
+    open: BTreeMap<NamespaceKind, Arc<OwnedFd>>,
     thread: ParkedThread,
     /// PID 1 of a process namespace that a thread's sandbox was given later.
     pid_1: Option<PauseProcess>,
@@ -131,7 +131,10 @@ impl Sandbox {
         Ok(Self {
             pid,
             process,
-            open,
+            open: open
+                .into_iter()
+                .map(|(kind, fd)| (kind, fd.into()))
+                .collect(),
             thread,
             pid_1: None,
         })
@@ -168,7 +171,7 @@ impl Sandbox {
         let process = self.thread.start_pid_1()?;
         let pid = process.pid();
         match namespaces::keep(NamespaceKind::Pid, &pid.to_string(), "pid") {
-            Ok(fd) => self.open.insert(NamespaceKind::Pid, fd),
+            Ok(fd) => self.open.insert(NamespaceKind::Pid, fd.into()),
             Err(error) => {
                 process.kill_and_reap();
                 return Err(error);
@@ -192,9 +195,10 @@ impl Sandbox {
         self.open.keys().map(|kind| (*kind, path(*kind))).collect()
     }
 
-    /// The namespace of that kind; `None` if it is the node's.
-    pub fn namespace(&self, kind: NamespaceKind) -> Option<BorrowedFd<'_>> {
-        self.open.get(&kind).map(AsFd::as_fd)
+    /// The namespace of that kind; `None` if it is the node's. The descriptor has its number as long as the sandbox is
+    /// there, and longer while the caller keeps it.
+    pub fn namespace(&self, kind: NamespaceKind) -> Option<Arc<OwnedFd>> {
+        self.open.get(&kind).cloned()
     }
 
     /// Sends a signal to the process that holds the sandbox. If a thread holds the sandbox, tells what the signal would

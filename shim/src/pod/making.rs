@@ -11,14 +11,14 @@ use serde_json::Value;
 
 use super::config::PodConfig;
 use super::files::PodFiles;
-use super::sandbox::{self, Origin, Plan, Request, pid_namespace};
+use super::sandbox::{self, Origin, Plan, ProcessNamespace, Request, pid_namespace};
 use super::task::Task;
 use super::{Making, Member, Pod};
 use crate::container::{self, Create};
 use crate::error::{Error, Result};
 use crate::kernel::cgroup::Driver;
 use crate::runtime::options::{Holder, Options};
-use crate::runtime::spec::{Changes, Role};
+use crate::runtime::spec::{Changes, Role, Spec};
 
 /// What is known of a sandbox that the Sandbox API has made. Nothing of this changes until the sandbox is gone.
 #[derive(Debug)]
@@ -82,9 +82,13 @@ impl Pod {
             }
             changes.binds = files.binds();
         }
-        changes.pid_namespace = self.shared_processes(&create).await?;
+        // Held until runc has opened the path.
+        let shared = self.shared_processes(&create).await?;
+        changes.pid_namespace = shared.as_ref().map(|shared| shared.path.clone());
         create.spec.write(&create.bundle, &changes)?;
-        let (handle, pid) = container::create(&self.shared, create, making.given_up()).await?;
+        let made = container::create(&self.shared, create, making.given_up()).await;
+        drop(shared);
+        let (handle, pid) = made?;
         Ok((Member::Task(Task::Container(handle)), pid))
     }
 
@@ -140,27 +144,44 @@ impl Pod {
         })
     }
 
-    /// The path of the process namespace for a container whose spec joins the sandbox's; none where the path in the
-    /// spec is right. The path in the spec is wrong where a thread holds the sandbox: `/proc/TID/ns/pid` is the
-    /// namespace of the thread's process, the shim, and the container would run in the node's process namespace.
-    async fn shared_processes(&self, create: &Create) -> Result<Option<PathBuf>> {
-        let Some(path) = create.spec.pid_namespace_path() else {
-            return Ok(None);
-        };
-        let sandbox = self
-            .members()
-            .values()
-            .find_map(|member| match member.task() {
-                Some(Task::Sandbox(sandbox)) => Some(sandbox),
+    /// The sandbox whose namespaces a container joins; none where a spec joins no sandbox that was made here.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when the sandbox has ended: the pid in the spec's paths may be a stranger's by now.
+    fn joined_sandbox(&self, spec: &Spec) -> Result<Option<sandbox::Handle>> {
+        let members = self.members();
+        let mut sandboxes = members
+            .iter()
+            .filter_map(|(id, member)| match member.task() {
+                Some(Task::Sandbox(sandbox)) => Some((id, sandbox)),
                 Some(Task::Container(_)) | None => None,
             });
-        let Some(sandbox) = sandbox else {
+        let joined = sandboxes.find(|(_, sandbox)| {
+            let pid = sandbox.view().pid;
+            pid.is_some_and(|pid| spec.joins(pid))
+        });
+        let Some((id, sandbox)) = joined else {
             return Ok(None);
         };
-        if sandbox.view().pid.map(pid_namespace).as_deref() != Some(path) {
+        match sandbox.view().status.exit() {
+            Some(_) => Err(Error::FailedPrecondition(format!(
+                "sandbox {id} has ended, and no container can join"
+            ))),
+            None => Ok(Some(sandbox)),
+        }
+    }
+
+    /// The process namespace for a container whose spec joins the sandbox's; none where the spec's path stays. The
+    /// path in the spec is wrong where a thread holds the sandbox: `/proc/TID/ns/pid` is the namespace of the thread's
+    /// process, the shim, and the container would run in the node's process namespace.
+    async fn shared_processes(&self, create: &Create) -> Result<Option<ProcessNamespace>> {
+        let Some(sandbox) = self.joined_sandbox(&create.spec)? else {
+            return Ok(None);
+        };
+        let of_sandbox = sandbox.view().pid.map(pid_namespace);
+        if create.spec.pid_namespace_path() != of_sandbox.as_deref() {
             return Ok(None);
         }
-        let shared = sandbox.ask(Request::SharedProcesses).await?;
-        Ok(Some(shared).filter(|shared| shared != path))
+        sandbox.ask(Request::SharedProcesses).await.map(Some)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use rustix::process::Pid;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -130,6 +131,13 @@ impl Spec {
     /// The path of the process namespace that the container is to join.
     pub fn pid_namespace_path(&self) -> Option<&Path> {
         self.namespace("pid").and_then(Namespace::path)
+    }
+
+    /// Whether the container joins a namespace of process or thread `pid`.
+    pub fn joins(&self, pid: Pid) -> bool {
+        let of_pid = format!("/proc/{pid}/ns");
+        let mut paths = self.linux.namespaces.iter().filter_map(Namespace::path);
+        paths.any(|path| path.starts_with(&of_pid))
     }
 
     /// Whether the container has another process namespace than the node's.

@@ -18,10 +18,11 @@
 mod owner;
 mod plan;
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 use tokio::sync::watch;
 
 pub use self::plan::{Made, Origin, Plan, create};
@@ -43,8 +44,8 @@ pub enum Request {
     Delete(Reply<Deleted>),
     /// Read the cgroup's counters.
     Stats(Reply<Metrics>),
-    /// Give the path of the process namespace that the pod shares. The first such call makes the namespace.
-    SharedProcesses(Reply<PathBuf>),
+    /// Give the process namespace that the pod shares. The first such call makes the namespace.
+    SharedProcesses(Reply<ProcessNamespace>),
 }
 
 /// The sandbox, seen from the rest of the shim.
@@ -100,6 +101,34 @@ impl Handle {
         }
         self.wait().await?;
         Ok(())
+    }
+}
+
+/// The process namespace that a pod shares.
+///
+/// The path leads through the shim, never through the process whose namespace it is: that process may end before runc
+/// opens the path, and its pid may then be a stranger's. runc does not outlive the shim.
+#[derive(Debug)]
+pub struct ProcessNamespace {
+    /// The path for runc.
+    pub path: PathBuf,
+    /// Keeps the descriptor in the path. None for the node's namespace, which needs no descriptor.
+    _open: Option<Arc<OwnedFd>>,
+}
+
+impl ProcessNamespace {
+    fn of_node() -> Self {
+        Self {
+            path: pid_namespace(getpid()),
+            _open: None,
+        }
+    }
+
+    fn of_pod(open: Arc<OwnedFd>) -> Self {
+        Self {
+            path: format!("/proc/{}/fd/{}", getpid(), open.as_raw_fd()).into(),
+            _open: Some(open),
+        }
     }
 }
 

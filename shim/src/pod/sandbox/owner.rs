@@ -1,12 +1,10 @@
 //! The owner, the task that owns a sandbox: carries out one call after the other, and ends the sandbox.
 
-use std::path::PathBuf;
-
 use log::{info, warn};
 use rustix::process::{Pid, Signal};
 use tokio::sync::{mpsc, watch};
 
-use super::{Origin, Request, pid_namespace};
+use super::{Origin, ProcessNamespace, Request};
 use crate::container::Shared;
 use crate::container::event::Event;
 use crate::container::mailbox::{Deleted, View, answer};
@@ -207,15 +205,12 @@ impl Owner {
         Ok(deleted)
     }
 
-    /// Returns the path of the process namespace that the pod's containers share. In podsandbox mode the sandbox's spec
+    /// Returns the process namespace that the pod's containers share. In podsandbox mode the sandbox's spec
     /// does not say whether the containers will share one. So the first container that joins makes PID 1 here, and the
     /// pod then lives and dies with PID 1.
-    async fn shared_processes(&mut self) -> Result<PathBuf> {
+    async fn shared_processes(&mut self) -> Result<ProcessNamespace> {
         if self.node_processes {
-            let pid = self
-                .pid()
-                .ok_or(Error::Internal("a sandbox without a pid"))?;
-            return Ok(pid_namespace(pid));
+            return Ok(ProcessNamespace::of_node());
         }
         if self.thread_only {
             return Err(pause::Error::ThreadCannotHold {
@@ -238,6 +233,7 @@ impl Owner {
             Ok((sandbox, made))
         });
         let (sandbox, made) = made.await?;
+        let open = sandbox.namespace(pause::NamespaceKind::Pid);
         self.held = Some(sandbox);
         let (pid, made) = made?;
         if made {
@@ -254,7 +250,9 @@ impl Owner {
             );
         }
         drop(expected);
-        Ok(pid_namespace(pid))
+        open.map(ProcessNamespace::of_pod).ok_or(Error::Internal(
+            "a shared process namespace that is not open",
+        ))
     }
 }
 
