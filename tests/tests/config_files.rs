@@ -21,11 +21,12 @@ const PROGRAM: &str = "/usr/local/bin/containerd-shim-pause-v2";
 const OPTIONS_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// Every option of the shim, in the order of `config/pause.toml`.
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 13] = [
     "SystemdCgroup",
     "holder",
     "BinaryName",
     "shortcuts",
+    "sandbox_start_timeout",
     "Root",
     "NoPivotRoot",
     "NoNewKeyring",

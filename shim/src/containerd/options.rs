@@ -3,7 +3,7 @@
 //! ```text
 //!  nothing ─────────────────────────────▶ /etc/containerd-shim-pause-v2/config.toml, else defaults
 //!  containerd.runc.v1.Options ──────────▶ taken field by field   (ctr, Docker, io.containerd.runc.v2 + runtime_path);
-//!                                         `holder` and `shortcuts`, unknown to runc, from that same file
+//!                                         the shim's own options, unknown to runc, from that same file
 //!  runtimeoptions.v1.Options ──┬ body ──▶ TOML text              (CRI of containerd ≥ 1.7)
 //!                              └ path ──▶ a TOML file            (CRI of containerd 1.6)
 //! ```
@@ -85,6 +85,7 @@ fn of_runc(given: oci::Options, ours: &Options) -> Options {
         criu_work_path: path(given.criu_work_path),
         holder: ours.holder,
         shortcuts: ours.shortcuts,
+        sandbox_start_timeout: ours.sandbox_start_timeout,
     }
 }
 
@@ -157,7 +158,7 @@ mod tests {
         let file = dir.path().join("config.toml");
         std::fs::write(
             &file,
-            "holder = 'process'\nshortcuts = false\nSystemdCgroup = true\n",
+            "holder = 'process'\nshortcuts = false\nsandbox_start_timeout = 7\nSystemdCgroup = true\n",
         )
         .unwrap();
         let any = any("containerd.runc.v1.Options", Vec::new());
@@ -165,6 +166,7 @@ mod tests {
         let expected = Options {
             holder: Holder::Process,
             shortcuts: false,
+            sandbox_start_timeout: 7,
             ..Options::default()
         };
         assert_eq!(options, expected, "nothing else comes from the file");

@@ -10,6 +10,8 @@
 //!  any other Delete is over ┐
 //!  a create has failed      ├ nothing          ends after 30 s without a new member: containerd has forgotten the shim
 //!  the server begins        ┘
+//!  a sandbox that nobody    nothing            ends: containerd has forgotten the sandbox
+//!  has started is deleted   orphans            ends with the last orphan
 //!  anything but Shutdown    any member         stays
 //!
 //!  (*) after a Shutdown that found orphans
@@ -69,6 +71,8 @@ pub enum Occasion {
     CreateFailed,
     /// The deletion of a member or an exec is over, also if the deletion has failed.
     Deleted,
+    /// A sandbox that was not started in time is deleted.
+    NeverStarted,
     /// containerd calls Shutdown or ShutdownSandbox. A Shutdown follows each deletion of a task, except of a container
     /// that joined the shim of its sandbox.
     Shutdown,
@@ -105,6 +109,8 @@ pub enum Reason {
     LastOrphan,
     /// containerd has forgotten the shim.
     Forgotten,
+    /// containerd has forgotten a sandbox that was made and not started.
+    NeverStarted,
     /// The node goes down.
     Terminated,
 }
@@ -113,7 +119,8 @@ pub enum Reason {
 fn next(occasion: Occasion, left: Left, orphaned: Orphaned) -> Next {
     match (occasion, left, orphaned) {
         (Occasion::Shutdown, Left::Nothing, _) => Next::End(Reason::Shutdown),
-        (Occasion::Shutdown, Left::Orphans, _) => Next::EndWithTheLast,
+        (Occasion::NeverStarted, Left::Nothing, _) => Next::End(Reason::NeverStarted),
+        (Occasion::Shutdown | Occasion::NeverStarted, Left::Orphans, _) => Next::EndWithTheLast,
         (Occasion::Deleted, Left::Nothing, Orphaned::Yes) => Next::End(Reason::LastOrphan),
         (
             Occasion::Begin | Occasion::CreateFailed | Occasion::Deleted,
@@ -137,6 +144,7 @@ impl Reason {
             Self::Shutdown => "shutdown: nothing is left",
             Self::LastOrphan => "the last container of an ended pod is deleted",
             Self::Forgotten => "no container, and no Shutdown for 30 s",
+            Self::NeverStarted => "the sandbox was not started in time",
             Self::Terminated => "terminated, and no process of a container is left",
         }
     }
@@ -262,7 +270,9 @@ pub async fn last_words(
     let publishing = match reason {
         // containerd is stopped, and takes no event.
         Reason::Terminated => Duration::ZERO,
-        Reason::Shutdown | Reason::LastOrphan | Reason::Forgotten => LAST_WORDS,
+        Reason::Shutdown | Reason::LastOrphan | Reason::Forgotten | Reason::NeverStarted => {
+            LAST_WORDS
+        }
     };
     if timeout(publishing, published).await.is_err() {
         warn!("events were still unsent at the end");
@@ -333,7 +343,7 @@ mod tests {
     #[test]
     fn the_shim_ends_when_nothing_is_left_and_somebody_says_so() {
         use Left::{Members, Nothing, Orphans};
-        use Occasion::{Begin, CreateFailed, Deleted, Shutdown};
+        use Occasion::{Begin, CreateFailed, Deleted, NeverStarted, Shutdown};
         use Orphaned::{No, Yes};
         for (occasion, left, orphaned, expected) in [
             (Begin, Nothing, No, Next::EndIfForgotten),
@@ -344,6 +354,9 @@ mod tests {
             (Deleted, Orphans, No, Next::Stay),
             (Deleted, Orphans, Yes, Next::Stay),
             (Deleted, Nothing, Yes, Next::End(Reason::LastOrphan)),
+            (NeverStarted, Nothing, No, Next::End(Reason::NeverStarted)),
+            (NeverStarted, Members, No, Next::Stay),
+            (NeverStarted, Orphans, No, Next::EndWithTheLast),
             (Shutdown, Nothing, No, Next::End(Reason::Shutdown)),
             (Shutdown, Nothing, Yes, Next::End(Reason::Shutdown)),
             (Shutdown, Members, No, Next::Stay),

@@ -9,7 +9,8 @@
 //!               holder = image ─┘
 //! ```
 //!
-//! `making` decides what a member is made from, `lifecycle` when the shim ends.
+//! `making` decides what a member is made from, `lifecycle` when the shim ends, `unstarted` what becomes of a sandbox
+//! that nobody starts.
 
 pub mod config;
 pub mod files;
@@ -17,6 +18,7 @@ pub mod lifecycle;
 mod making;
 pub mod sandbox;
 pub mod task;
+mod unstarted;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,9 +149,12 @@ impl Pod {
         let pod = self.clone();
         to_the_end(async move {
             let made = pod.make(&id, wanted).await;
-            if let Err(error) = &made {
-                log::warn!("create {id}: {error}");
-                pod.settle(Occasion::CreateFailed);
+            match &made {
+                Ok(_) => pod.expect_start(&id),
+                Err(error) => {
+                    log::warn!("create {id}: {error}");
+                    pod.settle(Occasion::CreateFailed);
+                }
             }
             made
         })

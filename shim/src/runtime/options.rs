@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::bundle::write_private;
 use crate::error::{Error, IoError, Result};
 
-/// The fixed file: all options where containerd passes none, and [`Options::holder`] and [`Options::shortcuts`] where
-/// containerd passes a message that has no fields for these two.
+/// The fixed file: all options where containerd passes none, and this shim's own options ([`Options`]) where containerd
+/// passes a message that has no fields for these.
 pub const DEFAULT_FILE: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// The file in a bundle that [`Options::keep`] writes.
@@ -35,7 +35,7 @@ pub enum Holder {
 }
 
 /// The operator's settings. In TOML the fields have the names of the stock shim's options, so that an operator can move
-/// a table from one runtime to the other; only this shim knows `holder` and `shortcuts`.
+/// a table from one runtime to the other; only this shim knows `holder`, `shortcuts` and `sandbox_start_timeout`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub struct Options {
@@ -68,6 +68,9 @@ pub struct Options {
     /// kernel for every runtime's moves between cgroups.
     #[serde(rename = "shortcuts")]
     pub shortcuts: bool,
+    /// The seconds after which a sandbox of the Sandbox API ends that was made and not started; 0 for no end.
+    #[serde(rename = "sandbox_start_timeout")]
+    pub sandbox_start_timeout: u32,
 }
 
 /// The OCI runtime unless the options name one.
@@ -89,6 +92,8 @@ impl Default for Options {
             criu_work_path: None,
             holder: Holder::Auto,
             shortcuts: true,
+            // A slow pull of the pause image, between the two calls, takes less.
+            sandbox_start_timeout: 600,
         }
     }
 }

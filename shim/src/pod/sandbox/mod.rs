@@ -54,6 +54,7 @@ pub struct Handle {
     bundle: Arc<Path>,
     requests: Mailbox<Request>,
     view: watch::Receiver<View>,
+    started: watch::Receiver<bool>,
 }
 
 impl Handle {
@@ -78,6 +79,11 @@ impl Handle {
     /// The latest view.
     pub fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// Whether the sandbox has been started. The sender is gone when the sandbox is deleted.
+    pub fn started(&self) -> watch::Receiver<bool> {
+        self.started.clone()
     }
 
     /// Waits until the exit of the sandbox is published.

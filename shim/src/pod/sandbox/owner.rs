@@ -35,6 +35,8 @@ pub(super) struct Owner {
     pub(super) cgroup: Option<Cgroup>,
     pub(super) origin: Origin,
     pub(super) view: watch::Sender<View>,
+    /// True from the start on, also after the end.
+    pub(super) started: watch::Sender<bool>,
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
 }
 
@@ -121,6 +123,7 @@ impl Owner {
             .pid()
             .ok_or(Error::Internal("a sandbox without a pid"))?;
         self.view.send_modify(|view| view.status = Status::Running);
+        self.started.send_replace(true);
         info!("sandbox {}: started", self.id);
         self.publish(Event::Start {
             container: self.id.clone(),

@@ -169,11 +169,13 @@ fn hand_over(
         status: Status::Created,
         io: plan.streams(),
     });
+    let (started, has_started) = watch::channel(false);
     info!("sandbox {}: namespaces made, held by {pid}", plan.id);
     let handle = Handle {
         bundle: plan.bundle.into(),
         requests: mailbox,
         view: seen,
+        started: has_started,
     };
     let owner = Owner {
         id: plan.id,
@@ -186,6 +188,7 @@ fn hand_over(
         cgroup,
         origin: plan.origin,
         view,
+        started,
         requests,
     };
     if let Origin::Task(create) = &owner.origin {
