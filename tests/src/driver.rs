@@ -5,9 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, SandboxStatusRequest, SandboxStatusResponse,
     ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest, StartSandboxResponse,
@@ -49,6 +49,12 @@ impl<'a> Driver<'a> {
     /// Starts the shim for the sandbox `id`, with a socket directory of the test's own.
     #[track_caller]
     pub fn start(daemon: &'a Daemon, id: &str) -> Self {
+        Self::start_with(daemon, id, "")
+    }
+
+    /// As [`Self::start`], with these lines of an options table.
+    #[track_caller]
+    pub fn start_with(daemon: &'a Daemon, id: &str, options: &str) -> Self {
         let bundle = Bundle::new(daemon, id);
         let sockets = daemon.directory().join("s");
         let grpc = grpc_address(&daemon.names);
@@ -59,6 +65,12 @@ impl<'a> Driver<'a> {
         params.containerd_grpc_address = grpc.clone();
         params.containerd_version = "2.3.4".to_owned();
         params.set_socket_dir(text(&sockets));
+        if !options.is_empty() {
+            params.extensions.push(Extension {
+                value: Some(runtime_options(options)).into(),
+                ..Extension::default()
+            });
+        }
         let ran = bundle.start(&params.write_to_bytes().unwrap());
         assert!(ran.status.success(), "start: {}", ran.text());
         // The socket's name as containerd computes it, in the directory of `BootstrapParams`.
@@ -178,6 +190,20 @@ impl<'a> Driver<'a> {
     pub fn shim(&self) -> i32 {
         let text = fs::read_to_string(self.bundle.path.join("shim.pid")).unwrap();
         text.trim().parse().unwrap()
+    }
+}
+
+/// `runtimeoptions.v1.Options` with these lines as `config_body`.
+fn runtime_options(lines: &str) -> Any {
+    let mut value = Vec::new();
+    let mut output = CodedOutputStream::vec(&mut value);
+    output.write_string(3, lines).unwrap();
+    output.flush().unwrap();
+    drop(output);
+    Any {
+        type_url: "runtimeoptions.v1.Options".to_owned(),
+        value,
+        ..Any::default()
     }
 }
 

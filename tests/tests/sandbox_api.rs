@@ -23,10 +23,12 @@ use k8s_cri::v1 as api;
 use rustix::process::Signal;
 use serde_json::Value;
 use shim_tests::calls::{code, refusal};
+use shim_tests::cri_calls::{Calls, pod_config};
 use shim_tests::driver::{CONFIG, Driver, wait_until_gone};
 use shim_tests::proc::namespace;
 use shim_tests::raw::Bundle;
-use shim_tests::{Daemon, PodSpec, ShimUnderTest, Version, eventually, ours_only};
+use shim_tests::until::ok_if;
+use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, ours_only};
 
 fn daemon() -> Daemon {
     Daemon::start(Version::V2_1SandboxApi)
@@ -146,6 +148,128 @@ fn the_pods_files_are_there_unless_the_container_brings_its_own() {
     );
     own_hosts.shell("echo seen > /dev/shm/file");
     assert_eq!(plain.output(&["cat", "/dev/shm/file"]), "seen");
+    daemon.end();
+}
+
+/// A small file system in memory at containerd's state directory, as `/run` is.
+struct SmallState(PathBuf);
+
+impl SmallState {
+    /// containerd must be down.
+    fn mount(daemon: &Daemon) -> Self {
+        let path = daemon.directory().join("state");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("state", &path, "tmpfs", flags, Some(c"size=32m")).unwrap();
+        Self(path)
+    }
+
+    fn used(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        (found.f_blocks - found.f_bfree) * found.f_frsize
+    }
+}
+
+impl Drop for SmallState {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn what_a_container_writes_into_the_pods_files_is_not_in_the_nodes_memory() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    daemon.kill();
+    let state = SmallState::mount(&daemon);
+    daemon.start_again();
+    let pods = [PodSpec::new("writes"), PodSpec::new("killed")].map(|pod| pod.run(&daemon));
+    let before = state.used();
+    let [removed, killed] = pods;
+    let container = removed.sleeper("one");
+    for file in ["hostname", "hosts", "resolv.conf"] {
+        let size = container.shell(&format!(
+            "dd if=/dev/zero of=/etc/{file} bs=1M count=40 2>/dev/null; stat -c %s /etc/{file}"
+        ));
+        assert_eq!(size, (40 << 20).to_string(), "{file}");
+    }
+    let grown = state.used().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes of memory");
+    // The files go with the pod, also when the shim was killed.
+    let controller = "root/io.containerd.sandbox.controller.v1.shim/k8s.io";
+    let files = |pod: &shim_tests::Pod<'_>| {
+        let work = daemon.directory().join(controller).join(&pod.id);
+        work.join("files/hostname")
+    };
+    let [of_removed, of_killed] = [&removed, &killed].map(&files);
+    assert!(of_removed.exists() && of_killed.exists());
+    removed.stop();
+    removed.remove();
+    assert!(!of_removed.exists());
+    shim_tests::proc::kill(daemon.shim().pid, Signal::KILL);
+    eventually(Duration::from_secs(10), || {
+        ok_if(!of_killed.exists(), || "the files stay".to_owned())
+    });
+    killed.stop();
+    killed.remove();
+    daemon.kill();
+    drop(state);
+    daemon.start_again();
+    daemon.end();
+}
+
+#[test]
+fn a_sandbox_that_containerd_has_left_between_its_two_calls_ends_by_itself() {
+    ours_only!("the stock shim has no Sandbox API");
+    let options = Options::runtime("sandbox_start_timeout = 3");
+    let daemon = Daemon::with(Version::V2_1SandboxApi, &options);
+    // A shim that stands still from the answer of `start` on: containerd waits for CreateSandbox.
+    let link = daemon
+        .directory()
+        .join("bin")
+        .join(ShimUnderTest::Pause.binary_name());
+    let shim = fs::canonicalize(&link).unwrap();
+    let still = daemon.directory().join("still");
+    let script = format!(
+        "#!/bin/sh\nfor word; do action=$word; done\nanswer=$({shim} \"$@\") || exit\n\
+         [ $action = start ] && [ -e {still} ] && kill -STOP $(cat shim.pid) && mv {still} {still}-done\n\
+         printf %s \"$answer\"\n",
+        shim = shim.display(),
+        still = still.display(),
+    );
+    fs::remove_file(&link).unwrap();
+    fs::write(&link, script).unwrap();
+    fs::set_permissions(&link, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(&still, "").unwrap();
+    let names = daemon.names.clone();
+    let client = std::thread::spawn(move || {
+        let config = pod_config(&names, PodSpec::new("left"));
+        Calls::new(&names).run_pod(&config, "").is_err()
+    });
+    eventually(Duration::from_secs(20), || {
+        let done = still.with_file_name("still-done");
+        ok_if(done.exists(), || "no shim stands still".to_owned())
+    });
+    daemon.kill();
+    assert!(client.join().unwrap(), "the call is lost");
+    let left = daemon.shim();
+    shim_tests::proc::kill(left.pid, Signal::CONT);
+    daemon.start_again();
+    eventually(Duration::from_secs(20), || {
+        ok_if(!left.alive(), || left.describe())
+    });
+    // What containerd does next works: the kubelet removes what it finds, and makes the pod again.
+    daemon.cri().remove_all_pods();
+    daemon.assert_nothing_left(Duration::from_secs(5));
+    let pod = PodSpec::new("left").run(&daemon);
+    assert!(pod.ready());
+    let found = daemon.shim();
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(
+        found.alive() && pod.ready(),
+        "a pod that was started lives on"
+    );
+    pod.stop();
+    pod.remove();
     daemon.end();
 }
 
@@ -602,13 +726,68 @@ fn a_sandbox_that_cannot_be_made_says_why_and_leaves_nothing() {
     assert_eq!(answer, Code::NOT_FOUND);
     assert!(text.contains("/nowhere/netns"), "{text}");
     assert!(
-        !driver.bundle.path.join("files").exists(),
+        !driver.bundle.path.join("work/files").exists() && !driver.bundle.path.join("shm").exists(),
         "the pod's files stay"
     );
     assert_eq!(code(&driver.status()), Code::NOT_FOUND);
     assert_eq!(code(&driver.stop()), Code::NOT_FOUND);
     // After a failed CreateSandbox containerd calls ShutdownSandbox.
     driver.shut_down();
+    daemon.end();
+}
+
+#[test]
+fn a_sandbox_that_nobody_starts_ends_with_its_shim() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let [never, started, patient] =
+        [("never", "3"), ("started", "3"), ("patient", "0")].map(|(id, seconds)| {
+            let driver =
+                Driver::start_with(&daemon, id, &format!("sandbox_start_timeout = {seconds}"));
+            let mut host = PodSpec::new(id).host_network().config;
+            host.linux.as_mut().unwrap().cgroup_parent = daemon.names.cgroup_parent();
+            driver.create(&host, "").unwrap();
+            driver
+        });
+    let (pid, _) = started.start_sandbox();
+    let shim = never.shim();
+    let began = std::time::Instant::now();
+    wait_until_gone(shim);
+    assert!(
+        began.elapsed() > Duration::from_secs(1),
+        "not at once: {:?}",
+        began.elapsed()
+    );
+    // What is left is what containerd has made, and removes with `delete`.
+    assert!(!never.socket.exists());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let bundle = never.bundle.path.display().to_string();
+    assert!(!mounts.contains(&bundle), "{mounts}");
+    assert!(!never.bundle.path.join("work/files").exists());
+    let deleted = never.bundle.delete();
+    assert!(deleted.status.success(), "{}", deleted.text());
+    drop(never);
+    // The others were made at the same time.
+    eventually(Duration::from_secs(10), || {
+        ok_if(began.elapsed() > Duration::from_secs(4), || {
+            "too early".to_owned()
+        })
+    });
+    let (status, _) = started.status().unwrap();
+    assert_eq!(
+        (status.state.as_str(), status.pid),
+        ("SANDBOX_READY", pid.pid)
+    );
+    let (_, info) = patient.status().unwrap();
+    assert_eq!(
+        info["holder"], "thread",
+        "still there, and may still be started"
+    );
+    patient.start_sandbox();
+    for driver in [started, patient] {
+        driver.stop().unwrap();
+        driver.shut_down();
+    }
     daemon.end();
 }
 
