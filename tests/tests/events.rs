@@ -1,7 +1,7 @@
 //! Events while containerd is away: when containerd is back, every event comes, once, in order.
 //!
 //! containerd is killed. At its ttrpc address nobody listens, or a listener of the test: the listener takes an event,
-//! closes the connection without an answer, or answers UNAVAILABLE. See ttrpc's frames:
+//! closes the connection without an answer, or answers with an error. See ttrpc's frames:
 //! <https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md>.
 #![allow(
     clippy::unwrap_used,
@@ -14,16 +14,19 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::ttrpc::{self, Code};
+use serde_json::json;
+use shim_tests::cgroups::{self, Hierarchy, hierarchy};
 use shim_tests::direct::Group;
 use shim_tests::leaks::grpc_address;
-use shim_tests::{Daemon, on_every_containerd};
+use shim_tests::until::ok_if;
+use shim_tests::{Daemon, eventually, on_every_containerd};
 
 /// The listener's reaction to an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +35,8 @@ enum Reply {
     Taken,
     /// Closes the connection instead of an answer.
     Silence,
-    /// Answers UNAVAILABLE.
-    Unavailable,
+    /// Answers with this code.
+    Refused(Code),
 }
 
 /// A listener in containerd's place, at containerd's ttrpc address.
@@ -43,8 +46,8 @@ struct Listener {
 }
 
 impl Listener {
-    /// Listens, and gives `reply(n)` to the n-th event.
-    fn start(path: &Path, reply: impl Fn(usize) -> Reply + Send + 'static) -> Self {
+    /// Listens, and gives `reply(n, event)` to the n-th event.
+    fn start(path: &Path, reply: impl Fn(usize, &Envelope) -> Reply + Send + 'static) -> Self {
         let _ = std::fs::remove_file(path);
         let socket = UnixListener::bind(path).unwrap();
         let (sender, events) = mpsc::channel();
@@ -52,7 +55,7 @@ impl Listener {
             let mut number = 0;
             for connection in socket.incoming().map_while(Result::ok) {
                 serve(connection, |envelope| {
-                    let reply = reply(number);
+                    let reply = reply(number, &envelope);
                     number += 1;
                     sender
                         .send((envelope, reply))
@@ -95,9 +98,7 @@ fn serve(mut connection: UnixStream, mut event: impl FnMut(Envelope) -> Reply) {
         match event(forward.envelope.unwrap()) {
             Reply::Taken => {}
             Reply::Silence => return,
-            Reply::Unavailable => {
-                response.set_status(ttrpc::get_status(Code::UNAVAILABLE, "later"));
-            }
+            Reply::Refused(code) => response.set_status(ttrpc::get_status(code, "no")),
         }
         let body = response.write_to_bytes().unwrap();
         // The same stream, and the type of a response.
@@ -154,9 +155,9 @@ on_every_containerd! {
         // Nobody listens.
         let mut expected = five_containers(&group, 1);
         // Then an unreliable listener: every third event is met with silence, every fifth with UNAVAILABLE.
-        let listener = Listener::start(&address, |number| match number {
+        let listener = Listener::start(&address, |number, _| match number {
             n if n % 3 == 2 => Reply::Silence,
-            n if n % 5 == 4 => Reply::Unavailable,
+            n if n % 5 == 4 => Reply::Refused(Code::UNAVAILABLE),
             _ => Reply::Taken,
         });
         expected.extend(five_containers(&group, 2));
@@ -182,6 +183,82 @@ on_every_containerd! {
                 shim_tests::until::ok_if(seen == ["create", "start", "exit", "delete"], || format!("{seen:?}"))
             });
         }
+        group.end();
+        daemon.end();
+    }
+
+    fn an_event_that_containerd_refuses_keeps_no_later_one_back(version) {
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "refused");
+        let address = PathBuf::from(format!("{}.ttrpc", grpc_address(&daemon.names)));
+        // Keeps the shim, which would end without a container while containerd is away.
+        let events = daemon.events();
+        group.run("keeps", "exec sleep 3600");
+        eventually(Duration::from_secs(20), || {
+            let seen = events.of("keeps");
+            ok_if(seen == ["create", "start"], || format!("{seen:?}"))
+        });
+        daemon.kill();
+        let expected = five_containers(&group, 1);
+        // The first is retried for a while, the second is refused for good.
+        let listener = Listener::start(&address, |_, envelope| match &*topic_id_and_code(envelope) {
+            "exit c11 11" => Reply::Refused(Code::UNKNOWN),
+            "exit c12 12" => Reply::Refused(Code::INVALID_ARGUMENT),
+            _ => Reply::Taken,
+        });
+        let begin = Instant::now();
+        let (mut taken, mut refused) = (Vec::new(), Vec::new());
+        while taken.len() < expected.len() - 2 {
+            assert!(begin.elapsed() < Duration::from_secs(40), "taken {taken:?}, refused {refused:?}");
+            let (envelope, reply) = listener.next_event();
+            let list = if reply == Reply::Taken { &mut taken } else { &mut refused };
+            list.push(topic_id_and_code(&envelope));
+        }
+        let wrong = ["exit c11 11", "exit c12 12"];
+        let others: Vec<_> = expected.into_iter().filter(|event| !wrong.contains(&&**event)).collect();
+        assert_eq!(taken, others);
+        assert!(refused.iter().filter(|event| *event == wrong[0]).count() > 3, "{refused:?}");
+        assert_eq!(refused.iter().filter(|event| *event == wrong[1]).count(), 1, "{refused:?}");
+        drop(listener);
+        daemon.start_again();
+        group.remove("keeps");
+        group.end();
+        daemon.end();
+    }
+
+    fn a_loop_of_oom_kills_while_containerd_is_away_leaves_few_events(version) {
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "flood");
+        let address = PathBuf::from(format!("{}.ttrpc", grpc_address(&daemon.names)));
+        daemon.kill();
+        let script = "while :; do dd if=/dev/zero of=/dev/null bs=256M count=1; sleep 0.1; done";
+        let pid = group
+            .create_with("c", script, |spec| spec["linux"]["resources"]["memory"]["limit"] = json!(16 << 20))
+            .unwrap();
+        let memory = cgroups::directory(pid.cast_signed(), "memory").unwrap();
+        group.shim.start("c", "").unwrap();
+        let file = memory.join(match hierarchy() {
+            Hierarchy::V1 => "memory.oom_control",
+            Hierarchy::V2 => "memory.events",
+        });
+        eventually(Duration::from_secs(60), || {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+            let kills: u32 = kills.unwrap().trim().parse().unwrap();
+            ok_if(kills >= 20, || format!("{kills} kills"))
+        });
+        group.remove("c");
+        let listener = Listener::start(&address, |_, _| Reply::Taken);
+        let mut taken = Vec::new();
+        while taken.last().is_none_or(|event| event != "delete c 137") {
+            taken.push(topic_id_and_code(&listener.next_event().0));
+        }
+        let ooms = taken.iter().filter(|event| *event == "oom").count();
+        assert!((1..=2).contains(&ooms), "{ooms} of {taken:?}");
+        let place = |event: &str| taken.iter().position(|other| other == event);
+        assert!(place("oom") < place("exit c 137") && place("oom") > place("start"), "{taken:?}");
+        drop(listener);
+        daemon.start_again();
         group.end();
         daemon.end();
     }

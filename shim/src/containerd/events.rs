@@ -1,17 +1,26 @@
-//! Publishes events to containerd: one ordered queue, one publisher, no event dropped.
+//! Publishes events to containerd: one ordered queue, one publisher.
 //!
 //! ```text
 //!  containers ──send──▶ queue (container::event) ──▶ publisher ──Forward──▶ containerd
 //!                                                     ▲     │
-//!                                                     └─────┘ containerd is away: the same event again after a delay
+//!                                                     └─────┘ no success: the same event again after a delay
 //! ```
 //!
 //! Without its exit event a pod never ends for the kubelet. In a changed order a container seems to run after its end.
-//! So the publisher sends one event at a time, and goes on to the next only when containerd has taken the event or has
-//! refused the event for good.
+//! So the publisher sends one event at a time, and goes on to the next only when containerd has taken the event, or
+//! keeps refusing it:
+//!
+//! | Forward | the same event is sent again |
+//! |---|---|
+//! | OK | – |
+//! | no answer, or one that says "not now" | until there is another answer: containerd is away |
+//! | a refusal that says that the event is wrong | – |
+//! | any other refusal | for ten seconds of refusals |
+//!
+//! A refused event is lost, with a line in the log. Otherwise one such event would keep all later exits from containerd.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::events::task;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -20,7 +29,7 @@ use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code};
-use log::{info, warn};
+use log::{error, info, warn};
 use rustix::process::Pid;
 use tokio::task::JoinHandle;
 
@@ -222,6 +231,8 @@ fn shown(path: &Path) -> String {
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long containerd may take to answer one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// For how long an event is sent again that containerd refuses. A containerd that starts or ends refuses for less.
+const REFUSED: Duration = Duration::from_secs(10);
 
 struct Publisher {
     address: String,
@@ -231,38 +242,55 @@ struct Publisher {
 
 impl Publisher {
     async fn run(mut self, mut queue: EventQueue) {
-        while let Some((at, event)) = queue.recv().await {
+        while let Some((at, event)) = queue.next().await {
+            let name = format!("{event:?}");
+            let is_exit = matches!(event, Event::Exit { .. });
             let envelope = envelope(at, event, &self.namespace);
-            self.publish(envelope).await;
+            match self.publish(envelope).await {
+                Ok(()) => {}
+                Err(refusal) if is_exit => error!("lost, containerd refuses {name}: {refusal}"),
+                Err(refusal) => warn!("lost, containerd refuses {name}: {refusal}"),
+            }
         }
     }
 
-    /// Sends `envelope`, again if need be. Returns when containerd has taken or finally refused the envelope.
-    async fn publish(&mut self, envelope: Envelope) {
+    /// Sends `envelope`, again if need be. Returns when containerd has taken the envelope.
+    ///
+    /// # Errors
+    /// The last refusal of an envelope that containerd keeps refusing.
+    async fn publish(&mut self, envelope: Envelope) -> ttrpc::Result<()> {
         let mut delay = RETRY.0;
+        // Since when every answer has been a refusal.
+        let mut refused: Option<Instant> = None;
         let topic = envelope.topic.clone();
         let request = ForwardRequest {
             envelope: Some(envelope).into(),
             ..ForwardRequest::default()
         };
         loop {
-            match self.forward(&request).await {
+            let error = match self.forward(&request).await {
                 Ok(()) if delay > RETRY.0 => {
-                    return info!("containerd is back, event {topic} sent");
+                    info!("containerd is back, event {topic} sent");
+                    return Ok(());
                 }
-                Ok(()) => return,
-                Err(error) if is_final(&error) => {
-                    return warn!("containerd refuses event {topic}: {error}");
-                }
-                Err(error) => {
-                    if delay == RETRY.0 {
-                        info!("event {topic} waits for containerd: {error}");
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            match Refusal::of(&error) {
+                Refusal::Away => refused = None,
+                Refusal::Wrong => return Err(error),
+                Refusal::Other => {
+                    if refused.get_or_insert_with(Instant::now).elapsed() > REFUSED {
+                        return Err(error);
                     }
-                    self.client = None;
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(RETRY.1);
                 }
             }
+            if delay == RETRY.0 {
+                info!("event {topic} waits for containerd: {error}");
+            }
+            self.client = None;
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RETRY.1);
         }
     }
 
@@ -280,12 +308,29 @@ impl Publisher {
     }
 }
 
-/// Whether the error is a refusal that stays the same however often the event is sent.
-fn is_final(error: &ttrpc::Error) -> bool {
-    matches!(error, ttrpc::Error::RpcStatus(status) if matches!(
-        status.code(),
-        Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED | Code::PERMISSION_DENIED | Code::UNAUTHENTICATED
-    ))
+/// What an error says about sending the event again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// containerd is not there, or not for now.
+    Away,
+    /// The event is wrong, and stays wrong.
+    Wrong,
+    /// containerd has an error of its own with the event.
+    Other,
+}
+
+impl Refusal {
+    fn of(error: &ttrpc::Error) -> Self {
+        let ttrpc::Error::RpcStatus(status) = error else {
+            return Self::Away;
+        };
+        match status.code() {
+            Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED | Code::CANCELLED => Self::Away,
+            // containerd's word for an envelope with a wrong topic, namespace or time.
+            Code::INVALID_ARGUMENT => Self::Wrong,
+            _ => Self::Other,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -293,13 +338,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_refusal_is_final() {
+    fn an_event_waits_for_a_containerd_that_is_away_and_for_no_refusal() {
         let status = |code| ttrpc::Error::RpcStatus(ttrpc::get_status(code, "x"));
-        assert!(is_final(&status(Code::INVALID_ARGUMENT)));
-        assert!(!is_final(&status(Code::UNAVAILABLE)));
-        assert!(!is_final(&status(Code::DEADLINE_EXCEEDED)));
-        assert!(!is_final(&ttrpc::Error::Eof));
-        assert!(!is_final(&ttrpc::Error::Socket("closed".into())));
+        for (error, refusal) in [
+            (ttrpc::Error::Eof, Refusal::Away),
+            (ttrpc::Error::RemoteClosed, Refusal::Away),
+            (ttrpc::Error::Socket("closed".into()), Refusal::Away),
+            (ttrpc::Error::Others("timeout".into()), Refusal::Away),
+            (status(Code::UNAVAILABLE), Refusal::Away),
+            (status(Code::DEADLINE_EXCEEDED), Refusal::Away),
+            (status(Code::INVALID_ARGUMENT), Refusal::Wrong),
+            (status(Code::UNKNOWN), Refusal::Other),
+            (status(Code::INTERNAL), Refusal::Other),
+            (status(Code::NOT_FOUND), Refusal::Other),
+            (status(Code::UNIMPLEMENTED), Refusal::Other),
+        ] {
+            assert_eq!(Refusal::of(&error), refusal, "{error}");
+        }
     }
 
     #[test]
