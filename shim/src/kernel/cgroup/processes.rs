@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest wait for the freeze before a kill. The kill also works without the freeze.
 const PATIENCE_BEFORE_KILL: Duration = Duration::from_millis(100);
 
+/// How many processes are open at a time: descriptors are few, processes may be many.
+const OPEN_AT_ONCE: usize = 100;
+
 /// Prepares the kernel for a process that is about to move into another cgroup.
 ///
 /// A move takes a lock against all forks (`cgroup_threadgroup_rwsem` of kernel/cgroup/cgroup.c). The first taker of the
@@ -177,21 +180,57 @@ impl Cgroup {
     pub(super) fn kill_each(&self) -> Result<(), IoError> {
         // A frozen process cannot fork while the list is worked through. Without a freeze the kill takes more rounds.
         let frozen = self.freeze_within(PATIENCE_BEFORE_KILL);
-        let candidates = self.remaining()?;
-        let open = |pid: Pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?));
-        let opened: Vec<_> = candidates.into_iter().filter_map(open).collect();
-        // Guards against a reused pid: a pid that the cgroup still lists after the open belongs to the opened process.
-        let still_here = self.remaining()?;
-        for (pid, process) in opened.iter().filter(|(pid, _)| still_here.contains(pid)) {
-            match pidfd_send_signal(process, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(error) => log::warn!("kill process {}: {error}", pid.as_raw_nonzero()),
-            }
-        }
+        let killed = match self.signal_each(Signal::KILL) {
+            Err(error) if !gone(&error) => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        };
         // v1 delivers no signal to a frozen process, and the cgroup may have been frozen before the kill.
         match self.thaw() {
-            Err(error) if frozen.is_ok() && !gone(&error) => Err(error),
+            Err(error) if frozen.is_ok() && !gone(&error) => killed.and(Err(error)),
+            Ok(()) | Err(_) => killed,
+        }
+    }
+
+    /// Sends `signal` to each process that is in the cgroup, or in a cgroup below, now.
+    ///
+    /// # Errors
+    /// `NotFound` if the cgroup does not exist; `InvalidInput` for the root.
+    pub fn signal_each(&self, signal: Signal) -> Result<(), IoError> {
+        for pids in self.pids()?.chunks(OPEN_AT_ONCE) {
+            let open = |pid: &Pid| Some((*pid, pidfd_open(*pid, PidfdFlags::empty()).ok()?));
+            let opened: Vec<_> = pids.iter().filter_map(open).collect();
+            // Guards against a reused pid: a pid that the cgroup still lists after the open belongs to the opened
+            // process.
+            let still_here = self.remaining()?;
+            for (pid, process) in opened.iter().filter(|(pid, _)| still_here.contains(pid)) {
+                match pidfd_send_signal(process, signal) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => log::warn!("signal process {}: {error}", pid.as_raw_nonzero()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Thaws the cgroup's processes, if the cgroup is frozen. On v1 a frozen process does not die before the thaw.
+    ///
+    /// # Errors
+    /// As [`Self::thaw`]; a cgroup that does not exist is no error.
+    pub fn thaw_if_frozen(&self) -> Result<(), IoError> {
+        match self
+            .is_frozen()
+            .and_then(|frozen| if frozen { self.thaw() } else { Ok(()) })
+        {
+            Err(error) if !gone(&error) => Err(error),
             Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn is_frozen(&self) -> Result<bool, IoError> {
+        let path = self.freezer("look whether the cgroup is frozen")?;
+        match self.hierarchy {
+            Hierarchy::V1 => v1::is_frozen(path),
+            Hierarchy::V2 => v2::is_frozen(path),
         }
     }
 

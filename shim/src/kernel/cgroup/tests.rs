@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use containerd_shim_protos::{cgroups, cgroups_v2};
 use rustix::io::Errno;
-use rustix::process::getpid;
+use rustix::process::{Signal, getpid};
 
 use super::*;
 use crate::kernel::mounts::mounts_that;
@@ -252,6 +252,31 @@ fn each_process_is_killed_where_the_kernel_does_not_kill_all_at_once() {
         eventually("they die", || private.0.pids().unwrap().is_empty());
         child.was_killed();
     }
+}
+
+#[test]
+fn a_signal_reaches_each_process() {
+    for private in TestCgroup::of_each_version() {
+        let mut child = private.run("sleep 1000 & sleep 1000; wait");
+        eventually("it forks", || private.0.pids().unwrap().len() == 3);
+        private.0.signal_each(Signal::TERM).unwrap();
+        eventually("they die", || private.0.pids().unwrap().is_empty());
+        child.was_killed();
+    }
+}
+
+#[test]
+fn what_is_frozen_is_thawed_to_die() {
+    for private in TestCgroup::of_each_version() {
+        let mut child = private.run("sleep 1000");
+        private.0.thaw_if_frozen().unwrap();
+        private.0.freeze().unwrap();
+        private.0.signal_each(Signal::KILL).unwrap();
+        private.0.thaw_if_frozen().unwrap();
+        child.was_killed();
+    }
+    let gone = Cgroup::at(&unused_path(), Driver::Cgroupfs).unwrap();
+    gone.thaw_if_frozen().unwrap();
 }
 
 #[test]

@@ -136,6 +136,11 @@ pub(super) fn thaw(path: &Path, patience: Duration) -> Result<(), IoError> {
     }
 }
 
+/// Whether the cgroup, or a parent, is frozen or is being frozen.
+pub(super) fn is_frozen(path: &Path) -> Result<bool, IoError> {
+    Ok(state(path)? != "THAWED")
+}
+
 fn state(path: &Path) -> Result<String, IoError> {
     let file = path.join(STATE);
     fs::read_to_string(&file)

@@ -32,6 +32,13 @@ pub(super) fn thaw(path: &Path, patience: Duration) -> Result<(), IoError> {
     wait_for(path, 0, patience).map_err(failed("thaw the cgroup", path))
 }
 
+/// Whether the cgroup is told to freeze.
+pub(super) fn is_frozen(path: &Path) -> Result<bool, IoError> {
+    let file = path.join("cgroup.freeze");
+    let text = fs::read_to_string(&file).map_err(failed("read", &file))?;
+    Ok(text.trim() == "1")
+}
+
 fn wait_for(path: &Path, frozen: u64, patience: Duration) -> io::Result<()> {
     let deadline = Instant::now() + patience;
     let mut backoff = Backoff::default();
