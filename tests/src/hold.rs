@@ -24,7 +24,7 @@ impl Hold {
         // Without a hold after the work, the script becomes runc (`exec`): a kill of the script kills runc.
         let script = format!(
             "#!/bin/sh\n\
-             for word; do case $word in create|start|exec|delete|update|pause|resume|kill) call=$word; break;; esac; done\n\
+             for word; do case $word in create|start|exec|delete|update|pause|resume|kill|checkpoint) call=$word; break;; esac; done\n\
              [ \"$call\" ] || exec {runc} \"$@\"\n\
              held() {{\n\
              [ -e {folder}/$1 ] || return 0\n\

@@ -23,7 +23,7 @@ use shim_tests::hold::Hold;
 use shim_tests::leaks::grpc_address;
 use shim_tests::proc::{Process, children, kill};
 use shim_tests::until::ok_if;
-use shim_tests::{Daemon, PodSpec, Terminal, eventually, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, ShimUnderTest, Terminal, eventually, on_every_containerd};
 
 /// The state of a task, if there is one.
 fn task_state(daemon: &Daemon, id: &str) -> Option<String> {
@@ -239,6 +239,40 @@ on_every_containerd! {
         }
         assert_exec_works(&daemon, "c", "after");
         kill_and_delete(&daemon, "c");
+        daemon.end();
+    }
+
+    fn s8_the_init_dies_in_the_start_of_an_exec(version) {
+        let daemon = Daemon::start(version);
+        let hold = Hold::install(&daemon);
+        for (id, hangs) in [("a", false), ("b", true)] {
+            if hangs && ShimUnderTest::get() == ShimUnderTest::Runc {
+                // The stock shim waits for runc exec without an end.
+                continue;
+            }
+            daemon.run_detached(&[], id, SLEEPS);
+            hold.hold("exec");
+            let mut client = spawn_without_streams(daemon.ctr_exec(&[], "e", id, SLEEPS));
+            hold.wait_until_held("exec");
+            kill(daemon.task(id).unwrap().0, Signal::KILL);
+            // Long enough for a state that runs ahead of the Wait.
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(task_state(&daemon, id).as_deref(), Some("RUNNING"));
+            if !hangs {
+                hold.release("exec");
+            }
+            eventually(Duration::from_secs(20), || {
+                let state = task_state(&daemon, id);
+                ok_if(state.as_deref() == Some("STOPPED"), || format!("{id} is {state:?}"))
+            });
+            assert!(!client.wait().unwrap().success());
+            if hangs {
+                hold.release("exec");
+            }
+            assert_eq!(daemon.delete_task(id), 137);
+            daemon.ctr(&["containers", "delete", id]);
+            remove_fifos(&daemon);
+        }
         daemon.end();
     }
 

@@ -21,6 +21,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::ttrpc::Code;
 use serde_json::{Value, json};
 use shim_tests::calls::{Answer, Shim};
+use shim_tests::cgroups::{self, Hierarchy};
 use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
 use shim_tests::{Daemon, ShimUnderTest, eventually, on_every_containerd};
@@ -455,6 +456,66 @@ on_every_containerd! {
         assert_refused(&task.shim, "Exec", &late, Code::FAILED_PRECONDITION);
         assert_refused(&task.shim, "Start", &task.start_request("same"), Code::FAILED_PRECONDITION);
         task.end();
+        daemon.end();
+    }
+
+    fn an_exec_whose_start_has_failed_is_still_created(version) {
+        let daemon = Daemon::start(version);
+        let task = Task::run(&daemon, "exec", SLEEP);
+        task.exec("absent", &["/no/such/program"]);
+        let (shim, request) = (&task.shim, task.wait_request("absent"));
+        let waited: WaitResponse = std::thread::scope(|scope| {
+            let wait = scope.spawn(|| shim.call("Wait", &request).unwrap());
+            task.start("absent").unwrap_err();
+            wait.join().unwrap()
+        });
+        // A Wait ends: the stock shim's says 0, as if the exec had run well.
+        assert_eq!(waited.exit_status, if is_our_shim() { 255 } else { 0 });
+        assert_eq!(task.wait("absent"), waited);
+        let state = task.state("absent");
+        assert_eq!((state.pid, state.status.unwrap(), state.exit_status), (0, Status::CREATED, 0));
+        assert_refused_alike(&task.shim, "Kill", &task.kill_request("absent", 9, false), Code::FAILED_PRECONDITION);
+        if is_our_shim() {
+            // The stock shim ends with a panic here.
+            assert_refused(&task.shim, "Start", &task.start_request("absent"), Code::FAILED_PRECONDITION);
+        }
+        let deleted = task.delete("absent").unwrap();
+        assert_eq!((deleted.pid, deleted.exit_status), (0, 0));
+        assert_refused_alike(&task.shim, "State", &task.state_request("absent"), Code::NOT_FOUND);
+        task.exec("absent", &["true"]);
+        task.start("absent").unwrap();
+        assert_eq!(task.wait("absent").exit_status, 0, "the id is free again");
+        task.end();
+        daemon.end();
+    }
+
+    fn sigkill_ends_what_somebody_else_has_frozen(version) {
+        let daemon = Daemon::start(version);
+        for (id, all) in [("one", false), ("all", true)] {
+            let task = Task::run(&daemon, id, SLEEP);
+            // The kernel does not freeze a process in the middle of an execve (v1).
+            eventually(Duration::from_secs(5), || {
+                let program = std::fs::read_to_string(format!("/proc/{}/comm", task.pid)).unwrap();
+                ok_if(program.trim() == "sleep", || program)
+            });
+            let cgroup = cgroups::directory(task.pid.cast_signed(), "freezer").unwrap();
+            let (file, frozen, thawed) = match cgroups::hierarchy() {
+                Hierarchy::V1 => ("freezer.state", "FROZEN", "THAWED"),
+                Hierarchy::V2 => ("cgroup.freeze", "1", "0"),
+            };
+            let file = cgroup.join(file);
+            std::fs::write(&file, frozen).unwrap();
+            eventually(Duration::from_secs(5), || {
+                let now = std::fs::read_to_string(&file).unwrap();
+                ok_if(now.trim() == frozen, || now)
+            });
+            let _: Empty = task.shim.call("Kill", &task.kill_request("", 9, all)).unwrap();
+            let waited = task.shim.wait_for(&task.id(), "", Duration::from_secs(15));
+            // For the clean-up of a failure.
+            let _ = std::fs::write(&file, thawed);
+            assert_eq!(waited.unwrap(), 137);
+            task.end();
+        }
         daemon.end();
     }
 

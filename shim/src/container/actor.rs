@@ -19,6 +19,9 @@ use crate::kernel::exits::{Claim, Exit, Exited};
 use crate::runtime::runc::Runc;
 use crate::runtime::teardown::Remains;
 
+/// The number of SIGKILL, as in a Kill.
+const SIGKILL: u32 = 9;
+
 /// The result of a job.
 pub(super) enum Done {
     /// A process has ended.
@@ -125,8 +128,13 @@ impl Actor {
 
     /// Returns the request, unless the request has to wait until the start of its process is over. A deletion waits for
     /// every start. A Kill, ResizePty or CloseIO waits for the start of a process without a pid: earlier, the call
-    /// would find no process to signal and no stream to close, and the caller would take the call for done.
+    /// would find no process to signal and no stream to close, and the caller would take the call for done. A SIGKILL
+    /// or a deletion of such a process hurries the start.
     fn unless_starting(&mut self, request: Request) -> Option<Request> {
+        let is_last = match &request {
+            Request::Kill(_, signal, ..) => *signal == SIGKILL,
+            request => matches!(request, Request::Delete(..)),
+        };
         let (id, deletes) = match &request {
             Request::Kill(id, ..) | Request::Resize(id, ..) | Request::CloseIo(id, _) => {
                 (id, false)
@@ -144,10 +152,13 @@ impl Actor {
         let Ok(process) = self.process(id) else {
             return Some(request);
         };
-        let reachable = process.child.is_some() && !deletes;
+        let has_pid = process.child.is_some();
         match process.life_mut() {
-            Life::Starting(start) if !reachable => {
+            Life::Starting(start) if !has_pid || deletes => {
                 start.waiting.push(request);
+                if is_last && !has_pid {
+                    start.hurry = None;
+                }
                 None
             }
             Life::Created
@@ -155,6 +166,7 @@ impl Actor {
             | Life::Running
             | Life::Paused
             | Life::Ended(_)
+            | Life::Failed(_)
             | Life::Stopped(_) => Some(request),
         }
     }
@@ -200,13 +212,17 @@ impl Actor {
         let output = match id {
             ProcessId::Init => {
                 self.end_the_rest();
+                for exec in self.execs.values_mut() {
+                    exec.process.life_mut().hurry();
+                }
                 self.await_readers()
             }
             // Nothing to wait for: the shim copies an exec's output, also after the exit.
             ProcessId::Exec(_) => Output::Delivered,
         };
+        let held = false;
         if let Ok(process) = self.process(id) {
-            process.go_on(|life| life.ended(End { exit, output }));
+            process.go_on(|life| life.ended(End { exit, output, held }));
         }
         self.publish_exits();
     }

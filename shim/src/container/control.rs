@@ -3,21 +3,26 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use log::{info, warn};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 
 use super::actor::{Actor, Done};
 use super::event::Event;
 use super::mailbox::{KillScope, Listed, ProcessId, Reply, answer};
 use super::process::Process;
-use super::state::{Call, Checkpointing, Life, Status};
+use super::state::{Call, Checkpointing, Life};
 use crate::error::{Error, IoError, Result};
 use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Metrics};
 use crate::kernel::exits::Child;
 use crate::runtime::bundle::write_private;
 use crate::runtime::criu::Checkpoint;
+
+/// How long a checkpoint may still take when the container has ended. criu kills the processes only when all is saved,
+/// so that little is left to do.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Actor {
     pub(super) fn kill(&mut self, id: &ProcessId, number: u32, scope: KillScope, reply: Reply<()>) {
@@ -69,20 +74,21 @@ impl Actor {
                 return Err(IoError::at("send a signal to", format!("{id:?}"))(error).into());
             }
         }
-        if signal == Signal::KILL && process.status() == Status::Paused {
+        if signal == Signal::KILL && *id == ProcessId::Init {
             self.thaw_to_die();
         }
         Ok(())
     }
 
-    /// Thaws a frozen container after a SIGKILL: on cgroup v1 a frozen process does not die before the thaw.
+    /// Thaws the container after a SIGKILL, whoever has frozen the container: on cgroup v1 a frozen process does not
+    /// die before the thaw.
     fn thaw_to_die(&mut self) {
         let Some(cgroup) = self.cgroup.clone() else {
             return;
         };
         let id = self.id.clone();
         self.jobs.spawn(async move {
-            let thawed = blocking::run_anyway(move || Ok(cgroup.thaw()?)).await;
+            let thawed = blocking::run_anyway(move || Ok(cgroup.thaw_if_frozen()?)).await;
             thawed.unwrap_or_else(|e| warn!("container {id}: thaw what is to die: {e}"));
             Done::Answered
         });
@@ -167,7 +173,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Saves the container. If the checkpoint ends the container, the exit waits for the end of the checkpoint.
+    /// Saves the container. If the checkpoint ends the container, the exit waits for the end of the checkpoint, up to
+    /// [`PATIENCE`].
     pub(super) fn checkpoint(&mut self, checkpoint: Checkpoint, reply: Reply<()>) {
         let checked = self
             .init
@@ -178,10 +185,19 @@ impl Actor {
             return answer(reply, Err(error));
         }
         self.checkpointing = Checkpointing::UnderWay;
-        let runc = self.runc.clone();
+        let (id, runc) = (self.id.clone(), self.runc.clone());
         let io = self.init.request();
+        let ended = self.init.ended();
         self.jobs.spawn(async move {
-            let saved = runc.checkpoint(&checkpoint, &io.stdout, &io.stderr).await;
+            let saved = tokio::select! {
+                saved = runc.checkpoint(&checkpoint, &io.stdout, &io.stderr) => saved,
+                () = async {
+                    ended.await;
+                    tokio::time::sleep(PATIENCE).await;
+                } => Err(Error::FailedPrecondition(format!(
+                    "runc checkpoint still ran {PATIENCE:?} after the end of {id}, and was killed"
+                ))),
+            };
             Done::Saved(checkpoint.image, saved, reply)
         });
     }
@@ -300,11 +316,5 @@ fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
     if signal == Signal::KILL {
         return cgroup.kill_all().map_err(gone);
     }
-    for pid in cgroup.pids().map_err(gone)? {
-        // A process that has ended since the list was read needs no signal.
-        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-            let _ = pidfd_send_signal(pidfd, signal);
-        }
-    }
-    Ok(())
+    cgroup.signal_each(signal).map_err(gone)
 }

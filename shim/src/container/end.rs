@@ -121,7 +121,7 @@ impl Actor {
                 self.take_down();
             }
             // The teardown begins when the exit is published.
-            Status::Ended(_) => {
+            Status::Ending(_) | Status::Ended(_) => {
                 self.deleted.push(reply);
                 if let Life::Ended(End {
                     output: Output::BeingRead(reading),
@@ -137,7 +137,8 @@ impl Actor {
                 self.deleted.push(reply);
                 self.take_down();
             }
-            Status::Created | Status::Running | Status::Paused => {
+            // Only an exec fails. Running and Paused are refused above.
+            Status::Created | Status::Running | Status::Paused | Status::Failed(_) => {
                 // Never started: the init is killed first. The teardown begins after the exit.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
                     Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),

@@ -54,7 +54,8 @@ pub struct View {
 }
 
 impl View {
-    /// Waits until the exit of a process is published. None when a process is deleted that never ran.
+    /// Waits until the exit of a process is published, or the start of an exec has failed. None when a process is
+    /// deleted that was never started.
     pub async fn published_exit(mut view: watch::Receiver<Self>) -> Option<Exit> {
         let ended = view
             .wait_for(|view| view.status.published_exit().is_some())
@@ -248,9 +249,12 @@ impl Handle {
         if view.status == Status::Running {
             view.status = match self.watch(&ProcessId::Init)?.borrow().status {
                 Status::Paused => Status::Paused,
-                Status::Created | Status::Running | Status::Ended(_) | Status::Stopped(_) => {
-                    Status::Running
-                }
+                Status::Created
+                | Status::Running
+                | Status::Ending(_)
+                | Status::Ended(_)
+                | Status::Failed(_)
+                | Status::Stopped(_) => Status::Running,
             };
         }
         Ok(view)

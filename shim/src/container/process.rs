@@ -1,19 +1,20 @@
 //! A process of a container: the life, the view, the streams and the child.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use super::Shared;
 use super::event::{Event, Events};
 use super::mailbox::{Request, View};
+use super::start::{Hurried, given_up};
 use super::state::{Life, Status, Whose, exit_to_publish};
 use crate::error::{Error, Result};
-use crate::io::{self, Io, Prepared, Recipient, StreamOwner, Writer};
-use crate::kernel::exits::{Child, Claim, Exit};
-use crate::runtime::runc::Runc;
+use crate::io::{self, Io, Prepared, Recipient};
+use crate::kernel::exits::{Child, Claim, Exit, Exits};
+use crate::runtime::runc::{Runc, init_pid, read_pid};
 
 /// A process of the container.
 #[derive(Debug)]
@@ -73,6 +74,15 @@ impl Process {
         self.view.borrow().pid
     }
 
+    /// Resolves when the process has ended, published or not.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut view = self.view.subscribe();
+        async move {
+            // An error means that the container is deleted.
+            let _ = view.wait_for(|view| view.status.exit().is_some()).await;
+        }
+    }
+
     /// The streams as containerd named them.
     pub(super) fn request(&self) -> io::Request {
         self.view.borrow().io.clone()
@@ -86,7 +96,8 @@ impl Process {
         self.view.send_modify(|view| view.pid = Some(pid));
     }
 
-    /// Publishes the exit, if the exit may be published now. Closes the streams first.
+    /// Publishes the exit, if the exit may be published now. Closes the streams first. Otherwise shows what holds the
+    /// exit back.
     pub(super) fn publish_exit(
         &mut self,
         container: &str,
@@ -94,7 +105,12 @@ impl Process {
         whose: Whose<'_>,
         events: &Events,
     ) -> Option<Exit> {
-        let exit = exit_to_publish(&self.life, whose)?;
+        let Some(exit) = exit_to_publish(&self.life, whose) else {
+            if matches!(self.life, Life::Ended(_)) {
+                self.go_on(|life| life.held_back(whose));
+            }
+            return None;
+        };
         self.io.close();
         self.child = None;
         self.go_on(|_| Life::Stopped(exit));
@@ -157,46 +173,53 @@ pub(super) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>> {
 /// Runs `runc restore`: the processes of a saved container run again, with new streams.
 pub(super) async fn restore(
     runc: &Runc,
-    container: &str,
     bundle: &Path,
     image: &Path,
     io: &io::Request,
-    owner: StreamOwner,
-    shared: &Shared,
+    recipient: Recipient<'_>,
+    hurried: Hurried,
 ) -> Result<(Claim, Io)> {
-    let recipient = Recipient {
-        id: container,
-        namespace: &shared.namespace,
-        console: (bundle, "console"),
-        writer: Writer::Process,
-        owner,
-        exits: &shared.exits,
-    };
+    let exits = recipient.exits;
     let (prepared, streams) = io.prepare(recipient).await?;
-    let claim = runc.restore(image, streams).await?;
-    attach(prepared, claim).await
+    // The exit of a process is kept that runc has made before runc is given up.
+    let _expected = exits.expect();
+    match hurried.bound(runc.restore(image, streams)).await {
+        Some(restored) => attach(prepared, restored?).await,
+        None => {
+            end_unclaimed(exits, init_pid(bundle));
+            Err(given_up("runc restore"))
+        }
+    }
 }
 
 /// Runs `runc exec`: the exec runs, with its streams.
 pub(super) async fn start_exec(
     runc: &Runc,
-    exec: &str,
     files: &ExecFiles,
     io: &io::Request,
-    owner: StreamOwner,
-    shared: &Shared,
+    recipient: Recipient<'_>,
+    hurried: Hurried,
 ) -> Result<(Claim, Io)> {
-    let recipient = Recipient {
-        id: exec,
-        namespace: &shared.namespace,
-        console: (&files.bundle, &files.console),
-        writer: Writer::Shim,
-        owner,
-        exits: &shared.exits,
-    };
+    let exits = recipient.exits;
     let (prepared, streams) = io.prepare(recipient).await?;
-    let claim = runc.exec(&files.process, &files.pid, streams).await?;
-    attach(prepared, claim).await
+    // As in `restore`.
+    let _expected = exits.expect();
+    let started = runc.exec(&files.process, &files.pid, streams);
+    match hurried.bound(started).await {
+        Some(started) => attach(prepared, started?).await,
+        None => {
+            end_unclaimed(exits, read_pid(&files.pid).ok());
+            Err(given_up("runc exec"))
+        }
+    }
+}
+
+/// Kills the process of a runc that was given up after it had written the pid file. Nobody waits for the process.
+fn end_unclaimed(exits: &Arc<Exits>, pid: Option<Pid>) {
+    if let Some(pid) = pid {
+        // The signal fails only if the process is reaped already.
+        let _ = exits.claim(pid).child.signal(Signal::KILL);
+    }
 }
 
 /// Attaches and starts the streams of a process that runs already.

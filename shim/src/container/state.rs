@@ -3,7 +3,8 @@
 //! ```text
 //!  (nothing) ──▶ Created ◀──▶ Starting ──▶ Running ◀──▶ Paused
 //!                   │            │            │           │
-//!                   └────────────┴────────────┴───────────┴──▶ Ended ──▶ Stopped ──▶ (nothing)
+//!                   └────────────┼────────────┴───────────┴──▶ Ended ──▶ Stopped ──▶ (nothing)
+//!                                └──▶ Failed ──▶ (nothing)
 //! ```
 //!
 //! | from | to | when |
@@ -12,19 +13,23 @@
 //! | Created | Starting | Start |
 //! | Starting | Running | the start has succeeded |
 //! | Starting | Created | the start of the init has failed |
-//! | Starting | Stopped | the start of an exec has failed |
+//! | Starting | Failed | the start of an exec has failed |
 //! | Running, Paused | Paused, Running | Pause, Resume |
 //! | Created, Running, Paused | Ended | the process has ended |
 //! | Starting | Ended | the start is over, and the process ended during the start |
 //! | Ended | Stopped | the exit is published |
-//! | Created, Stopped | – | Delete |
+//! | Created, Failed, Stopped | – | Delete |
 //!
 //! An exit is published once, and never while a start is under way. The exit of an init also waits for the exits of the
-//! execs, for a checkpoint under way, and for a reader of the output: see [`exit_to_publish`].
+//! execs, for a checkpoint under way, and for a reader of the output: see [`exit_to_publish`]. No wait is without an
+//! end: a start or a checkpoint that hangs is given up (`start.rs`, `control.rs`).
+//!
+//! What the rest of the shim sees is the [`Status`]. State and Wait agree: while something else than the reader holds
+//! an exit back, the process still runs for State ([`Status::Ending`]).
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, watch};
 
 use super::mailbox::Request;
 use crate::error::{Error, Result};
@@ -43,6 +48,8 @@ pub enum Life {
     Paused,
     /// The process has ended, and the exit is not published yet.
     Ended(End),
+    /// The start of the exec has failed. The exec never ran, and has no exit to publish; a Wait gets this one.
+    Failed(Exit),
     /// The process has ended, and the exit is published.
     Stopped(Exit),
 }
@@ -52,8 +59,8 @@ pub enum Life {
 pub struct Start {
     /// Calls that wait for the end of the start.
     pub waiting: Vec<Request>,
-    /// Dropped when the process ends: the job that starts the process then stops waiting.
-    pub ending: Option<oneshot::Sender<()>>,
+    /// Dropped when somebody waits for the end of the start: see [`Life::hurry`].
+    pub hurry: Option<watch::Sender<()>>,
     /// The end of a process that ended before the start was over.
     pub end: Option<End>,
 }
@@ -65,6 +72,8 @@ pub struct End {
     pub exit: Exit,
     /// What has become of the output of the process.
     pub output: Output,
+    /// Whether an exec or a checkpoint holds the exit back.
+    pub held: bool,
 }
 
 /// What has become of the output of a process that has ended.
@@ -85,8 +94,12 @@ pub enum Status {
     Running,
     /// The container is frozen.
     Paused,
-    /// The process has ended, and the exit is not published yet.
+    /// The process has ended, and a start, an exec or a checkpoint holds the exit back. For State, the process runs.
+    Ending(Exit),
+    /// The process has ended, and at most a reader of the output holds the exit back, for two seconds.
     Ended(Exit),
+    /// The start of the exec has failed. For State, the exec is created.
+    Failed(Exit),
     /// The process has ended, and the exit is published.
     Stopped(Exit),
 }
@@ -109,23 +122,30 @@ pub enum Whose<'a> {
     Init(&'a [&'a Life], Checkpointing),
 }
 
+impl Whose<'_> {
+    /// Whether an exec or a checkpoint holds the exit back.
+    fn waits(self) -> bool {
+        match self {
+            Self::Exec => false,
+            Self::Init(execs, checkpointing) => {
+                checkpointing == Checkpointing::UnderWay
+                    || execs.iter().any(|exec| exec.has_exit_to_come())
+            }
+        }
+    }
+}
+
 /// The exit of the process with this `life`, if the exit may be published now.
 pub fn exit_to_publish(life: &Life, whose: Whose<'_>) -> Option<Exit> {
     let Life::Ended(End {
         exit,
         output: Output::Delivered,
+        ..
     }) = life
     else {
         return None;
     };
-    let waits = match whose {
-        Whose::Exec => false,
-        Whose::Init(execs, checkpointing) => {
-            checkpointing == Checkpointing::UnderWay
-                || execs.iter().any(|exec| exec.has_exit_to_come())
-        }
-    };
-    (!waits).then_some(*exit)
+    (!whose.waits()).then_some(*exit)
 }
 
 /// A call whose answer depends on the state.
@@ -160,30 +180,44 @@ impl Life {
                 end: Some(End { exit, .. }),
                 ..
             })
-            | Self::Ended(End { exit, .. }) => Status::Ended(*exit),
+            | Self::Ended(End {
+                exit, held: true, ..
+            }) => Status::Ending(*exit),
+            Self::Ended(End { exit, .. }) => Status::Ended(*exit),
+            Self::Failed(exit) => Status::Failed(*exit),
             Self::Stopped(exit) => Status::Stopped(*exit),
         }
     }
 
     /// The exit, if the exit is known and not published.
     pub fn unpublished(&self) -> Option<Exit> {
-        match self.status() {
-            Status::Ended(exit) => Some(exit),
-            Status::Created | Status::Running | Status::Paused | Status::Stopped(_) => None,
+        match self {
+            Self::Starting(Start { end, .. }) => end.as_ref().map(|end| end.exit),
+            Self::Ended(end) => Some(end.exit),
+            Self::Created | Self::Running | Self::Paused | Self::Failed(_) | Self::Stopped(_) => {
+                None
+            }
         }
     }
 
-    /// Whether the exit of this process is still to be published. An exec that was never started has no exit.
+    /// Whether the exit of this process is still to be published. An exec that never ran has no exit.
     pub fn has_exit_to_come(&self) -> bool {
         match self {
             Self::Starting(_) | Self::Running | Self::Paused | Self::Ended(_) => true,
-            Self::Created | Self::Stopped(_) => false,
+            Self::Created | Self::Failed(_) | Self::Stopped(_) => false,
         }
     }
 
     /// Whether the process is being started.
     pub fn is_starting(&self) -> bool {
         matches!(self, Self::Starting(_))
+    }
+
+    /// Puts an end to a start that is under way: the start is given up unless the start is over soon.
+    pub fn hurry(&mut self) {
+        if let Self::Starting(start) = self {
+            start.hurry = None;
+        }
     }
 
     /// The state after the end of the process. During a start the exit is kept until the start is over.
@@ -193,11 +227,20 @@ impl Life {
             Self::Created | Self::Running | Self::Paused => Self::Ended(end),
             Self::Starting(start) => Self::Starting(Start {
                 waiting: start.waiting,
-                ending: None,
+                hurry: None,
                 end: Some(end),
             }),
-            Self::Ended(_) | Self::Stopped(_) => self,
+            Self::Ended(_) | Self::Failed(_) | Self::Stopped(_) => self,
         }
+    }
+
+    /// The state of a process whose exit may be held back by something else than the reader.
+    #[must_use]
+    pub fn held_back(mut self, whose: Whose<'_>) -> Self {
+        if let Self::Ended(end) = &mut self {
+            end.held = whose.waits();
+        }
+        self
     }
 
     /// The state after the output has been read.
@@ -225,9 +268,12 @@ impl Life {
             Self::Starting(Start { waiting, end, .. }) => {
                 (end.map_or(otherwise, Self::Ended), waiting)
             }
-            Self::Created | Self::Running | Self::Paused | Self::Ended(_) | Self::Stopped(_) => {
-                (self, Vec::new())
-            }
+            Self::Created
+            | Self::Running
+            | Self::Paused
+            | Self::Ended(_)
+            | Self::Failed(_)
+            | Self::Stopped(_) => (self, Vec::new()),
         }
     }
 }
@@ -236,26 +282,27 @@ impl Status {
     /// The exit of a process that has ended.
     pub fn exit(self) -> Option<Exit> {
         match self {
-            Self::Ended(exit) | Self::Stopped(exit) => Some(exit),
-            Self::Created | Self::Running | Self::Paused => None,
+            Self::Ending(exit) | Self::Ended(exit) | Self::Stopped(exit) => Some(exit),
+            Self::Created | Self::Running | Self::Paused | Self::Failed(_) => None,
         }
     }
 
     /// The exit, once the exit is published. A Wait resolves with this exit.
     pub fn published_exit(self) -> Option<Exit> {
         match self {
-            Self::Stopped(exit) => Some(exit),
-            Self::Created | Self::Running | Self::Paused | Self::Ended(_) => None,
+            Self::Failed(exit) | Self::Stopped(exit) => Some(exit),
+            Self::Created | Self::Running | Self::Paused | Self::Ending(_) | Self::Ended(_) => None,
         }
     }
 
-    /// containerd's word for this status.
+    /// The word for this status in an error.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Running => "running",
             Self::Paused => "paused",
-            Self::Ended(_) | Self::Stopped(_) => "stopped",
+            Self::Failed(_) => "failed",
+            Self::Ending(_) | Self::Ended(_) | Self::Stopped(_) => "stopped",
         }
     }
 
@@ -267,9 +314,10 @@ impl Status {
     pub fn check(self, call: Call) -> Result<()> {
         let fits = match call {
             Call::Start => matches!(self, Self::Created),
-            Call::Delete => matches!(self, Self::Created | Self::Ended(_) | Self::Stopped(_)),
+            Call::Delete => !matches!(self, Self::Running | Self::Paused),
             Call::Pause => matches!(self, Self::Running),
-            Call::Exec => matches!(self, Self::Created | Self::Running),
+            // An exec may be added to what runs for State, and is refused at its Start.
+            Call::Exec => matches!(self, Self::Created | Self::Running | Self::Ending(_)),
             Call::Checkpoint => matches!(self, Self::Running | Self::Paused),
             Call::Resume => matches!(self, Self::Paused),
             Call::Update | Call::Kill => self.exit().is_none(),

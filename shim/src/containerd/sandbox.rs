@@ -122,9 +122,12 @@ impl Sandbox for SandboxService {
         let view = handle.view();
         let state = match view.status {
             Status::Running => "SANDBOX_READY",
-            Status::Created | Status::Paused | Status::Ended(_) | Status::Stopped(_) => {
-                "SANDBOX_NOTREADY"
-            }
+            Status::Created
+            | Status::Paused
+            | Status::Ending(_)
+            | Status::Ended(_)
+            | Status::Failed(_)
+            | Status::Stopped(_) => "SANDBOX_NOTREADY",
         };
         let mut response = SandboxStatusResponse {
             pid: wire_pid(view.pid),

@@ -39,14 +39,15 @@ impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> Rpc<StateResponse> {
         let task = self.pod.task(&req.id)?;
         let view = task.view(&ProcessId::from_wire(&req.exec_id))?;
-        let exit = view.status.exit();
-        let status = match view.status {
-            Seen::Created => Status::CREATED,
-            Seen::Running => Status::RUNNING,
-            Seen::Paused => Status::PAUSED,
-            // Stopped at once, also before the exit is published: a containerd that comes back asks for the state
-            // first, and takes no exit event for a while after that.
-            Seen::Ended(_) | Seen::Stopped(_) => Status::STOPPED,
+        let (status, exit) = match view.status {
+            // An exec whose start has failed can only be deleted. The stock shim calls such an exec created, too.
+            Seen::Created | Seen::Failed(_) => (Status::CREATED, None),
+            // Not yet stopped: for who is told of the stop, a Wait must resolve, and a Wait comes last of all exits.
+            Seen::Running | Seen::Ending(_) => (Status::RUNNING, None),
+            Seen::Paused => (Status::PAUSED, None),
+            // Stopped also before the exit is published: only the reader of the output is waited for. A containerd that
+            // comes back opens the output, asks for the state, and takes no exit event for a while after that.
+            Seen::Ended(exit) | Seen::Stopped(exit) => (Status::STOPPED, Some(exit)),
         };
         Ok(StateResponse {
             id: req.id,
