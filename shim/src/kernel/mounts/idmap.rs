@@ -14,13 +14,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pause::IdMap;
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::unmount::detach;
+use super::detached::{Beside, Depth, Detached};
 use super::unsupported;
 
 /// The id maps of a mount: the options `uidmap=` and `gidmap=`, each a list of `inside:outside:count`.
@@ -83,49 +81,24 @@ fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// How much of a tree of mounts to clone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
-    /// The mount without those below.
-    One,
-    /// The mount and all mounts below.
-    All,
-}
-
-/// A clone of a mount, with mapped ids and attached nowhere. Dropping the clone ends it.
-#[derive(Debug)]
-pub(super) struct MappedMount(OwnedFd);
-
-impl MappedMount {
-    /// Clones the mount at `path`.
-    ///
-    /// # Errors
-    /// The error of open_tree(2); `Unsupported` for an old kernel, or a filesystem whose ids the kernel cannot map.
-    pub(super) fn clone_of(path: &Path, depth: Depth, user: &OwnedFd) -> io::Result<Self> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        if depth == Depth::All {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
+/// Clones the mount at `path`, with mapped ids.
+///
+/// # Errors
+/// The error of open_tree(2); `Unsupported` for an old kernel, or a filesystem whose ids the kernel cannot map.
+pub(super) fn mapped_clone(path: &Path, depth: Depth, user: &OwnedFd) -> io::Result<Detached> {
+    let clone = Detached::clone_of(path, depth).map_err(too_old)?;
+    pause::map_owners(clone.as_fd(), user.as_fd()).map_err(|error| {
+        if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+            unsupported(format!(
+                "this kernel cannot map the owners (uidmap=, gidmap=) of the filesystem that {} is on: \
+                 take a newer kernel, another filesystem for containerd's root, or a pod without a user namespace",
+                path.display()
+            ))
+        } else {
+            too_old(error)
         }
-        let tree = rustix::mount::open_tree(CWD, path, flags).map_err(|e| too_old(e.into()))?;
-        pause::map_owners(tree.as_fd(), user.as_fd()).map_err(|error| {
-            if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
-                unsupported(format!(
-                    "this kernel cannot map the owners (uidmap=, gidmap=) of the filesystem that {} is on: \
-                     take a newer kernel, another filesystem for containerd's root, or a pod without a user namespace",
-                    path.display()
-                ))
-            } else {
-                too_old(error)
-            }
-        })?;
-        Ok(Self(tree))
-    }
-
-    /// Attaches the clone at `target`: move_mount(2).
-    pub(super) fn attach(self, target: &Path) -> io::Result<()> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-        Ok(rustix::mount::move_mount(self.0, "", CWD, target, flags)?)
-    }
+    })?;
+    Ok(clone)
 }
 
 fn too_old(error: io::Error) -> io::Error {
@@ -136,36 +109,16 @@ fn too_old(error: io::Error) -> io::Error {
     }
 }
 
-/// The layers of an overlay, with mapped ids, mounted beside the root filesystem until the overlay is made. A shim that
-/// is killed before leaves this mount in the bundle, and `delete` takes it away.
-#[derive(Debug)]
-pub(super) struct MappedLayers {
-    pub(super) directory: PathBuf,
-}
-
-impl MappedLayers {
-    /// Mounts a clone of `parent`, the directory that all layers are in, beside `rootfs`.
-    pub(super) fn mount(parent: &Path, rootfs: &Path, user: &OwnedFd) -> io::Result<Self> {
-        let mapped = MappedMount::clone_of(parent, Depth::All, user)?;
-        let directory = rootfs.with_file_name("layers");
-        match std::fs::create_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+/// Mounts the layers of an overlay, with mapped ids, beside `rootfs` until the overlay is made: a clone of `parent`, the
+/// directory that all layers are in.
+pub(super) fn mount_layers(parent: &Path, rootfs: &Path, user: &OwnedFd) -> io::Result<Beside> {
+    let mapped = mapped_clone(parent, Depth::All, user)?;
+    let layers = Beside::make(rootfs, "layers")?;
+    match mapped.attach(&layers.directory) {
+        Ok(_) => Ok(layers),
+        Err(error) => {
+            layers.remove();
+            Err(error)
         }
-        let layers = Self { directory };
-        match mapped.attach(&layers.directory) {
-            Ok(()) => Ok(layers),
-            Err(error) => {
-                // The directory is empty. A directory that stays goes with the bundle.
-                let _ = std::fs::remove_dir(&layers.directory);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes the layers away.
-    pub(super) fn unmount(self) -> io::Result<()> {
-        detach(&self.directory)?;
-        std::fs::remove_dir(&self.directory)
     }
 }

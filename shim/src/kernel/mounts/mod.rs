@@ -8,9 +8,12 @@
 //!   a bind mount's flags                                                                    a remount
 //! ```
 //!
+//! A mount on a directory inside the root filesystem is made elsewhere, and attached there: see detached.rs.
+//!
 //! Kernel documents: mount(2), mount_namespaces(7), Documentation/filesystems/overlayfs.rst, proc_pid_mountinfo(5). All
 //! functions block; call them where blocking is allowed.
 
+mod detached;
 mod idmap;
 mod mount;
 mod options;
@@ -22,8 +25,9 @@ mod unmount;
 mod tests;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use self::point::Made;
 pub use self::table::{MountedAt, mounts_that};
 pub use self::unmount::{unmount, unmount_below};
 use crate::error::IoError;
@@ -45,22 +49,22 @@ pub struct Mount {
 #[derive(Debug)]
 #[must_use = "the mounts stay"]
 pub struct Mounted {
-    points: Vec<PathBuf>,
+    mounts: Vec<Made>,
 }
 
 impl Mounted {
     /// The mount points.
     #[cfg(test)]
-    pub fn points(&self) -> &[PathBuf] {
-        &self.points
+    pub fn points(&self) -> Vec<&Path> {
+        self.mounts.iter().map(|made| &*made.path).collect()
     }
 
     /// Takes the mounts away, the last first. A failure does not stop the others; all failures are returned.
     #[must_use = "these are failures"]
     pub fn unmount(self) -> Vec<IoError> {
         // One unmount for each mount: the path may hold an older mount, which stays.
-        let undo = |point: &PathBuf| unmount::unmount_once(point).err();
-        self.points.iter().rev().filter_map(undo).collect()
+        let undo = |made: &Made| made.unmount().err();
+        self.mounts.iter().rev().filter_map(undo).collect()
     }
 }
 
@@ -76,10 +80,10 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<Mounted, IoError> {
     let rootfs =
         std::fs::canonicalize(rootfs).map_err(failed("find the root filesystem", rootfs))?;
     let mut done = Mounted {
-        points: Vec::with_capacity(mounts.len()),
+        mounts: Vec::with_capacity(mounts.len()),
     };
     for mount in mounts {
-        if let Err(error) = mount::mount_one(mount, &rootfs, &mut done.points) {
+        if let Err(error) = mount::mount_one(mount, &rootfs, &mut done.mounts) {
             for failure in done.unmount() {
                 log::warn!("undo after a mount that failed: {failure}");
             }

@@ -5,8 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::UnmountFlags;
 
 use super::failed;
+use super::unmount::unmount_once;
 use crate::error::IoError;
 
 /// The place of a mount.
@@ -43,12 +45,45 @@ impl MountPoint {
         find().map_err(failed("find the mount's target", &rootfs.join(inside)))
     }
 
-    /// The path for the system call that makes the mount. After that call a path through a descriptor leads below the
-    /// new mount; use `path` then.
+    /// Whether the mount goes inside the root filesystem, where a path may lead elsewhere at the next call.
+    pub(super) fn is_inside(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// The path for a system call: to mount here, or to change the mount that was here when the place was found. Leads
+    /// below what is mounted here later.
     pub(super) fn call_path(&self) -> PathBuf {
         self.place
             .as_ref()
             .map_or_else(|| self.path.clone(), descriptor_path)
+    }
+}
+
+/// A mount that has been made.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// The path of the mount point, without symbolic links when the mount was made.
+    pub(super) path: PathBuf,
+    /// The mount itself; `None` for the root filesystem, whose path only root can change.
+    pub(super) mount: Option<OwnedFd>,
+}
+
+impl Made {
+    /// The path for a system call on this mount.
+    pub(super) fn call_path(&self) -> PathBuf {
+        self.mount
+            .as_ref()
+            .map_or_else(|| self.path.clone(), descriptor_path)
+    }
+
+    /// Takes the mount away; of mounts that are stacked on the root filesystem, the topmost.
+    pub(super) fn unmount(&self) -> Result<(), IoError> {
+        match &self.mount {
+            None => unmount_once(&self.path),
+            // The last part of a descriptor's path is a link, which must be followed.
+            Some(mount) => rustix::mount::unmount(descriptor_path(mount), UnmountFlags::DETACH)
+                .map_err(|error| failed("unmount", &self.path)(error.into())),
+        }
     }
 }
 

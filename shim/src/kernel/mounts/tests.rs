@@ -4,7 +4,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
+use rustix::fs::{CWD, RenameFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use super::options::{MountOptions, Remount, present_flags, relative_layers};
@@ -372,6 +374,90 @@ fn everything_below_a_directory_goes_and_nothing_beside_it() {
     assert!(unmount_below(&bundle).is_empty());
     assert!(unmount_below(&bundle.join("missing")).is_empty());
     assert!(kept.unmount().is_empty());
+}
+
+/// Somebody else writes in the root filesystem: a directory on the way to the mount point is exchanged for a link that
+/// leads out, again and again.
+#[test]
+fn no_step_of_a_mount_follows_a_link_that_comes_between() {
+    let scratch = Scratch::new();
+    let (source, rootfs) = (scratch.directory("source"), scratch.directory("rootfs"));
+    scratch.directory("rootfs/way/sub");
+    let outside = scratch.directory("outside/sub");
+    let _outside_mounted = mount_all(&[tmpfs()], &outside).unwrap();
+    symlink(outside.parent().unwrap(), rootfs.join("link")).unwrap();
+    let (way, link) = (rootfs.join("way"), rootfs.join("link"));
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    let there = device(&outside);
+    let exchange = || rustix::fs::renameat_with(CWD, &way, CWD, &link, RenameFlags::EXCHANGE);
+
+    let torn = ["bind", "ro", "private", "shared"];
+    let made = std::thread::scope(|scope| {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                exchange().unwrap();
+            }
+        });
+        let made = (0..2000).filter(|round| {
+            // Every second mount fails after its first step, and is taken away again.
+            let options = if round % 2 == 0 { &torn[..3] } else { &torn };
+            let bound = Mount {
+                target: "way/sub".to_owned(),
+                ..mount("bind", &source, options)
+            };
+            let mounted = mount_all(&[bound], &rootfs);
+            let flags = present_flags(&outside).unwrap();
+            assert!(
+                !flags.contains(MountFlags::RDONLY),
+                "outside, round {round}"
+            );
+            assert_eq!(
+                device(&outside),
+                there,
+                "outside was unmounted, round {round}"
+            );
+            mounted.is_ok_and(|mounted| mounted.unmount().is_empty())
+        });
+        let made = made.count();
+        drop(stop);
+        made
+    });
+    assert!(made > 0, "no mount was made");
+    assert_eq!(scratch.mounts(), 1);
+}
+
+#[test]
+fn a_new_filesystem_inside_the_root_is_as_private_as_the_root() {
+    let scratch = Scratch::new();
+    // As in a systemd machine: the bundle is on a shared mount.
+    let bundle = scratch.directory("bundle");
+    let _shared = mount_all(&[mount("tmpfs", Path::new("x"), &["shared"])], &bundle).unwrap();
+    let rootfs = scratch.directory("bundle/rootfs");
+    let _root = mount_all(&[mount("tmpfs", Path::new("x"), &["private"])], &rootfs).unwrap();
+    let sub = scratch.directory("bundle/rootfs/sub");
+    let inside = |options: &[&str]| Mount {
+        target: "sub".to_owned(),
+        ..mount("tmpfs", Path::new("x"), options)
+    };
+    for (options, shared) in [(&["nosuid"] as &[_], false), (&["shared"], true)] {
+        let mounted = mount_all(&[inside(options)], &rootfs).unwrap();
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let at = format!(" {} ", sub.display());
+        let line = table.lines().find(|line| line.contains(&at)).unwrap();
+        assert_eq!(line.contains(" shared:"), shared, "{line}");
+        assert!(!bundle.join("beside").exists());
+        assert!(mounted.unmount().is_empty());
+    }
+    // A failure leaves nothing, either.
+    mount_all(&[inside(&["private", "shared"])], &rootfs).unwrap_err();
+    let unknown = Mount {
+        target: "sub".to_owned(),
+        ..mount("no-such-filesystem", Path::new("x"), &[])
+    };
+    mount_all(&[unknown], &rootfs).unwrap_err();
+    assert!(!bundle.join("beside").exists());
+    assert_eq!(scratch.mounts(), 2);
 }
 
 /// Maps root to user 100000 and group 200000.
