@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use k8s_cri::v1::Int64Value;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
+use serde_json::json;
 use shim_tests::calls::{Shim, Streams};
 use shim_tests::daemon::Handler;
 use shim_tests::flood::{self, Checked};
@@ -135,6 +136,23 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect();
     found.sort();
     found
+}
+
+/// A `runc` in containerd's PATH for a machine without SELinux, where runc refuses a label: notes what a created init gets
+/// as stdout, takes the label away, and runs the real runc. Returns the file with the note.
+fn runc_that_ignores_labels(daemon: &Daemon, bundle: &Bundle<'_>) -> PathBuf {
+    let note = daemon.directory().join(format!("stdout-of-{}", bundle.id));
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *' create '*)\n  readlink /proc/$$/fd/1 >{}\n  \
+         sed -i 's/\"selinuxLabel\":\"[^\"]*\"/\"selinuxLabel\":\"\"/' {}\nesac\nexec {} \"$@\"\n",
+        text(&note),
+        text(&bundle.path.join("config.json")),
+        text(&lab::lab().join("host/runc")),
+    );
+    let runc = daemon.directory().join("bin/runc");
+    fs::write(&runc, script).unwrap();
+    fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
+    note
 }
 
 /// The times of three rounds: a busy machine may be slow once.
@@ -360,6 +378,46 @@ on_every_containerd! {
             assert!(times.iter().any(|time| *time < Duration::from_secs(2)), "terminal: {terminal}: {times:?}");
         }
         kill_and_delete(bundle, &shim);
+        remove_fifos_and_end(daemon);
+    }
+
+    fn an_init_with_a_label_writes_a_pipe_and_all_of_its_output_comes_before_its_exit(version) {
+        let daemon = Daemon::start(version);
+        let label = json!("system_u:system_r:container_t:s0:c1,c2");
+        for (id, label) in [("labelled", label), ("plain", json!(""))] {
+            let labelled = id == "labelled";
+            let out = make_fifo(&daemon, id);
+            let bundle = Bundle::new(&daemon, id);
+            let note = runc_that_ignores_labels(&daemon, &bundle);
+            // The child stays in the node's process namespace, and keeps the stream: nothing waits for the child.
+            let times = times_of_three_rounds(|round| {
+                let script = "seq 1 20000; sleep 3600 & echo end; exit 3";
+                let mut spec = bundle.spec_with_dev(&["sh", "-c", script], false);
+                spec["process"]["selinuxLabel"] = label.clone();
+                spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+                fs::write(bundle.path.join("config.json"), spec.to_string()).unwrap();
+                let shim = Shim::connect(&bundle.start(b""));
+                let reader = read_to_end_in_thread(open_reader(&out));
+                let streams = Streams { stdout: text(&out), stderr: text(&out), ..Streams::default() };
+                bundle.create_with(&shim, &streams).unwrap();
+                let stream = fs::read_to_string(&note).unwrap();
+                if ShimUnderTest::get() == ShimUnderTest::Pause && !labelled {
+                    assert_eq!(stream.trim(), text(&out));
+                } else {
+                    assert!(stream.starts_with("pipe:"), "{id}, round {round}: {stream}");
+                }
+                shim.start(id, "").unwrap();
+                daemon.look();
+                let (exit, time) = timed(|| shim.wait(id, ""));
+                assert_eq!(exit, Ok(3));
+                shim.delete(id, "").unwrap();
+                let found = bytes_at_end(reader, Duration::from_secs(5));
+                assert!(found == [lines_of_numbers(20_000), b"end\n".to_vec()].concat(), "{} bytes", found.len());
+                bundle.shut_down(&shim);
+                time
+            });
+            assert!(times.iter().any(|time| *time < Duration::from_millis(1500)), "{id}: {times:?}");
+        }
         remove_fifos_and_end(daemon);
     }
 

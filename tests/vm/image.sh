@@ -57,9 +57,12 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
     root=$vm/root
     closure "$root" linux-image-cloud-amd64 base-files base-passwd bash coreutils dash libc-bin util-linux mount \
         systemd systemd-sysv dbus kmod udev procps iproute2 iptables findutils grep sed mawk login criu gzip libseccomp2 \
-        dpkg apt
+        apparmor dpkg apt
     kernel=$(basename "$root"/lib/modules/*)
     mv "$root/boot/vmlinuz-$kernel" "$vm/vmlinuz"
+
+    # Where containerd does not find it: containerd would load a profile at each start, and give it to each container.
+    mv "$root/usr/sbin/apparmor_parser" "$root/usr/lib/apparmor/"
 
     # What base-passwd, dbus, libc-bin, kmod and iptables do when they are installed.
     cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"

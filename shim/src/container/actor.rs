@@ -13,7 +13,7 @@ use super::mailbox::{Deleted, Inbox, ProcessId, Reply, Request, answer, no_proce
 use super::process::{Exec, Process};
 use super::state::{Call, Checkpointing, End, Life, Output};
 use crate::error::{Error, Result};
-use crate::io::{Io, StreamOwner};
+use crate::io::{Io, StreamOwner, Writer};
 use crate::kernel::cgroup::{Cgroup, OomKills};
 use crate::kernel::exits::{Claim, Exit, Exited};
 use crate::runtime::runc::Runc;
@@ -51,6 +51,8 @@ pub(super) struct Actor {
     pub(super) remains: Remains,
     /// The owner of the processes' streams.
     pub(super) stream_owner: StreamOwner,
+    /// Who writes the output FIFOs of the init.
+    pub(super) writer: Writer,
     /// Processes of the container may outlive the init.
     pub(super) shares_processes: bool,
     pub(super) shared: Shared,

@@ -40,7 +40,7 @@ use self::mailbox::{Handle, ProcessId, View};
 use self::process::Process;
 use self::state::{Checkpointing, Status};
 use crate::error::{Error, IoError, Result};
-use crate::io::{self, Io, Recipient, StreamOwner, Writer};
+use crate::io::{self, Io, Recipient, StreamOwner};
 use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Driver, OomKills};
 use crate::kernel::exits::{Claim, Exits};
@@ -205,6 +205,7 @@ fn hand_over(
         id: create.id,
         remains,
         stream_owner,
+        writer: create.spec.output_writer(),
         shares_processes: create.spec.shares_process_namespace(),
         shared: shared.clone(),
         runc,
@@ -255,7 +256,7 @@ async fn make(
         id: &create.id,
         namespace: &shared.namespace,
         console: (&create.bundle, "console"),
-        writer: Writer::Process,
+        writer: create.spec.output_writer(),
         owner: create.stream_owner(),
         exits: &shared.exits,
     };

@@ -25,7 +25,7 @@ use super::process::{Exec, ExecFiles, Process, exec_process, restore, start_exec
 use super::state::{Call, Life, Start, Status};
 use super::{known_cgroup, watched};
 use crate::error::{Error, Result};
-use crate::io::{self, Io, Recipient, Writer};
+use crate::io::{self, Io, Recipient};
 use crate::kernel::exits::{Claim, Exit};
 use crate::runtime::bundle::write_private;
 
@@ -113,13 +113,13 @@ impl Actor {
             return;
         };
         let (id, bundle) = (self.id.clone(), self.remains.record.bundle.clone());
-        let (owner, shared) = (self.stream_owner, self.shared.clone());
+        let (writer, owner, shared) = (self.writer, self.stream_owner, self.shared.clone());
         self.jobs.spawn(async move {
             let recipient = Recipient {
                 id: &id,
                 namespace: &shared.namespace,
                 console: (&bundle, "console"),
-                writer: Writer::Process,
+                writer,
                 owner,
                 exits: &shared.exits,
             };

@@ -1,5 +1,5 @@
-//! Streams that the shim copies between a pipe and a FIFO or a file: the input of every process, the output of an exec,
-//! and all output into a file.
+//! Streams that the shim copies between a pipe and a FIFO or a file: the input of every process, the output of an exec
+//! and of an init that may not write the FIFO, and all output into a file.
 //!
 //! A process gets no descriptor of a file on the node: with a descriptor, the process could read back, truncate or
 //! change the content.
@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use log::warn;
 use rustix::io::Errno;
@@ -110,6 +110,8 @@ impl Drop for Input {
 #[derive(Debug)]
 pub(super) struct Copied {
     copying: JoinHandle<()>,
+    /// The pipe, as long as `copying` has the pipe.
+    pipe: Weak<pipe::Receiver>,
     drain: oneshot::Sender<()>,
     /// The hold on the FIFO; none for a file.
     held: Option<fifo::Output>,
@@ -175,13 +177,21 @@ impl Copied {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(io_error("make a pipe for", path))?;
         let from = pipe::Receiver::from_owned_fd(reader).map_err(io_error("poll", path))?;
+        let from = Arc::new(from);
         let (drain, drained) = oneshot::channel();
         let copied = Self {
+            pipe: Arc::downgrade(&from),
             copying: tokio::spawn(copy_until(from, to, drained)),
             drain,
             held,
         };
         Ok((copied, writer))
+    }
+
+    /// The init has ended: what the pipe and the FIFO still hold. None for a file.
+    pub(super) fn unread(&self) -> Option<fifo::Unread> {
+        let held = self.held.as_ref()?;
+        held.uncopied(fifo::Ahead::Pipe(self.pipe.clone()))
     }
 
     /// The process has ended. Copies on until all writers have closed the pipe, or until the drain is done; then lets
@@ -191,6 +201,7 @@ impl Copied {
             copying,
             drain,
             held,
+            pipe: _,
         } = self;
         match held {
             None => Closing::File(copying, drain),
@@ -253,11 +264,11 @@ impl Lines {
 }
 
 /// As [`copy`], but once `drain` is received, copies only what the pipe holds already.
-async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::Receiver<()>) {
+async fn copy_until(from: Arc<pipe::Receiver>, mut to: Sink, mut drain: oneshot::Receiver<()>) {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = tokio::select! {
-            read = from.read(&mut buffer) => read,
+            read = read_some(&from, &mut buffer) => read,
             drained = &mut drain => match drained {
                 Ok(()) => break,
                 // The sender is dropped without a message: the process was never made.
@@ -280,7 +291,7 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
     }
     loop {
         // Asks the kernel, not tokio: tokio may not know yet of a write that has just been made.
-        match rustix::io::read(&from, &mut buffer) {
+        match rustix::io::read(&*from, &mut buffer) {
             Err(Errno::AGAIN) => return,
             Err(Errno::INTR) => {}
             read => {
@@ -289,6 +300,17 @@ async fn copy_until(mut from: pipe::Receiver, mut to: Sink, mut drain: oneshot::
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Reads what is there, or waits for the first byte or the end.
+async fn read_some(from: &pipe::Receiver, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        from.readable().await?;
+        match from.try_read(buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            read => return read,
         }
     }
 }

@@ -20,6 +20,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 use std::time::Duration;
 
 use log::warn;
@@ -53,7 +54,18 @@ pub(super) struct Output {
 #[derive(Debug)]
 pub(super) struct Unread {
     fifo: OwnedFd,
-    copying: Option<AbortHandle>,
+    ahead: Ahead,
+}
+
+/// What comes before a FIFO.
+#[derive(Debug)]
+pub(super) enum Ahead {
+    /// Nothing: the process writes into the FIFO.
+    Nothing,
+    /// The copy of a terminal, until the copy ends.
+    Copy(AbortHandle),
+    /// A pipe that is copied, until the pipe is empty. A process in the background may keep the pipe open.
+    Pipe(Weak<pipe::Receiver>),
 }
 
 /// Whether `path` is a FIFO. An error if nothing is at `path`.
@@ -127,16 +139,16 @@ impl Output {
         self.stop_reading().ok()?;
         let unread = Unread {
             fifo: self.try_clone().ok()?,
-            copying: None,
+            ahead: Ahead::Nothing,
         };
         Some(unread).filter(Unread::is_awaited)
     }
 
-    /// What is left in the FIFO, and what `copying` has yet to write. `copying` holds the FIFO for reading, too.
-    pub(super) fn uncopied(&self, copying: AbortHandle) -> Option<Unread> {
+    /// What is left in the FIFO, and what is `ahead`. A copy holds the FIFO for reading, too.
+    pub(super) fn uncopied(&self, ahead: Ahead) -> Option<Unread> {
         let unread = Unread {
             fifo: self.try_clone().ok()?,
-            copying: Some(copying),
+            ahead,
         };
         Some(unread).filter(Unread::is_awaited)
     }
@@ -188,9 +200,12 @@ pub(super) async fn until_read(outputs: Vec<Unread>) {
 
 impl Unread {
     fn is_awaited(&self) -> bool {
-        let copying = self.copying.as_ref();
-        copying.is_some_and(|copying| !copying.is_finished())
-            || (left(&self.fifo) > 0 && has_reader(&self.fifo))
+        let comes = match &self.ahead {
+            Ahead::Nothing => false,
+            Ahead::Copy(copy) => !copy.is_finished(),
+            Ahead::Pipe(pipe) => pipe.upgrade().is_some_and(|pipe| left(&*pipe) > 0),
+        };
+        comes || (left(&self.fifo) > 0 && has_reader(&self.fifo))
     }
 }
 

@@ -4,7 +4,8 @@
 //!  without a terminal                               with a terminal
 //!  containerd ──FIFO──▶ shim ──pipe──▶ process      containerd ──FIFO──▶ shim ──▶ pty master ═ slave ── process
 //!  containerd ◀──FIFO── process (an init)           containerd ◀──FIFO── shim ◀──     ║
-//!  containerd ◀──FIFO── shim ◀──pipe── an exec          logger ◀──pipe── shim ◀──     ║
+//!  containerd ◀──FIFO── shim ◀──pipe── an exec,         logger ◀──pipe── shim ◀──     ║
+//!                                      a confined init
 //!      logger ◀──pipe── process
 //!        file ◀──────── shim ◀──pipe── process
 //! ```
@@ -337,11 +338,11 @@ impl Io {
 }
 
 impl Output {
-    /// None for a copy: only an exec's output is copied into a FIFO, and the exit of an exec ends no stream.
     fn unread(&mut self) -> Option<fifo::Unread> {
         match self {
             Self::Direct(held) => held.unread(),
-            Self::Copied(_) | Self::Logger(_) => None,
+            Self::Copied(copied) => copied.unread(),
+            Self::Logger(_) => None,
         }
     }
 

@@ -258,7 +258,9 @@ impl Terminal {
     /// As [`super::Io::unread`].
     pub(super) fn unread(&self) -> Option<fifo::Unread> {
         match &self.output {
-            Some((copying, Held::Fifo(held))) => held.uncopied(copying.abort_handle()),
+            Some((copying, Held::Fifo(held))) => {
+                held.uncopied(fifo::Ahead::Copy(copying.abort_handle()))
+            }
             Some((_, Held::Logger(_))) | None => None,
         }
     }

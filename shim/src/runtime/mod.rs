@@ -2,6 +2,7 @@
 
 pub mod bundle;
 mod call;
+mod confinement;
 pub mod criu;
 mod log;
 pub mod options;

@@ -9,7 +9,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bundle::replace_file;
+use super::confinement::Confinement;
 use crate::error::{Error, IoError, Result};
+use crate::io::Writer;
 
 /// Annotation: `sandbox` or `container`.
 pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -27,6 +29,7 @@ pub struct Spec {
     annotations: HashMap<String, String>,
     hostname: Option<String>,
     domainname: Option<String>,
+    process: Confinement,
     linux: Linux,
     /// The file as containerd wrote it.
     #[serde(skip)]
@@ -126,6 +129,11 @@ impl Spec {
     /// `linux.mountLabel`: the SELinux label of what is mounted for the container.
     pub fn mount_label(&self) -> Option<&str> {
         Some(self.linux.mount_label.as_str()).filter(|label| !label.is_empty())
+    }
+
+    /// Who writes the output FIFOs of the container's init.
+    pub fn output_writer(&self) -> Writer {
+        self.process.writer()
     }
 
     /// The path of the process namespace that the container is to join.

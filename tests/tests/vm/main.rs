@@ -9,6 +9,7 @@
     reason = "a test reports by failing"
 )]
 
+mod apparmor;
 mod machine;
 mod systemd;
 
