@@ -8,7 +8,7 @@ use containerd_shim_protos::api::{
     CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty,
     ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResumeRequest,
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, WaitRequest, WaitResponse,
+    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -248,6 +248,21 @@ impl Shim {
             ..KillRequest::default()
         };
         self.call::<Empty>("Kill", &request).map(drop)
+    }
+
+    /// Update: changes limits. `resources` are OCI resources.
+    pub fn update(&self, id: &str, resources: &Value) -> Answer<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: serde_json::to_vec(resources).unwrap(),
+            ..Any::default()
+        };
+        let request = UpdateTaskRequest {
+            id: id.to_owned(),
+            resources: Some(resources).into(),
+            ..UpdateTaskRequest::default()
+        };
+        self.call::<Empty>("Update", &request).map(drop)
     }
 
     /// Delete: the exit code.

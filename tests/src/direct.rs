@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
 use crate::calls::{Answer, Shim};
@@ -167,6 +168,19 @@ impl Tasks {
             .map(|response| response.pid)
     }
 
+    /// Create from a bundle, with an options table of ours.
+    pub fn create_with_options(&self, id: &str, bundle: &Path, options: &str) -> Answer<u32> {
+        let request = CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: text(bundle),
+            options: Some(options_table(options)).into(),
+            ..CreateTaskRequest::default()
+        };
+        self.shim
+            .call::<CreateTaskResponse>("Create", &request)
+            .map(|response| response.pid)
+    }
+
     /// Removes the bundle of a deleted container.
     pub fn remove_bundle(&self, id: &str) {
         if id != self.id {
@@ -198,5 +212,21 @@ impl Tasks {
             .delete(id, "")
             .unwrap_or_else(|refusal| panic!("delete {id}: {refusal:?}"));
         self.remove_bundle(id);
+    }
+}
+
+/// An options table as containerd sends it: `runtimeoptions.v1.Options`, the text in field 3.
+fn options_table(options: &str) -> Any {
+    let length = u16::try_from(options.len())
+        .ok()
+        .filter(|&length| length < 1 << 14)
+        .expect("two bytes of a varint");
+    let [low, high] = [(length & 127 | 128), length >> 7].map(|byte| byte.to_le_bytes()[0]);
+    let mut value = vec![3 << 3 | 2, low, high];
+    value.extend_from_slice(options.as_bytes());
+    Any {
+        type_url: "runtimeoptions.v1.Options".to_owned(),
+        value,
+        ..Any::default()
     }
 }

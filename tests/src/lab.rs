@@ -163,7 +163,7 @@ pub fn prepare() {
 }
 
 /// An OCI runtime that is newer than the machine's: the path of `runc` (1.3, which can do user namespaces with
-/// containerd 2.x) or of `crun`.
+/// containerd 2.x), of `runc-1.1.15` (which copies itself into memory), or of `crun`.
 pub fn newer_runtime(name: &str) -> PathBuf {
     run_prepare(&["runtimes"]);
     lab().join("runtimes").join(name)
@@ -189,15 +189,20 @@ fn run_prepare(what: &[&str]) {
 
 /// The helper program of the tests, `probe`: see `tests/probe/main.rs`.
 pub fn probe() -> PathBuf {
+    helper("probe")
+}
+
+/// A helper program of the tests: `probe` or `fake-runc`.
+pub fn helper(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     // A test binary is in <profile>/deps, the helper beside it in <profile>.
     let profile = exe.parent().and_then(Path::parent).unwrap();
-    let probe = [profile.join("probe"), exe.parent().unwrap().join("probe")]
+    let helper = [profile.join(name), exe.parent().unwrap().join(name)]
         .into_iter()
         .find(|path| path.exists());
-    probe.unwrap_or_else(|| {
+    helper.unwrap_or_else(|| {
         panic!(
-            "no `probe` beside {}: build with `cargo build -p shim-tests`",
+            "no `{name}` beside {}: build with `cargo build -p shim-tests`",
             exe.display()
         )
     })

@@ -18,6 +18,7 @@
 //!   task     one container on a shim of its own, by Task calls
 //!   direct   the Task service of one shim, from many threads at once
 //!   cgroups  the files of a process's cgroup, under cgroup v1 or v2
+//!   fake_runc  a program for the place of runc that writes its calls down
 //!   hold     a runc that waits, for kills in the middle of a call
 //!   terminal a program on a terminal of its own
 //!   flood    gigabytes of output that can be checked byte by byte
@@ -43,6 +44,7 @@ pub mod cri_calls;
 pub mod daemon;
 pub mod direct;
 pub mod driver;
+pub mod fake_runc;
 pub mod flood;
 pub mod footprint;
 pub mod hold;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use containerd_shim_protos::api::{Empty, KillRequest, Status, UpdateTaskRequest};
+use containerd_shim_protos::api::{Empty, KillRequest, Status};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::Value;
 
@@ -115,17 +115,7 @@ impl<'a> Task<'a> {
 
     /// Update: changes limits. `resources` are OCI resources.
     pub fn update(&self, resources: &Value) -> Answer<()> {
-        let resources = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
-            value: serde_json::to_vec(resources).unwrap(),
-            ..Any::default()
-        };
-        let request = UpdateTaskRequest {
-            id: self.bundle.id.clone(),
-            resources: Some(resources).into(),
-            ..UpdateTaskRequest::default()
-        };
-        self.shim.call::<Empty>("Update", &request).map(drop)
+        self.shim.update(&self.bundle.id, resources)
     }
 
     /// Delete of the container (`""`) or of an exec. Gives the exit code.

@@ -10,9 +10,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+use shim_tests::calls::Streams;
 use shim_tests::daemon::Handler;
+use shim_tests::direct::Group;
+use shim_tests::fake_runc::FakeRunc;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, lab, on_every_containerd};
+use shim_tests::{
+    Daemon, Options, PodSpec, ShimUnderTest, Version, lab, on_every_containerd, ours_only,
+};
 
 /// A runtime that writes its arguments down, and then runs runc.
 struct Recorder {
@@ -65,6 +71,11 @@ impl Recorder {
             .filter(|call| !call.contains("--version") && *call != "features")
         {
             assert!(call.contains(&root), "{call}");
+            if ShimUnderTest::get() == ShimUnderTest::Pause {
+                // An id that begins with a hyphen is no flag.
+                let id = call.rsplit(' ').next().unwrap();
+                assert!(call.ends_with(&format!(" -- {id}")), "{call}");
+            }
         }
         let create = calls
             .lines()
@@ -187,6 +198,66 @@ on_every_containerd! {
         let namespace = daemon.names.name();
         daemon.end();
         recorder.assert_calls_with_flags(&namespace, expected);
+    }
+
+    fn an_id_may_begin_with_a_hyphen(version) {
+        ours_only!("containerd allows no such id, and the stock shim takes it for a flag");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "hyphen");
+        let crun = Crun::new();
+        for (turn, runtime) in [lab::lab().join("host/runc"), lab::newer_runtime("runc"), crun.binary()].iter().enumerate() {
+            let id = format!("-force-{turn}");
+            let options = format!("BinaryName = '{}'\nshortcuts = false\n", text(runtime));
+            let bundle = group.bundle(&id, "exec sleep 3600", |_| {});
+            group.create_with_options(&id, &bundle, &options).unwrap_or_else(|refusal| panic!("{}: {refusal}", runtime.display()));
+            group.shim.start(&id, "").unwrap();
+            group.shim.exec(&id, "e", &["true"], &Streams::default()).unwrap();
+            group.shim.start(&id, "e").unwrap();
+            assert_eq!(group.shim.wait(&id, "e").unwrap(), 0);
+            group.shim.delete(&id, "e").unwrap();
+            group.shim.kill(&id, "", 9).unwrap();
+            assert_eq!(group.shim.wait(&id, "").unwrap(), 137);
+            assert_eq!(group.shim.delete(&id, "").unwrap(), 137);
+            group.remove_bundle(&id);
+        }
+        group.end();
+        daemon.end();
+    }
+
+    fn a_crash_of_the_runtime_leaves_a_trace(version) {
+        ours_only!("the options are ours");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "crash");
+        let runc = FakeRunc::new(&daemon.directory().join("crash-runc"), &lab::lab().join("host/runc"));
+        let options = format!("BinaryName = '{}'\nshortcuts = false\n", text(runc.program()));
+        let bundle = group.bundle("c", "exec sleep 3600", |_| {});
+        runc.set_crash(Some("create"));
+        let said = group.create_with_options("c", &bundle, &options).unwrap_err().message;
+        assert!(said.contains("exit status 2") && said.contains("stderr"), "{said}");
+        runc.set_crash(None);
+        group.create_with_options("c", &bundle, &options).unwrap();
+        for command in ["start", "update", "delete"] {
+            runc.set_crash(Some(command));
+            let said = match command {
+                "start" => group.shim.start("c", "").map(drop),
+                "update" => group.shim.update("c", &json!({"pids": {"limit": 77}})),
+                _ => {
+                    group.shim.kill("c", "", 9).unwrap();
+                    group.shim.wait("c", "").unwrap();
+                    group.shim.delete("c", "").map(drop)
+                }
+            };
+            let said = said.unwrap_err().message;
+            assert!(said.contains(&format!("panic: no {command} today")), "{said}");
+            runc.set_crash(None);
+            if command == "start" {
+                group.shim.start("c", "").unwrap();
+            }
+        }
+        assert_eq!(group.shim.delete("c", "").unwrap(), 137);
+        group.remove_bundle("c");
+        group.end();
+        daemon.end();
     }
 
     fn a_newer_runc(version) {

@@ -10,52 +10,92 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 use shim_tests::direct::Group;
+use shim_tests::fake_runc::FakeRunc;
 use shim_tests::slot::text;
 use shim_tests::{Daemon, lab, on_every_containerd, ours_only};
 
-/// Programs named `runc` in a folder of the test's own: the machine's, and a newer release.
-fn copy_both_runcs(daemon: &Daemon) -> [PathBuf; 2] {
-    [
-        (lab::lab().join("host/runc"), "old"),
-        (lab::newer_runtime("runc"), "new"),
-    ]
-    .map(|(program, name)| {
-        let folder = daemon.directory().join(name);
-        fs::create_dir_all(&folder).unwrap();
-        fs::copy(program, folder.join("runc")).unwrap();
-        folder.join("runc")
-    })
+/// The runc of a test, which writes its calls down, and runc's root.
+struct Runc {
+    program: FakeRunc,
+    root: PathBuf,
 }
 
-/// Create of a container with options of ours.
-#[track_caller]
-fn create_with_options(group: &Group, id: &str, bundle: &Path, options: &str) {
-    let request = CreateTaskRequest {
-        id: id.to_owned(),
-        bundle: text(bundle),
-        options: Some(options_table(options)).into(),
-        ..CreateTaskRequest::default()
-    };
-    let created = group.shim.call::<CreateTaskResponse>("Create", &request);
-    created.unwrap_or_else(|refusal| panic!("create {id}: {refusal:?}"));
-}
+impl Runc {
+    /// One for each release of the table in `shim/src/runtime/release.rs` that the lab has.
+    fn each(daemon: &Daemon) -> [Self; 3] {
+        [
+            lab::lab().join("host/runc"),
+            lab::newer_runtime("runc-1.1.15"),
+            lab::newer_runtime("runc"),
+        ]
+        .map(|real| Self::new(daemon, &real))
+    }
 
-/// An options table as containerd sends it: `runtimeoptions.v1.Options`, the text in field 3.
-fn options_table(options: &str) -> Any {
-    let length = u8::try_from(options.len())
-        .ok()
-        .filter(|&length| length < 128)
-        .expect("one byte of a varint");
-    let mut value = vec![3 << 3 | 2, length];
-    value.extend_from_slice(options.as_bytes());
-    Any {
-        type_url: "runtimeoptions.v1.Options".to_owned(),
-        value,
-        ..Any::default()
+    fn new(daemon: &Daemon, real: &Path) -> Self {
+        let folder = daemon
+            .directory()
+            .join(format!("of-{}", real.file_name().unwrap().display()));
+        // Both are named `runc`: the machine's, and the newest.
+        let folder = if real.starts_with(lab::lab().join("host")) {
+            folder.with_extension("host")
+        } else {
+            folder
+        };
+        Self {
+            program: FakeRunc::new(&folder, real),
+            root: folder.join("root"),
+        }
+    }
+
+    fn options(&self) -> String {
+        format!(
+            "BinaryName = '{}'\nRoot = '{}'\n",
+            text(self.program.program()),
+            text(&self.root)
+        )
+    }
+
+    fn namespace_root(&self, daemon: &Daemon) -> PathBuf {
+        self.root.join(daemon.names.name())
+    }
+
+    /// Runs a container, so that a shim asks for the release, and waits for the answer.
+    #[track_caller]
+    fn ask(&self, group: &Group, id: &str) {
+        self.run(group, id, "exit 3", 3);
+        self.program.wait_until_asked(&self.root);
+        self.program.calls();
+    }
+
+    /// A container's whole life, which ends by itself. Gives the commands that were runs of runc.
+    #[track_caller]
+    fn run(&self, group: &Group, id: &str, script: &str, exit: u32) -> Vec<String> {
+        self.program.calls();
+        let bundle = group.bundle(id, script, |_| {});
+        self.create(group, id, &bundle);
+        group.shim.start(id, "").unwrap();
+        assert_eq!(group.shim.wait(id, "").unwrap(), exit);
+        assert_eq!(group.shim.delete(id, "").unwrap(), exit);
+        group.remove_bundle(id);
+        self.commands()
+    }
+
+    #[track_caller]
+    fn create(&self, group: &Group, id: &str, bundle: &Path) {
+        let created = group.create_with_options(id, bundle, &self.options());
+        created.unwrap_or_else(|refusal| panic!("create {id}: {refusal:?}"));
+    }
+
+    /// The commands since the last look.
+    fn commands(&self) -> Vec<String> {
+        let known = ["create", "start", "delete", "exec", "--version"];
+        let command = |call: &String| {
+            let word = call.split(' ').find(|word| known.contains(word));
+            word.unwrap_or_else(|| panic!("{call}")).to_owned()
+        };
+        self.program.calls().iter().map(command).collect()
     }
 }
 
@@ -77,7 +117,8 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "hooks");
-        for (turn, runc) in copy_both_runcs(&daemon).iter().enumerate() {
+        for (turn, runc) in Runc::each(&daemon).iter().enumerate() {
+            runc.ask(&group, &format!("c{turn}"));
             let [short, long] = [true, false].map(|shortcuts| {
                 let id = format!("c{turn}-{shortcuts}");
                 let log = daemon.directory().join(&id);
@@ -89,14 +130,15 @@ on_every_containerd! {
                     let mount = json!({"destination": "/out", "type": "bind", "source": text(&log), "options": ["bind"]});
                     spec["mounts"].as_array_mut().unwrap().push(mount);
                 });
-                create_with_options(&group, &id, &bundle, &format!("BinaryName = '{}'\nshortcuts = {shortcuts}", text(runc)));
+                group.create_with_options(&id, &bundle, &format!("{}shortcuts = {shortcuts}", runc.options())).unwrap();
                 group.shim.start(&id, "").unwrap();
+                assert_eq!(runc.commands().contains(&"start".to_owned()), !shortcuts);
                 assert_eq!(group.shim.wait(&id, "").unwrap(), 7);
                 assert_eq!(group.shim.delete(&id, "").unwrap(), 7);
                 group.remove_bundle(&id);
                 fs::read_to_string(log).unwrap()
             });
-            assert_eq!(short, long, "{}", runc.display());
+            assert_eq!(short, long, "{turn}");
             assert_eq!(short.lines().count(), 5, "{short}");
             let ends: Vec<&str> = short.lines().filter(|line| line.starts_with("poststop")).collect();
             assert_eq!(ends, ["poststop \"status\":\"stopped\""], "{short}");
@@ -110,16 +152,13 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "short");
-        for (turn, runc) in copy_both_runcs(&daemon).iter().enumerate() {
-            let kept = runc.with_extension("kept");
-            let options = format!("BinaryName = '{}'", text(runc));
+        for (turn, runc) in Runc::each(&daemon).iter().enumerate() {
+            runc.ask(&group, &format!("c{turn}"));
             // A container that ends by itself, one that is killed, and one that was never started.
             for (fate, exit) in [("ends", 3), ("killed", 137), ("unstarted", 137)] {
                 let id = format!("c{turn}-{fate}");
                 let bundle = group.bundle(&id, if fate == "ends" { "exit 3" } else { "exec sleep 3600" }, |_| {});
-                create_with_options(&group, &id, &bundle, &options);
-                fs::rename(runc, &kept).unwrap();
-                fs::copy("/bin/false", runc).unwrap();
+                runc.create(&group, &id, &bundle);
                 if fate != "unstarted" {
                     group.shim.start(&id, "").unwrap();
                     if fate == "killed" {
@@ -129,9 +168,52 @@ on_every_containerd! {
                 }
                 assert_eq!(group.shim.delete(&id, "").unwrap(), exit, "{fate}");
                 group.remove_bundle(&id);
-                fs::rename(&kept, runc).unwrap();
+                assert_eq!(runc.commands(), ["create"], "{fate}");
+                assert!(!runc.namespace_root(&daemon).join(&id).exists(), "{fate}");
             }
         }
+        group.end();
+        daemon.end();
+    }
+
+    fn an_unknown_release_does_all_itself(version) {
+        ours_only!("it always runs runc");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "unknown");
+        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        for (turn, release) in ["1.9.0", "1.3.7-rc.1", "1.3.6-dev", "1.3.6+dev"].iter().enumerate() {
+            runc.program.replace();
+            runc.program.set_version(Some(release));
+            runc.ask(&group, &format!("c{turn}"));
+            let commands = runc.run(&group, &format!("c{turn}-asked"), "exit 3", 3);
+            assert_eq!(commands, ["create", "start", "delete"], "{release}");
+        }
+        // And the same program with the name of a known release.
+        runc.program.replace();
+        runc.program.set_version(Some("1.3.6+ds1-1"));
+        runc.ask(&group, "known");
+        assert_eq!(runc.run(&group, "known-asked", "exit 3", 3), ["create"]);
+        group.end();
+        daemon.end();
+    }
+
+    fn an_upgrade_of_runc_is_noticed(version) {
+        ours_only!("it always runs runc");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "upgrade");
+        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        runc.ask(&group, "c1");
+        let bundle = group.bundle("c2", "exit 3", |_| {});
+        runc.create(&group, "c2", &bundle);
+        runc.program.replace();
+        runc.program.set_version(Some("1.9.0"));
+        group.shim.start("c2", "").unwrap();
+        assert_eq!(group.shim.wait("c2", "").unwrap(), 3);
+        assert_eq!(group.shim.delete("c2", "").unwrap(), 3);
+        group.remove_bundle("c2");
+        assert_eq!(runc.commands(), ["create", "start", "delete"]);
+        runc.ask(&group, "c3");
+        assert_eq!(runc.run(&group, "c4", "exit 3", 3), ["create", "start", "delete"]);
         group.end();
         daemon.end();
     }
@@ -140,22 +222,37 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "left");
-        let [runc, _] = copy_both_runcs(&daemon);
+        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        runc.ask(&group, "first");
         let log = daemon.directory().join("log");
         let bundle = group.bundle("c", "exit 3", |spec| spec["hooks"] = recording_hooks(&log, &["poststop"]));
-        create_with_options(&group, "c", &bundle, &format!("BinaryName = '{}'", text(&runc)));
+        runc.create(&group, "c", &bundle);
         group.shim.start("c", "").unwrap();
         assert_eq!(group.shim.wait("c", "").unwrap(), 3);
-        let kept = runc.with_extension("kept");
-        fs::rename(&runc, &kept).unwrap();
-        fs::copy("/bin/false", &runc).unwrap();
+        assert_eq!(runc.commands(), ["create"]);
         // The container is not deleted as long as its poststop hook cannot be run.
-        group.shim.delete("c", "").unwrap_err();
+        runc.program.set_crash(Some("delete"));
+        let refused = group.shim.delete("c", "").unwrap_err();
+        assert!(refused.message.contains("panic: no delete today"), "{refused}");
         assert!(!log.exists());
-        fs::rename(&kept, &runc).unwrap();
+        runc.program.set_crash(None);
         assert_eq!(group.shim.delete("c", "").unwrap(), 3);
         assert!(log.exists());
         group.remove_bundle("c");
+
+        // A state of which the shim does not know everything, as of a release with something new in it.
+        let bundle = group.bundle("new", "exit 3", |_| {});
+        runc.create(&group, "new", &bundle);
+        let state = runc.namespace_root(&daemon).join("new/state.json");
+        let mut changed: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+        changed["config"]["of_the_next_release"] = json!(true);
+        fs::write(&state, serde_json::to_vec(&changed).unwrap()).unwrap();
+        group.shim.start("new", "").unwrap();
+        assert_eq!(group.shim.wait("new", "").unwrap(), 3);
+        assert_eq!(runc.commands(), ["delete", "delete", "delete", "create", "start"]);
+        assert_eq!(group.shim.delete("new", "").unwrap(), 3);
+        assert!(runc.commands().contains(&"delete".to_owned()));
+        group.remove_bundle("new");
         group.end();
         daemon.end();
     }
@@ -169,7 +266,7 @@ on_every_containerd! {
             let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
             namespaces.retain(|namespace| namespace["type"] != "pid");
         });
-        create_with_options(&group, "c", &bundle, "");
+        group.create_from("c", &bundle).unwrap();
         group.shim.start("c", "").unwrap();
         assert_eq!(group.shim.wait("c", "").unwrap(), 5);
         assert_eq!(group.shim.delete("c", "").unwrap(), 5);

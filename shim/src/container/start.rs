@@ -25,7 +25,7 @@ use super::process::{Exec, ExecFiles, Process, exec_process, restore, start_exec
 use super::state::{Call, Life, Start, Status};
 use super::{known_cgroup, watched};
 use crate::error::{Error, Result};
-use crate::io::{self, Io, Recipient};
+use crate::io::{self, Io, Recipient, Writer};
 use crate::kernel::exits::{Claim, Exit};
 use crate::runtime::bundle::write_private;
 

@@ -1,13 +1,41 @@
-//! The log of one run of runc, in JSON, with the reason of a failure.
+//! Why a run of runc has failed: from the run's log, which is JSON, and from the run's stderr. A runc that crashes writes
+//! nothing into its log.
 
 use std::path::Path;
 
+use log::warn;
 use serde::Deserialize;
+
+use super::call::Captured;
 
 #[derive(Deserialize)]
 struct LogLine {
     level: String,
     msg: String,
+}
+
+/// Why the run with this log failed; none for a run that did not. Removes the log. `stderr` is what the run wrote to its
+/// stderr, where that is not the container's.
+pub(super) fn reason(log: &Path, stderr: Option<Captured>, status: u32) -> Option<String> {
+    let said = take_log(log);
+    if status == 0 {
+        return None;
+    }
+    if said.is_some() {
+        return said;
+    }
+    let failed = format!("exit status {status} and nothing in its log");
+    let Some(stderr) = stderr else {
+        return Some(format!(
+            "{failed}; what it printed is in the container's stderr"
+        ));
+    };
+    let printed = stderr.text();
+    let Some(first) = printed.lines().next() else {
+        return Some(failed);
+    };
+    warn!("{}: {failed}; it printed: {printed}", log.display());
+    Some(format!("{failed}; it printed: {first}"))
 }
 
 /// The last error in a log of runc. Removes the log, which belongs to one run only.
@@ -61,6 +89,40 @@ mod tests {
         assert_eq!(take_log(&log).as_deref(), Some("exec: no such file"));
         assert!(!log.exists());
         assert_eq!(take_log(&log), None);
+    }
+
+    #[test]
+    fn a_crash_is_told_by_its_first_line() {
+        use std::process::Command;
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        let run = |script: &str| {
+            let stderr = Captured::new().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stderr(stderr.stdio().unwrap());
+            let status = command.status().unwrap().code().unwrap();
+            reason(&log, Some(stderr), status.unsigned_abs())
+        };
+        assert_eq!(run("echo warning >&2"), None);
+        let crashed = run("echo 'panic: no memory\n\ngoroutine 1' >&2; exit 2").unwrap();
+        assert!(
+            crashed.ends_with("it printed: panic: no memory"),
+            "{crashed}"
+        );
+        // The log says more than the stderr, and memory is not taken without a bound.
+        let filled = run("echo first >&2; head -c 3000000 /dev/zero >&2 || exit 3").unwrap();
+        assert!(
+            filled.starts_with("exit status 3") && filled.ends_with("first"),
+            "{filled}"
+        );
+        std::fs::write(&log, "{\"level\":\"error\",\"msg\":\"said\"}").unwrap();
+        assert_eq!(run("echo printed >&2; exit 1").as_deref(), Some("said"));
+        assert!(!log.exists());
+        assert!(
+            reason(&log, None, 2)
+                .unwrap()
+                .contains("the container's stderr")
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod confinement;
 pub mod criu;
 mod log;
 pub mod options;
+mod release;
 pub mod runc;
 mod shortcuts;
 pub mod spec;

@@ -2,8 +2,8 @@
 //! signals, processes, freezing. Where a run of runc can be spared, [`super::shortcuts`] spares the run.
 //!
 //! Each run of runc has a log of its own, and runc writes its errors there as JSON lines. The last error becomes the
-//! text of the shim's error. The exit of runc comes through the one waiter ([`crate::kernel::exits`]). runc dies with
-//! the shim, so a killed shim leaves no half-run runc.
+//! text of the shim's error ([`super::log::reason`]). The exit of runc comes through the one waiter
+//! ([`crate::kernel::exits`]). runc dies with the shim, so a killed shim leaves no half-run runc.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -11,19 +11,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::log::debug;
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
 use super::bundle::RuncRecord;
-use super::call::Call;
+use super::call::{Call, Running};
 use super::criu::{Checkpoint, SavedStreams, Work};
-use super::log::take_log;
+use super::log::reason;
 use super::options::Options;
+use super::release::{Program, Tested};
 use super::shortcuts::{self, Shortcut};
 use crate::error::{Error, IoError, Result};
 use crate::io::Streams;
 use crate::kernel::blocking;
 use crate::kernel::cgroup::MoveInPlace;
-use crate::kernel::exits::{Child, Claim, Exits};
+use crate::kernel::exits::{Claim, Exits};
 
 /// The file in the bundle that runc writes the init's pid into.
 const INIT_PID: &str = "init.pid";
@@ -36,12 +37,11 @@ pub struct Runc {
     record: RuncRecord,
     no_pivot_root: bool,
     no_new_keyring: bool,
-    /// The directory of runc's state of the container, if the shim may start and delete the container without a run of
-    /// runc.
-    direct: Option<PathBuf>,
+    /// The program when the container was made, if the shim may do what is shorter with a known release of runc.
+    program: Option<Program>,
+    /// Where the programs' releases are kept.
+    releases: PathBuf,
     criu_work_path: Option<PathBuf>,
-    /// Whether the shim readies the kernel before runc moves a process into a cgroup.
-    readies: bool,
     /// Whether a run of runc dies with the shim, so that a killed shim leaves no half-run runc.
     ends_with_shim: bool,
     exits: Arc<Exits>,
@@ -61,18 +61,16 @@ impl Runc {
             root: options.root.join(namespace),
             systemd_cgroup: options.systemd_cgroup,
         };
-        // No shortcuts with systemd: systemd removes the cgroups that systemd has made.
-        let direct =
-            options.shortcuts && !record.systemd_cgroup && shortcuts::is_runc(&record.binary);
+        let program = options.shortcuts.then(|| Program::find(&record.binary));
         Self {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
-            direct: direct.then(|| record.root.join(id)),
+            program: program.flatten(),
+            releases: options.root.clone(),
             record,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
             criu_work_path: options.criu_work_path.clone(),
-            readies: options.shortcuts,
             ends_with_shim: true,
             exits: exits.clone(),
         }
@@ -87,9 +85,9 @@ impl Runc {
             record: record.clone(),
             no_pivot_root: false,
             no_new_keyring: false,
-            direct: None,
+            program: None,
+            releases: PathBuf::new(),
             criu_work_path: None,
-            readies: false,
             // containerd gives `delete` some seconds; runc may finish after that.
             ends_with_shim: false,
             exits: exits.clone(),
@@ -120,7 +118,7 @@ impl Runc {
             call.command.arg("--no-new-keyring");
         }
         call.streams(streams);
-        call.command.arg(&self.id);
+        self.learn();
         self.run_and_claim(call, &pid_file).await
     }
 
@@ -129,8 +127,8 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub async fn start(&self, ended: impl Future<Output = ()>) -> Result<()> {
-        let direct = match &self.direct {
-            Some(state) => shortcuts::start(state, ended).await,
+        let direct = match self.direct() {
+            Some(state) => shortcuts::start(&state, ended).await,
             None => Shortcut::NotHere,
         };
         match direct {
@@ -157,7 +155,6 @@ impl Runc {
             .arg("--pid-file")
             .arg(pid_file);
         call.streams(streams);
-        call.command.arg(&self.id);
         self.run_and_claim(call, pid_file).await
     }
 
@@ -191,7 +188,6 @@ impl Runc {
         let mut call = self.call("checkpoint");
         call.command.args(checkpoint.flags());
         call.criu(&work);
-        call.command.arg(&self.id);
         match self.run(call).await {
             Ok(()) => streams.save(&checkpoint.image),
             Err(error) => Err(work.explain(error, "dump.log", &self.exits).await),
@@ -221,7 +217,7 @@ impl Runc {
         }
         call.criu(&work);
         call.streams(streams);
-        call.command.arg(&self.id);
+        self.learn();
         match self.run_and_claim(call, &pid_file).await {
             Ok(claim) => Ok(claim),
             Err(error) => Err(work.explain(error, "restore.log", &self.exits).await),
@@ -233,7 +229,7 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub async fn delete(&self) -> Result<()> {
-        if let Some(state) = self.direct.clone() {
+        if let Some(state) = self.direct() {
             let deleted = blocking::run_anyway(move || Ok(shortcuts::delete(&state))).await?;
             if deleted == Shortcut::Done {
                 return Ok(());
@@ -257,7 +253,7 @@ impl Runc {
 
     async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
         let mut call = self.call(command);
-        call.command.args(flags).arg(&self.id);
+        call.command.args(flags);
         self.run(call).await
     }
 
@@ -272,7 +268,29 @@ impl Runc {
         Call::new(name, &self.bundle, &self.record)
     }
 
+    /// What is known of the release of runc that has made the container and is still the node's.
+    fn tested(&self) -> Option<&'static Tested> {
+        let program = self.program.as_ref()?;
+        let now = Program::find(&self.record.binary)?;
+        (now == *program).then(|| program.tested(&self.releases))?
+    }
+
+    /// The directory of runc's state of the container, if the shim may start and delete the container without a run of
+    /// runc. Not with systemd, which removes the cgroups that systemd has made.
+    fn direct(&self) -> Option<PathBuf> {
+        let may = !self.record.systemd_cgroup && self.tested().is_some();
+        may.then(|| self.record.root.join(&self.id))
+    }
+
+    /// Learns the program's release while runc makes the container.
+    fn learn(&self) {
+        if let Some(program) = self.program.clone() {
+            tokio::spawn(program.learn(self.releases.clone(), self.exits.clone()));
+        }
+    }
+
     async fn run(&self, mut call: Call) -> Result<()> {
+        call.id(&self.id);
         let error = |message| Error::Runc {
             command: call.name,
             id: self.id.clone(),
@@ -285,23 +303,20 @@ impl Runc {
             .exits
             .spawn(&mut call.command)
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
-        if self.readies && call.moves() {
-            ready_the_kernel(&self.id, child.pid());
-        }
         let running = Running(child);
+        if call.moves() && self.tested().is_some_and(|release| release.readies) {
+            ready_the_kernel(&self.id);
+        }
         // Closes the shim's copies of the streams, which the command holds. runc has its own copies.
         drop(call.command);
         let exit = exit
             .await
             .map_err(|_| Error::Internal("the waiter is gone"))?;
         drop(running);
-        let said = take_log(&call.log);
-        if exit.status == 0 {
-            return Ok(());
+        match reason(&call.log, call.stderr, exit.status) {
+            None => Ok(()),
+            Some(reason) => Err(error(reason)),
         }
-        Err(error(said.unwrap_or_else(|| {
-            format!("exit status {} and nothing in its log", exit.status)
-        })))
     }
 }
 
@@ -322,20 +337,10 @@ pub fn read_pid(file: &Path) -> Result<Pid> {
 
 /// Readies the kernel for runc's move of a process into a cgroup, see [`MoveInPlace`]. Nobody waits: runc goes on in
 /// any case.
-fn ready_the_kernel(container: &str, runc: Pid) {
-    match MoveInPlace::of(runc) {
+fn ready_the_kernel(container: &str) {
+    match MoveInPlace::of_the_shim() {
         Ok(moved) => blocking::spawn(|| moved.make().unwrap_or_else(|error| debug!("{error}"))),
         Err(error) => debug!("container {container}: {error}"),
-    }
-}
-
-/// A running runc, killed on drop: nobody waits for runc any more.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A runc that has been reaped takes no signal: the error is of no interest.
-        let _ = self.0.signal(Signal::KILL);
     }
 }
 

@@ -11,26 +11,25 @@
 //! ```
 //!
 //! `runc start` does nothing else to a container (libcontainer's `Container.Exec`), and `runc delete` of an ended
-//! container removes the container's cgroups and that directory. This holds for every release from 1.0 to 1.4. A run of
-//! runc takes 12 ms for such a step, and a forced delete takes 100 ms more from release 1.3 on.
+//! container removes the container's cgroups and that directory. This holds for the releases that [`super::release`]
+//! knows. A run of runc takes 12 ms for such a step, and a forced delete takes 100 ms more from release 1.3 on.
 //!
-//! Poststart hooks run in `runc create`, and startContainer hooks in the init. Poststop hooks run in `runc delete`, so
-//! runc deletes a container that has such a hook. Everything else that looks unusual is left to runc, too.
+//! In these releases poststart hooks run in `runc create`, and startContainer hooks in the init. Poststop hooks run in
+//! `runc delete`, so runc deletes a container that has such a hook. Everything else that looks unusual is left to runc,
+//! too: a state with a key that the shim does not know ([`RuncState`]).
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use log::debug;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::net::unix::pipe;
 
 use crate::error::IoError;
 use crate::kernel::cgroup;
-use crate::runtime::options::RUNC;
 
 const STATE: &str = "state.json";
 const EXEC_FIFO: &str = "exec.fifo";
@@ -46,33 +45,12 @@ pub(super) enum Shortcut {
     NotHere,
 }
 
-/// Whether `binary` passes for runc: the file's name is `runc`, and the file is no script. Another program, or a script
-/// around runc, may do more in its start and its delete.
-pub(super) fn is_runc(binary: &Path) -> bool {
-    let is_program = |path: &Path| {
-        let mut magic = [0; 4];
-        let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-        read.is_ok() && magic == *b"\x7fELF"
-    };
-    if binary.file_name() != Some(OsStr::new(RUNC)) {
-        return false;
-    }
-    if binary != Path::new(RUNC) {
-        return is_program(binary);
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join(RUNC));
-    // The first file in PATH is the one that is run.
-    found
-        .find(|path| path.is_file())
-        .is_some_and(|path| is_program(&path))
-}
-
 /// Lets the init of a created container execute the user's program, and returns when the init does. `ended` resolves
 /// when the init has ended. `dir` is the directory of the container's state.
 pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortcut {
     let fifo = dir.join(EXEC_FIFO);
-    if !dir.join(STATE).is_file() {
+    if let Err(error) = RuncState::read(dir) {
+        debug!("left to runc: {error}");
         return Shortcut::NotHere;
     }
     let Ok(reader) = pipe::OpenOptions::new().open_receiver(&fifo) else {
@@ -112,8 +90,15 @@ async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
     }
 }
 
-/// The needed part of `state.json`. runc itself reads the file as libcontainer's `State`.
+/// The state of a container as runc keeps it (libcontainer's `State`). A key that is not here is of a release or of a
+/// build that the shim does not know, and the state cannot be read.
+///
+/// The keys of the state, of the config and of the hooks are looked at, and no deeper ones: what a release adds to a
+/// container for a start or a delete to see (a resctrl group, network devices, a kind of hook) has a key of its own
+/// there. What is below (mounts, seccomp, devices …) says how the container was made, which is over.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "of some keys, the name alone matters")]
 struct RuncState {
     config: Config,
     /// The directory of each controller's cgroup.
@@ -121,36 +106,106 @@ struct RuncState {
     cgroup_paths: HashMap<String, PathBuf>,
     #[serde(default)]
     intel_rdt_path: String,
+    #[serde(default)]
+    intel_rdt_mon_path: String,
+    id: Option<IgnoredAny>,
+    init_process_pid: Option<IgnoredAny>,
+    init_process_start: Option<IgnoredAny>,
+    created: Option<IgnoredAny>,
+    rootless: Option<IgnoredAny>,
+    namespace_paths: Option<IgnoredAny>,
+    external_descriptors: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+/// libcontainer's `Config`, of which only the hooks are of interest.
+#[derive(Default)]
 struct Config {
-    #[serde(default, rename = "Hooks")]
-    hooks: Option<HashMap<String, Option<Vec<IgnoredAny>>>>,
+    hooks: Hooks,
+}
+
+/// The hooks of each kind.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+struct Hooks {
+    prestart: Option<IgnoredAny>,
+    create_runtime: Option<IgnoredAny>,
+    create_container: Option<IgnoredAny>,
+    start_container: Option<IgnoredAny>,
+    poststart: Option<IgnoredAny>,
+    poststop: Option<Vec<IgnoredAny>>,
+}
+
+/// The keys of libcontainer's `Config` in the releases from 1.0 to 1.5, without `Hooks`, and without `intel_rdt`: a
+/// container with a resctrl group is left to runc.
+#[rustfmt::skip]
+const CONFIG: [&str; 39] = [
+    "apparmor_profile", "capabilities", "cgroups", "devices", "domainname", "exec_cpu_affinity", "gid_mappings", "hostname",
+    "io_priority", "labels", "mask_paths", "memory_policy", "mount_label", "mounts", "namespaces", "netDevices", "networks",
+    "no_new_keyring", "no_new_privileges", "no_pivot_root", "oom_score_adj", "parent_death_signal", "personality",
+    "process_label", "readonly_paths", "readonlyfs", "rlimits", "rootPropagation", "rootfs", "rootless_cgroups",
+    "rootless_euid", "routes", "scheduler", "seccomp", "sysctl", "time_offsets", "uid_mappings", "umask", "version",
+];
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ConfigKeys)
+    }
+}
+
+struct ConfigKeys;
+
+impl<'de> Visitor<'de> for ConfigKeys {
+    type Value = Config;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a container's config")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
+        let mut config = Config::default();
+        while let Some(key) = map.next_key::<&str>()? {
+            match key {
+                "Hooks" => config.hooks = map.next_value::<Option<_>>()?.unwrap_or_default(),
+                key if CONFIG.contains(&key) => drop(map.next_value::<IgnoredAny>()?),
+                key => return Err(A::Error::unknown_field(key, &CONFIG)),
+            }
+        }
+        Ok(config)
+    }
 }
 
 impl RuncState {
+    /// Reads the state in the directory `dir`.
+    ///
+    /// # Errors
+    /// The errors of reading the file, and an error for a state that the shim does not know.
+    fn read(dir: &Path) -> Result<Self, IoError> {
+        let path = dir.join(STATE);
+        let text = fs::read(&path).map_err(IoError::at("read", &path))?;
+        serde_json::from_slice(&text).map_err(|error| IoError::at("decode", &path)(error))
+    }
+
     /// Whether a delete removes only the cgroups and the directory.
     fn is_plain(&self) -> bool {
-        let hooks = self.config.hooks.iter().flatten();
-        let mut poststop = hooks.filter(|(name, _)| *name == "poststop");
         self.intel_rdt_path.is_empty()
-            && poststop.all(|(_, hooks)| hooks.iter().flatten().count() == 0)
+            && self.intel_rdt_mon_path.is_empty()
+            && self.config.hooks.poststop.iter().flatten().count() == 0
     }
 }
 
 /// Removes runc's state of a container, and the container's cgroups. The container's processes must have ended, and its
 /// cgroups must not be systemd's. `dir` is the directory of the state. Blocks.
 pub(super) fn delete(dir: &Path) -> Shortcut {
-    let read =
-        || -> Option<RuncState> { serde_json::from_slice(&fs::read(dir.join(STATE)).ok()?).ok() };
-    let Some(state) = read().filter(RuncState::is_plain) else {
-        return Shortcut::NotHere;
-    };
-    let removed = cgroup::remove_leaves(state.cgroup_paths.into_values())
-        .and_then(|()| fs::remove_dir_all(dir).map_err(IoError::at("remove", dir)));
+    let removed = RuncState::read(dir).and_then(|state| {
+        if !state.is_plain() {
+            return Ok(Shortcut::NotHere);
+        }
+        cgroup::remove_leaves(state.cgroup_paths.into_values())?;
+        fs::remove_dir_all(dir).map_err(IoError::at("remove", dir))?;
+        Ok(Shortcut::Done)
+    });
     match removed {
-        Ok(()) => Shortcut::Done,
+        Ok(outcome) => outcome,
         // runc goes on from here, or says what is wrong.
         Err(error) => {
             debug!("left to runc: {error}");
@@ -172,6 +227,8 @@ mod tests {
     use super::*;
     use crate::kernel::blocking;
 
+    const PLAIN: &str = r#"{"config": {}}"#;
+
     fn created(state: &str) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(STATE), state).unwrap();
@@ -189,22 +246,9 @@ mod tests {
         })
     }
 
-    #[test]
-    fn a_script_is_not_runc_and_another_name_is_another_program() {
-        let dir = tempfile::tempdir().unwrap();
-        let (runc, other) = (dir.path().join("runc"), dir.path().join("crun"));
-        assert!(!is_runc(&runc));
-        for path in [&runc, &other] {
-            fs::copy("/proc/self/exe", path).unwrap();
-        }
-        assert!(is_runc(&runc) && !is_runc(&other));
-        fs::write(&runc, "#!/bin/sh\nexec runc.real \"$@\"\n").unwrap();
-        assert!(!is_runc(&runc));
-    }
-
     #[tokio::test]
     async fn an_init_is_released_and_the_fifo_goes() {
-        let dir = created("{}");
+        let dir = created(PLAIN);
         let init = init(&dir, b"0");
         assert_eq!(start(dir.path(), pending()).await, Shortcut::Done);
         init.join().unwrap();
@@ -215,7 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_init_that_is_released_and_ends_at_once_was_started() {
-        let dir = created("{}");
+        let dir = created(PLAIN);
         let waiting = init(&dir, b"0");
         // Resolves when the init has written and is gone.
         let ended = async {
@@ -230,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_init_that_has_ended_is_dead() {
-        let dir = created("{}");
+        let dir = created(PLAIN);
         assert_eq!(start(dir.path(), ready(())).await, Shortcut::Dead);
         let init = init(&dir, b"");
         assert_eq!(start(dir.path(), pending()).await, Shortcut::Dead);
@@ -240,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_state_of_another_program_is_left_to_it() {
-        let dir = created("{}");
+        let dir = created(PLAIN);
         fs::rename(dir.path().join(STATE), dir.path().join("status")).unwrap();
         assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
         assert_eq!(delete(dir.path()), Shortcut::NotHere);
@@ -253,10 +297,43 @@ mod tests {
         fs::create_dir(&leaf).unwrap();
         let hooks = r#"{"poststart": [{"path": "/x"}], "poststop": null}"#;
         let dir = created(&format!(
-            r#"{{"config": {{"Hooks": {hooks}}}, "cgroup_paths": {{"cpu": {leaf:?}, "": {gone:?}}}, "intel_rdt_path": ""}}"#
+            r#"{{"id": "c", "config": {{"umask": 18, "Hooks": {hooks}}}, "cgroup_paths": {{"cpu": {leaf:?}, "": {gone:?}}}, "intel_rdt_path": ""}}"#
         ));
         assert_eq!(delete(dir.path()), Shortcut::Done);
         assert!(!leaf.exists() && !dir.path().exists());
+    }
+
+    #[test]
+    fn an_unknown_key_is_left_to_runc() {
+        for (state, known) in [
+            (
+                r#"{"config": {"Hooks": null, "version": "1.3.0", "sysctl": {}}, "id": "c", "created": "now"}"#,
+                true,
+            ),
+            (
+                r#"{"config": {"Hooks": {"prestart": [], "startContainer": [{"path": "/x"}]}}}"#,
+                true,
+            ),
+            // A newer release, a build of somebody's, and no state at all.
+            (r#"{"config": {}, "poststart_done": false}"#, false),
+            (r#"{"config": {"start_hooks": 1}}"#, false),
+            (r#"{"config": {"intel_rdt": {"closID": "x"}}}"#, false),
+            (r#"{"config": {"Hooks": {"prestop": null}}}"#, false),
+            (r#"{"id": "c"}"#, false),
+            (r#"{"config": []}"#, false),
+            ("", false),
+        ] {
+            let dir = created(state);
+            let read = RuncState::read(dir.path());
+            assert_eq!(read.is_ok(), known, "{state}: {:?}", read.err());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_of_an_unknown_state_is_not_started() {
+        let dir = created(r#"{"config": {}, "unknown": 1}"#);
+        assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
+        assert!(dir.path().join(EXEC_FIFO).exists());
     }
 
     #[test]
@@ -269,6 +346,7 @@ mod tests {
             r#"{"config": {"Hooks": {"poststop": [{"path": "/x"}]}}}"#.to_owned(),
             r#"{"config": {"Hooks": {"poststop": {}}}}"#.to_owned(),
             r#"{"config": {}, "intel_rdt_path": "/sys/fs/resctrl/x"}"#.to_owned(),
+            r#"{"config": {}, "intel_rdt_mon_path": "/sys/fs/resctrl/mon_groups/x"}"#.to_owned(),
             format!(r#"{{"config": {{}}, "cgroup_paths": {{"cpu": {parent:?}}}}}"#),
         ] {
             let dir = created(&state);

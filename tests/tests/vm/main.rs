@@ -27,5 +27,7 @@ mod s5_shared_processes;
 mod s8_kills;
 #[path = "../s9_tasks.rs"]
 mod s9_tasks;
+#[path = "../small_limits.rs"]
+mod small_limits;
 #[path = "../stats.rs"]
 mod stats;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::path::DecInt;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use super::{Backoff, Cgroup, Directory, Hierarchy, PROCS, before, failed, v1, v2, write};
@@ -27,26 +26,24 @@ const OPEN_AT_ONCE: usize = 100;
 /// A move takes a lock against all forks (`cgroup_threadgroup_rwsem` of kernel/cgroup/cgroup.c). The first taker of the
 /// lock sleeps for an RCU grace period, some 8 ms; takers soon afterwards do not (kernel/rcu/sync.c). A runc that has
 /// just been started takes the lock some 10 ms after its start, so a move in place made at its start saves runc the
-/// sleep.
+/// sleep. Any process may make that move, and the shim makes its own.
 #[derive(Debug)]
 pub struct MoveInPlace {
     procs: PathBuf,
-    pid: Pid,
 }
 
 impl MoveInPlace {
-    /// Plans the move of a process that has just been started, to the cgroup that the process is in already.
+    /// Plans the move of the shim to the cgroup that the shim is in already.
     ///
     /// # Errors
     /// The errors of [`Cgroup::of_pid`].
-    pub fn of(pid: Pid) -> Result<Self, IoError> {
-        let cgroup = Cgroup::of_pid(pid)?;
+    pub fn of_the_shim() -> Result<Self, IoError> {
+        let cgroup = Cgroup::of_pid(getpid())?;
         // Any hierarchy will do: all share one lock. Preferably not cpuset, which may refuse a move.
         let directory = cgroup.find("pids").or(cgroup.directories.first());
         let directory = directory.ok_or_else(|| cgroup.not_found("find"))?;
         Ok(Self {
             procs: directory.path.join(PROCS),
-            pid,
         })
     }
 
@@ -55,12 +52,11 @@ impl MoveInPlace {
     /// # Errors
     /// The errors of open(2) and write(2).
     pub fn make(self) -> Result<(), IoError> {
-        // One write from a buffer on the stack: the thread's own heap allocates nothing.
-        let pid = DecInt::new(self.pid.as_raw_nonzero().get());
+        // 0 is the writer, so no stranger can be moved. The thread's own heap allocates nothing.
         OpenOptions::new()
             .write(true)
             .open(&self.procs)
-            .and_then(|mut file| file.write_all(pid.as_bytes()))
+            .and_then(|mut file| file.write_all(b"0"))
             .map_err(|error| failed("write to", &self.procs)(error))
     }
 }

@@ -1,0 +1,124 @@
+//! Containers with the smallest limits of memory start as often as they do when the shim leaves everything to runc.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test reports by failing"
+)]
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::json;
+use shim_tests::direct::Group;
+use shim_tests::slot::text;
+use shim_tests::{Daemon, lab, on_every_containerd, ours_only, vm};
+
+/// The starts of one row of the table.
+fn starts() -> usize {
+    std::env::var("SMALL_LIMIT_STARTS").map_or(25, |starts| starts.parse().unwrap())
+}
+
+/// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most. The VM has its own runc only.
+fn rows() -> Vec<(PathBuf, i64)> {
+    if vm::inside() {
+        return [8, 10, 12, 14].map(|mib| (lab::lab().join("host/runc"), mib)).into();
+    }
+    let copies_itself = lab::newer_runtime("runc-1.1.15");
+    if std::env::var_os("SMALL_LIMIT_STARTS").is_none() {
+        return vec![(copies_itself, 8)];
+    }
+    let runtimes = [
+        lab::lab().join("host/runc"),
+        copies_itself,
+        lab::newer_runtime("runc"),
+    ];
+    let row = |runtime: &PathBuf| [8, 10, 12, 14].map(|mib| (runtime.clone(), mib));
+    runtimes.iter().flat_map(row).collect()
+}
+
+/// How many creates or starts have failed, and how long the others took, in ms.
+#[derive(Default)]
+struct Column {
+    failed: usize,
+    create: Vec<f64>,
+    start: Vec<f64>,
+}
+
+impl Column {
+    fn start(&mut self, group: &Group, id: &str, mib: i64, options: &str) {
+        let bundle = group.bundle(id, "exec sleep 3600", |spec| {
+            spec["linux"]["resources"]["memory"] = json!({"limit": mib << 20, "swap": mib << 20});
+        });
+        let begin = Instant::now();
+        if group.create_with_options(id, &bundle, options).is_err() {
+            self.failed += 1;
+            return group.remove_bundle(id);
+        }
+        self.create.push(begin.elapsed().as_secs_f64() * 1e3);
+        let begin = Instant::now();
+        match group.shim.start(id, "") {
+            Ok(_) => self.start.push(begin.elapsed().as_secs_f64() * 1e3),
+            Err(_) => self.failed += 1,
+        }
+        // An init that was killed for its memory takes no signal.
+        let _ = group.shim.kill(id, "", 9);
+        group.shim.wait(id, "").unwrap();
+        group.shim.delete(id, "").unwrap();
+        group.remove_bundle(id);
+    }
+
+    fn text(&mut self) -> String {
+        let [create, start] = [&mut self.create, &mut self.start].map(|times| {
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or_default()
+        });
+        format!(
+            "{} failed, create {create:.1} ms, start {start:.1} ms",
+            self.failed
+        )
+    }
+}
+
+/// A program named `runc`, and runc's root.
+fn options(daemon: &Daemon, runtime: &Path, shortcuts: bool) -> String {
+    // Two of the runtimes are named `runc`.
+    let name = text(runtime).replace('/', "-");
+    let folder = daemon.directory().join(format!("small{name}"));
+    let program = folder.join("runc");
+    if !program.exists() {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::copy(runtime, &program).unwrap();
+    }
+    let root = daemon.directory().join("small-root");
+    format!(
+        "BinaryName = '{}'\nRoot = '{}'\nshortcuts = {shortcuts}\n",
+        text(&program),
+        text(&root)
+    )
+}
+
+on_every_containerd! {
+    fn a_small_limit_of_memory_fails_no_more_starts_than_runc_alone_does(version) {
+        ours_only!("it compares two settings of ours");
+        let daemon = Daemon::start(version);
+        let group = Group::start(&daemon, "small");
+        let starts = starts();
+        for (runtime, mib) in rows() {
+            let mut columns = [Column::default(), Column::default()];
+            for turn in 0..starts {
+                for (column, shortcuts) in columns.iter_mut().zip([true, false]) {
+                    let options = options(&daemon, &runtime, shortcuts);
+                    column.start(&group, &format!("c{mib}-{turn}-{shortcuts}"), mib, &options);
+                }
+            }
+            let [with, without] = &mut columns;
+            println!("{} {mib} MiB, {starts} starts: {}; without shortcuts {}", runtime.display(), with.text(), without.text());
+            // Both fail now and then: runc's copy of itself is charged to the container or not.
+            assert!(with.failed <= without.failed + 2 + starts / 20, "{}, {}", with.text(), without.text());
+        }
+        group.end();
+        daemon.end();
+    }
+}
