@@ -8,13 +8,20 @@
 )]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::inotify;
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use shim_tests::direct::Group;
 use shim_tests::fake_runc::FakeRunc;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, lab, on_every_containerd, ours_only};
+use shim_tests::until::ok_if;
+use shim_tests::{
+    Daemon, Options, PodSpec, cgroups, eventually, lab, on_every_containerd, ours_only,
+};
 
 /// The runc of a test, which writes its calls down, and runc's root.
 struct Runc {
@@ -96,6 +103,27 @@ impl Runc {
             word.unwrap_or_else(|| panic!("{call}")).to_owned()
         };
         self.program.calls().iter().map(command).collect()
+    }
+}
+
+/// Writes to a file, by whomever.
+struct Writes(OwnedFd);
+
+impl Writes {
+    fn to(path: &Path) -> Self {
+        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY).unwrap();
+        Self(inotify)
+    }
+
+    fn seen(&self) -> bool {
+        match rustix::io::read(&self.0, &mut [0; 4096]) {
+            Ok(bytes) => bytes > 0,
+            Err(error) => {
+                assert_eq!(error, Errno::AGAIN);
+                false
+            }
+        }
     }
 }
 
@@ -184,9 +212,12 @@ on_every_containerd! {
         for (turn, release) in ["1.9.0", "1.3.7-rc.1", "1.3.6-dev", "1.3.6+dev"].iter().enumerate() {
             runc.program.replace();
             runc.program.set_version(Some(release));
-            runc.ask(&group, &format!("c{turn}"));
-            let commands = runc.run(&group, &format!("c{turn}-asked"), "exit 3", 3);
-            assert_eq!(commands, ["create", "start", "delete"], "{release}");
+            for id in [format!("c{turn}"), format!("c{turn}-asked")] {
+                let mut commands = runc.run(&group, &id, "exit 3", 3);
+                commands.retain(|command| command != "--version");
+                assert_eq!(commands, ["create", "start", "delete"], "{id}: {release}");
+                runc.program.wait_until_asked(&runc.root);
+            }
         }
         // And the same program with the name of a known release.
         runc.program.replace();
@@ -216,6 +247,36 @@ on_every_containerd! {
         assert_eq!(runc.run(&group, "c4", "exit 3", 3), ["create", "start", "delete"]);
         group.end();
         daemon.end();
+    }
+
+    fn the_kernel_is_readied_for_releases_that_lose_nothing_by_that(version) {
+        ours_only!("it always runs runc");
+        for (real, readied) in [("runc-1.1.15", false), ("runc", true)] {
+            let folder = tempfile::tempdir().unwrap();
+            let runc = FakeRunc::new(folder.path(), &lab::newer_runtime(real));
+            let root = folder.path().join("root");
+            let options = format!(
+                "ShimCgroup = '$CGROUP_PARENT/of-shims'\nBinaryName = '{}'\nRoot = '{}'\n", text(runc.program()), text(&root));
+            let daemon = Daemon::with(version, &Options::runtime(&options));
+            let pod = PodSpec::new("readied").run(&daemon);
+            let shims = cgroups::directory(daemon.shim().pid, "pids").unwrap();
+            let writes = Writes::to(&shims.join("cgroup.procs"));
+            let first = pod.sleeper("one");
+            assert!(readied || !writes.seen(), "{real}");
+            runc.wait_until_asked(&root);
+            let second = pod.sleeper("two");
+            assert_eq!(first.exec(&["true"]).code, 0);
+            assert_eq!(second.exec(&["true"]).code, 0);
+            assert_eq!(writes.seen(), readied, "{real}");
+            pod.stop();
+            pod.remove();
+            eventually(Duration::from_secs(10), || ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned()));
+            // The cgroup is the operator's, and stays.
+            for path in shim_tests::leaks::cgroups(&daemon.names).into_iter().filter(|path| path.ends_with("of-shims")) {
+                eventually(Duration::from_secs(10), || fs::remove_dir(&path).map_err(|error| error.to_string()));
+            }
+            daemon.end();
+        }
     }
 
     fn what_only_runc_can_do_is_left_to_it(version) {

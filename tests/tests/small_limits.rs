@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::cast_precision_loss,
     reason = "a test reports by failing"
 )]
 
@@ -13,17 +14,19 @@ use std::time::Instant;
 use serde_json::json;
 use shim_tests::direct::Group;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, lab, on_every_containerd, ours_only, vm};
+use shim_tests::{Daemon, Version, lab, left_out, on_every_containerd, ours_only, vm};
 
 /// The starts of one row of the table.
 fn starts() -> usize {
-    std::env::var("SMALL_LIMIT_STARTS").map_or(25, |starts| starts.parse().unwrap())
+    std::env::var("SMALL_LIMIT_STARTS").map_or(60, |starts| starts.parse().unwrap())
 }
 
 /// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most. The VM has its own runc only.
 fn rows() -> Vec<(PathBuf, i64)> {
     if vm::inside() {
-        return [8, 10, 12, 14].map(|mib| (lab::lab().join("host/runc"), mib)).into();
+        return [8, 10, 12, 14]
+            .map(|mib| (lab::lab().join("host/runc"), mib))
+            .into();
     }
     let copies_itself = lab::newer_runtime("runc-1.1.15");
     if std::env::var_os("SMALL_LIMIT_STARTS").is_none() {
@@ -81,6 +84,13 @@ impl Column {
     }
 }
 
+/// What two columns of so many starts may differ by if both fail alike, `failed` together: 3.5 standard deviations. Where
+/// other processes move between cgroups all the time, runc alone fails, too.
+fn chance(failed: usize, starts: usize) -> f64 {
+    let each = failed as f64 / (2 * starts) as f64;
+    1.0 + 3.5 * (2.0 * starts as f64 * each * (1.0 - each)).sqrt()
+}
+
 /// A program named `runc`, and runc's root.
 fn options(daemon: &Daemon, runtime: &Path, shortcuts: bool) -> String {
     // Two of the runtimes are named `runc`.
@@ -102,6 +112,9 @@ fn options(daemon: &Daemon, runtime: &Path, shortcuts: bool) -> String {
 on_every_containerd! {
     fn a_small_limit_of_memory_fails_no_more_starts_than_runc_alone_does(version) {
         ours_only!("it compares two settings of ours");
+        if version != Version::V2_1 {
+            left_out!("containerd has no part in it");
+        }
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "small");
         let starts = starts();
@@ -115,8 +128,8 @@ on_every_containerd! {
             }
             let [with, without] = &mut columns;
             println!("{} {mib} MiB, {starts} starts: {}; without shortcuts {}", runtime.display(), with.text(), without.text());
-            // Both fail now and then: runc's copy of itself is charged to the container or not.
-            assert!(with.failed <= without.failed + 2 + starts / 20, "{}, {}", with.text(), without.text());
+            let (more, chance) = (with.failed.saturating_sub(without.failed), chance(with.failed + without.failed, starts));
+            assert!(more as f64 <= chance, "{}; without shortcuts {}", with.text(), without.text());
         }
         group.end();
         daemon.end();

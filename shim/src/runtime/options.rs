@@ -64,8 +64,8 @@ pub struct Options {
     /// What holds the namespaces of a sandbox.
     #[serde(rename = "holder")]
     pub holder: Holder,
-    /// Start and delete containers without running the runtime, if the runtime is a program named `runc`; ready the
-    /// kernel for every runtime's moves between cgroups.
+    /// Start and delete containers without running the runtime, and ready the kernel for its moves between cgroups, if
+    /// the runtime is a known release of runc.
     #[serde(rename = "shortcuts")]
     pub shortcuts: bool,
     /// The seconds after which a sandbox of the Sandbox API ends that was made and not started; 0 for no end.
