@@ -14,6 +14,7 @@ use super::mailbox::{KillScope, Listed, ProcessId, Reply, answer};
 use super::process::Process;
 use super::state::{Call, Checkpointing, Life};
 use crate::error::{Error, IoError, Result};
+use crate::io::{self, Writer};
 use crate::kernel::blocking;
 use crate::kernel::cgroup::{Cgroup, Metrics};
 use crate::kernel::exits::Child;
@@ -186,7 +187,11 @@ impl Actor {
         }
         self.checkpointing = Checkpointing::UnderWay;
         let (id, runc) = (self.id.clone(), self.runc.clone());
-        let io = self.init.request();
+        // Where the shim copies, the process has pipes: runc tells criu of those.
+        let io = match self.writer {
+            Writer::Process => self.init.request(),
+            Writer::Shim => io::Request::default(),
+        };
         let ended = self.init.ended();
         self.jobs.spawn(async move {
             let saved = tokio::select! {
