@@ -399,7 +399,7 @@ fn no_step_of_a_mount_follows_a_link_that_comes_between() {
                 exchange().unwrap();
             }
         });
-        let made = (0..2000).filter(|round| {
+        let made = (0..10_000).filter(|round| {
             // Every second mount fails after its first step, and is taken away again.
             let options = if round % 2 == 0 { &torn[..3] } else { &torn };
             let bound = Mount {
