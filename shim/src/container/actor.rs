@@ -133,15 +133,10 @@ impl Actor {
     /// would find no process to signal and no stream to close, and the caller would take the call for done. A SIGKILL
     /// or a deletion of such a process hurries the start.
     fn unless_starting(&mut self, request: Request) -> Option<Request> {
-        let is_last = match &request {
-            Request::Kill(_, signal, ..) => *signal == SIGKILL,
-            request => matches!(request, Request::Delete(..)),
-        };
-        let (id, deletes) = match &request {
-            Request::Kill(id, ..) | Request::Resize(id, ..) | Request::CloseIo(id, _) => {
-                (id, false)
-            }
-            Request::Delete(id, _) => (id, true),
+        let (id, deletes, hurries) = match &request {
+            Request::Kill(id, signal, ..) => (id, false, *signal == SIGKILL),
+            Request::Resize(id, ..) | Request::CloseIo(id, _) => (id, false, false),
+            Request::Delete(id, _) => (id, true, true),
             Request::Start(..)
             | Request::Exec(..)
             | Request::Pause(_)
@@ -158,7 +153,7 @@ impl Actor {
         match process.life_mut() {
             Life::Starting(start) if !has_pid || deletes => {
                 start.waiting.push(request);
-                if is_last && !has_pid {
+                if hurries && !has_pid {
                     start.hurry = None;
                 }
                 None

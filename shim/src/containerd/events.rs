@@ -328,7 +328,19 @@ impl Refusal {
             Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED | Code::CANCELLED => Self::Away,
             // containerd's word for an envelope with a wrong topic, namespace or time.
             Code::INVALID_ARGUMENT => Self::Wrong,
-            _ => Self::Other,
+            Code::OK
+            | Code::UNKNOWN
+            | Code::NOT_FOUND
+            | Code::ALREADY_EXISTS
+            | Code::PERMISSION_DENIED
+            | Code::UNAUTHENTICATED
+            | Code::RESOURCE_EXHAUSTED
+            | Code::FAILED_PRECONDITION
+            | Code::ABORTED
+            | Code::OUT_OF_RANGE
+            | Code::UNIMPLEMENTED
+            | Code::INTERNAL
+            | Code::DATA_LOSS => Self::Other,
         }
     }
 }
