@@ -15,7 +15,7 @@ struct LogLine {
 }
 
 /// Why the run with this log failed; none for a run that did not. Removes the log. `stderr` is what the run wrote to its
-/// stderr, where that is not the container's.
+/// stderr, where that is not the stderr of the process that runc makes.
 pub(super) fn reason(log: &Path, stderr: Option<Captured>, status: u32) -> Option<String> {
     let said = take_log(log);
     if status == 0 {
@@ -26,9 +26,7 @@ pub(super) fn reason(log: &Path, stderr: Option<Captured>, status: u32) -> Optio
     }
     let failed = format!("exit status {status} and nothing in its log");
     let Some(stderr) = stderr else {
-        return Some(format!(
-            "{failed}; what it printed is in the container's stderr"
-        ));
+        return Some(format!("{failed}; its stderr is that of the process"));
     };
     let printed = stderr.text();
     let Some(first) = printed.lines().next() else {
@@ -121,7 +119,7 @@ mod tests {
         assert!(
             reason(&log, None, 2)
                 .unwrap()
-                .contains("the container's stderr")
+                .contains("that of the process")
         );
     }
 

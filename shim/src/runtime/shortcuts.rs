@@ -317,7 +317,10 @@ mod tests {
             // A newer release, a build of somebody's, and no state at all.
             (r#"{"config": {}, "poststart_done": false}"#, false),
             (r#"{"config": {"start_hooks": 1}}"#, false),
-            (r#"{"config": {"intel_rdt": {"closID": "x"}}}"#, false),
+            (
+                r#"{"config": {"intel_rdt": {"enableMonitoring": true}}}"#,
+                false,
+            ),
             (r#"{"config": {"Hooks": {"prestop": null}}}"#, false),
             (r#"{"id": "c"}"#, false),
             (r#"{"config": []}"#, false),
