@@ -103,7 +103,7 @@ fn show_a_pod(daemon: &Daemon) {
         "The lines above name what is left. If they are mounts or cgroups, something else may be using them.",
     );
     daemon.cri().remove_all_pods();
-    daemon.assert_nothing_left(Duration::from_secs(5));
+    daemon.assert_nothing_left();
     screen::ok("the pod is removed, and nothing of it is left");
 }
 

@@ -83,7 +83,7 @@ on_every_containerd! {
             assert!(!ran.output.is_empty(), "{id}: no message");
             bundle.delete();
             drop(bundle);
-            daemon.assert_nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left();
         }
         daemon.end();
     }
@@ -121,7 +121,7 @@ on_every_containerd! {
             let message = pod_refused(&daemon, PodSpec::new("sysctl").sysctl(key, "7"));
             assert_names(&message, key.rsplit(['.', '/']).next().unwrap());
             daemon.cri().remove_all_pods();
-            daemon.assert_nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left();
         }
         assert_eq!(std::fs::read_to_string("/proc/sys/vm/swappiness").unwrap(), before);
         daemon.end();
@@ -147,7 +147,7 @@ on_every_containerd! {
         ] {
             pod_refused(&daemon, PodSpec::new("sysctl").sysctl(key, value));
             daemon.cri().remove_all_pods();
-            daemon.assert_nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left();
         }
         daemon.end();
     }

@@ -27,7 +27,7 @@ use shim_tests::flood::{self, Checked};
 use shim_tests::image::PauseImage;
 use shim_tests::proc::{Process, anonymous_kb, cpu_time, kill};
 use shim_tests::raw::Bundle;
-use shim_tests::until::ok_if;
+use shim_tests::until::{ok_if, timed};
 use shim_tests::{
     Container, Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, lab, leaks,
     on_every_containerd, ours_only,
@@ -153,18 +153,6 @@ fn runc_that_ignores_labels(daemon: &Daemon, bundle: &Bundle<'_>) -> PathBuf {
     fs::write(&runc, script).unwrap();
     fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
     note
-}
-
-/// The times of three rounds: a busy machine may be slow once.
-fn times_of_three_rounds(round: impl FnMut(u32) -> Duration) -> [Duration; 3] {
-    [1, 2, 3].map(round)
-}
-
-/// The result of a call, and the time until the result.
-fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
-    let begin = Instant::now();
-    let answer = call();
-    (answer, begin.elapsed())
 }
 
 on_every_containerd! {
@@ -361,7 +349,7 @@ on_every_containerd! {
         let daemon = Daemon::start(version);
         let (bundle, shim) = start_container(&daemon, "s", &["sleep", "3600"], &Streams::default());
         for terminal in [false, true] {
-            let times = times_of_three_rounds(|round| {
+            for round in 1..=3 {
                 let id = format!("e-{terminal}-{round}");
                 let out = make_fifo(&daemon, &id);
                 let streams = Streams { stdout: text(&out), stderr: text(&out), stdin: String::new(), terminal };
@@ -373,9 +361,8 @@ on_every_containerd! {
                 deleted.unwrap();
                 let found = bytes_at_end(reader, Duration::from_secs(5));
                 assert_eq!(String::from_utf8(found).unwrap().trim(), "done");
-                time
-            });
-            assert!(times.iter().any(|time| *time < Duration::from_secs(2)), "terminal: {terminal}: {times:?}");
+                assert!(time < Duration::from_secs(2), "terminal: {terminal}: {time:?}");
+            }
         }
         kill_and_delete(bundle, &shim);
         remove_fifos_and_end(daemon);
@@ -424,7 +411,7 @@ on_every_containerd! {
     fn a_background_child_delays_the_end_of_a_container_and_its_pod_by_nothing(version) {
         let daemon = Daemon::start(version);
         for terminal in [false, true] {
-            let times = times_of_three_rounds(|round| {
+            for round in 1..=3 {
                 let id = format!("c-{terminal}-{round}");
                 let out = make_fifo(&daemon, &id);
                 let bundle = Bundle::new(&daemon, &id);
@@ -445,10 +432,9 @@ on_every_containerd! {
                 bundle.shut_down(&shim);
                 drop(bundle);
                 fs::remove_file(&out).unwrap();
-                daemon.assert_nothing_left(Duration::from_secs(5));
-                time
-            });
-            assert!(times.iter().any(|time| *time < Duration::from_secs(3)), "terminal: {terminal}: {times:?}");
+                daemon.assert_nothing_left();
+                assert!(time < Duration::from_secs(3), "terminal: {terminal}: {time:?}");
+            }
         }
         remove_fifos_and_end(daemon);
     }

@@ -60,7 +60,7 @@ on_every_containerd! {
                 assert_eq!(stdout_text(&output), "out\n");
                 assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
             }
-            daemon.assert_nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left();
         }
         daemon.end();
     }
@@ -396,7 +396,7 @@ on_every_containerd! {
             let output = daemon.ctr_run(&["--rm"], &id, &["echo", &id]).output().unwrap();
             assert_eq!(stdout_text(&output), format!("{id}\n"), "{output:?}");
         }
-        daemon.assert_nothing_left(Duration::from_secs(5));
+        daemon.assert_nothing_left();
         daemon.end();
     }
 

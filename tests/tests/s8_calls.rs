@@ -313,7 +313,7 @@ on_every_containerd! {
             remove_fifos(&daemon);
             // A shim without containers that gets no call ends by itself, some time later.
             eventually(Duration::from_secs(50), || ok_if(daemon.shims().is_empty(), || "the shim stays".to_owned()));
-            daemon.assert_nothing_left(Duration::from_secs(10));
+            daemon.assert_nothing_left();
         }
         daemon.end();
     }

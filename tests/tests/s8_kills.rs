@@ -148,7 +148,7 @@ in_every_mode! {
         // containerd looks for such bundles at its start.
         daemon.kill();
         daemon.start_again();
-        daemon.assert_nothing_left(Duration::from_secs(10));
+        daemon.assert_nothing_left();
         daemon.end();
     }
 

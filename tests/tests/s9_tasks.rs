@@ -331,7 +331,7 @@ in_every_mode! {
             // Stopping twice is nothing special.
             pod.stop();
             pod.remove();
-            daemon.assert_nothing_left(Duration::from_secs(5));
+            daemon.assert_nothing_left();
         }
         daemon.end();
     }

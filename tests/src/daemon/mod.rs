@@ -244,10 +244,10 @@ impl Daemon {
         self.seen.borrow().left(&self.names, &daemon)
     }
 
-    /// Fails if something is left of pods and containers after `deadline`. containerd goes on.
+    /// Fails if something is left of pods and containers after five seconds. containerd goes on.
     #[track_caller]
-    pub fn assert_nothing_left(&self, deadline: Duration) {
-        eventually(deadline, || {
+    pub fn assert_nothing_left(&self) {
+        eventually(Duration::from_secs(5), || {
             let left = self.left();
             ok_if(left.is_empty(), || {
                 format!("left behind:\n  {}", left.join("\n  "))
@@ -270,7 +270,7 @@ impl Daemon {
             self.ctr(&["containers", "delete", id]);
             self.seen.borrow_mut().task(&namespace, id);
         }
-        self.assert_nothing_left(Duration::from_secs(5));
+        self.assert_nothing_left();
         self.seen.borrow().remove_traces(&self.names);
         self.stop();
         let left = take_down(&self.names);
