@@ -122,6 +122,12 @@ impl Shim {
     /// Connects to the shim that gave this answer to `start`, for the version of the Task service in the answer.
     #[track_caller]
     pub fn connect(started: &Ran) -> Self {
+        Self::connect_at(started, &started.address())
+    }
+
+    /// As [`Self::connect`], where the socket has another address outside of the shim's mount namespace.
+    #[track_caller]
+    pub fn connect_at(started: &Ran, address: &str) -> Self {
         let version = serde_json::from_str::<Value>(&started.text())
             .ok()
             .and_then(|answer| answer["version"].as_u64());
@@ -130,7 +136,7 @@ impl Shim {
         } else {
             "containerd.task.v2.Task"
         };
-        Self::dial(&started.address(), service)
+        Self::dial(address, service)
     }
 
     /// Connects to a service at this address.

@@ -14,7 +14,7 @@ use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
-use crate::calls::{Answer, Shim};
+use crate::calls::{Answer, Shim, Streams};
 use crate::daemon::Daemon;
 use crate::raw::{Bundle, Ran};
 use crate::slot::text;
@@ -35,6 +35,8 @@ pub struct Tasks {
     namespace: String,
     cgroup_parent: String,
     started: Ran,
+    /// The folder of the shim's socket, where that is another one outside of the shim's mount namespace.
+    sockets: Option<PathBuf>,
     ids: Mutex<BTreeSet<String>>,
     /// A connection to the shim.
     pub shim: Shim,
@@ -52,7 +54,13 @@ impl<'a> Group<'a> {
     /// Starts the shim, without a container.
     #[track_caller]
     pub fn start(daemon: &'a Daemon, id: &str) -> Self {
-        let first = Bundle::new(daemon, id);
+        Self::start_of(daemon, Bundle::new(daemon, id), None)
+    }
+
+    /// As [`Self::start`], in this bundle. `sockets` is the folder of the shim's socket, where the shim has a mount
+    /// namespace of its own.
+    #[track_caller]
+    pub fn start_of(daemon: &'a Daemon, first: Bundle<'a>, sockets: Option<PathBuf>) -> Self {
         let mut spec = first.plain_spec(&[]);
         spec["root"]["path"] = json!(text(&first.path.join("rootfs")));
         // The kernel spends most of a container's time on its network namespace.
@@ -66,13 +74,14 @@ impl<'a> Group<'a> {
         assert!(started.status.success(), "{}", started.text());
         daemon.look();
         let tasks = Tasks {
-            id: id.to_owned(),
+            id: first.id.clone(),
             bundle: first.path.clone(),
             spec,
             namespace: daemon.names.name(),
             cgroup_parent: daemon.names.cgroup_parent(),
-            shim: Shim::connect(&started),
+            shim: connect(&started, sockets.as_deref()),
             started,
+            sockets,
             ids: Mutex::default(),
         };
         Self {
@@ -91,6 +100,19 @@ impl<'a> Group<'a> {
     /// Shutdown; waits until the shim is gone.
     #[track_caller]
     pub fn end(self) {
+        self.shut_down();
+    }
+
+    /// As [`Self::end`]; then runs `delete`, as containerd does when a shim is gone.
+    #[track_caller]
+    pub fn end_and_delete(self) {
+        self.shut_down();
+        let deleted = self.run_delete();
+        assert!(deleted.status.success(), "delete: {}", deleted.text());
+    }
+
+    #[track_caller]
+    fn shut_down(&self) {
         let shim = self.daemon.shim();
         self.shim.shutdown(&self.id);
         eventually(Duration::from_secs(20), || {
@@ -115,11 +137,21 @@ impl Drop for Group<'_> {
     }
 }
 
+#[track_caller]
+fn connect(started: &Ran, sockets: Option<&Path>) -> Shim {
+    let address = started.address();
+    let Some(sockets) = sockets else {
+        return Shim::connect(started);
+    };
+    let name = Path::new(&address).file_name().unwrap();
+    Shim::connect_at(started, &format!("unix://{}", text(&sockets.join(name))))
+}
+
 impl Tasks {
     /// Another connection.
     #[track_caller]
     pub fn connect(&self) -> Shim {
-        Shim::connect(&self.started)
+        connect(&self.started, self.sockets.as_deref())
     }
 
     /// A bundle for container `id` that runs `sh -c SCRIPT`, with a spec changed by `change`.
@@ -158,9 +190,18 @@ impl Tasks {
 
     /// Create from a bundle.
     pub fn create_from(&self, id: &str, bundle: &Path) -> Answer<u32> {
+        self.create_with_streams(id, bundle, &Streams::default())
+    }
+
+    /// Create from a bundle, with these streams.
+    pub fn create_with_streams(&self, id: &str, bundle: &Path, streams: &Streams) -> Answer<u32> {
         let request = CreateTaskRequest {
             id: id.to_owned(),
             bundle: text(bundle),
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
             ..CreateTaskRequest::default()
         };
         self.shim
