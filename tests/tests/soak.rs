@@ -33,7 +33,7 @@ const LANES: usize = 4;
 const PART: usize = 10;
 
 /// How much more memory than after the first part a shim may have, in kB: what an allocator keeps.
-const SHIM_SLACK: u64 = 256;
+const SHIM_SLACK: u64 = 512;
 
 /// The same for containerd, which collects its garbage when it likes.
 const CONTAINERD_SLACK: u64 = 32 * 1024;
