@@ -555,9 +555,10 @@ fn try_limit(daemon: Daemon, limit: Limit) {
     // One that was there before the limit is ended under the limit.
     let all_begun = [&begun[..], &[&old[0]]].concat();
     let end_all = || with_all(&all_begun, |life| life.end(tasks, &answers));
-    let ended = match limit {
-        Limit::Descriptors => with_a_caller_who_waits(tasks, shim.pid, end_all),
-        _ => end_all(),
+    let ended = if limit == Limit::Descriptors {
+        with_a_caller_who_waits(tasks, shim.pid, end_all)
+    } else {
+        end_all()
     };
     assert!(shim.alive(), "the shim has ended");
     lift();

@@ -50,8 +50,8 @@ if [[ ! -x $vm/qemu/usr/bin/qemu-system-x86_64 ]]; then
     mv "$vm/qemu.tmp" "$vm/qemu"
 fi
 
-# Made anew when this file says something else.
-recipe=$(sha256sum <"${BASH_SOURCE[0]}")
+# Made anew when this file or the functions of tests/lab/prepare say something else.
+recipe=$({ cat "${BASH_SOURCE[0]}" && declare -f closure systemd_root; } | sha256sum)
 if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; then
     say "the root file system of the VM (once)"
     root=$vm/root
