@@ -1,6 +1,7 @@
 //! The server's process: executes it, and gives it its place on the node.
 
 use std::fs::OpenOptions;
+use std::io::{PipeReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -20,7 +21,13 @@ use crate::kernel::process;
 use crate::runtime::bundle;
 use crate::runtime::options::Options;
 
-/// Executes the server, with `listener` as its standard input. No process is left behind after a failure.
+/// Executes the server, with `listener` as its standard input. No process is left behind after a failure: the server
+/// serves when it is told through its standard output that `delete` can find it, and ends when this process ends before.
+///
+/// ```text
+///  start ──▶ execute the server ──▶ note pid and start time ──▶ one byte ──▶ answer containerd
+///                    └──▶ get ready ──────────────── wait ────────┴──▶ serve
+/// ```
 ///
 /// # Errors
 /// `Io` when the kernel refuses.
@@ -31,8 +38,12 @@ pub(super) fn launch(
     options: &Options,
 ) -> Result<()> {
     isolate_cores()?;
-    let mut server = spawn(start, socket, listener)?;
-    let placed = place(&server, &start.bundle, options);
+    let (told, mut tell) = std::io::pipe().map_err(IoError::at("make a pipe to", program()))?;
+    let mut server = spawn(start, socket, listener, told)?;
+    let placed = place(&server, &start.bundle, options).and_then(|()| {
+        let told = tell.write_all(&[1]);
+        Ok(told.map_err(IoError::at("tell the server of", &start.bundle))?)
+    });
     if placed.is_err() {
         // The server may have ended by itself.
         let _ = server.kill();
@@ -41,7 +52,7 @@ pub(super) fn launch(
     placed
 }
 
-fn spawn(start: &Start, socket: &Path, listener: UnixListener) -> Result<Child> {
+fn spawn(start: &Start, socket: &Path, listener: UnixListener, told: PipeReader) -> Result<Child> {
     let program = program();
     let mut command = Command::new(&program);
     command
@@ -52,7 +63,7 @@ fn spawn(start: &Start, socket: &Path, listener: UnixListener) -> Result<Child> 
         .arg("-socket")
         .arg(socket)
         .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
+        .stdout(told)
         .stderr(log(&start.bundle))
         .current_dir(&start.bundle)
         // A signal to containerd's process group must not reach the server.

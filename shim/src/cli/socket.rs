@@ -75,6 +75,12 @@ pub(super) fn listen(socket: &Path) -> Result<Option<UnixListener>> {
     let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let listener = UnixListener::bind(socket);
     umask(before);
+    if let Err(error) = &listener
+        && error.kind() != ErrorKind::AddrInUse
+    {
+        // bind(2) makes the socket, and listen(2) may fail after that.
+        remove_quietly(socket);
+    }
     Ok(Some(listener.map_err(IoError::at("listen on", socket))?))
 }
 

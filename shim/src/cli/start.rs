@@ -70,23 +70,15 @@ pub fn start(start: &Start) -> Result<Vec<u8>> {
         }
     };
     let socket = socket::path(input.socket_dir(), &start.address, &start.namespace, group)?;
-    let listener = socket::listen(&socket)?;
     let address = format!("unix://{}", socket.display());
-    let new = listener.is_some();
-    // containerd 1.6 and 1.7 read the address from this file after a restart.
+    // containerd 1.6 and 1.7 read the address from this file after a restart. `delete` reads there which socket to remove:
+    // this process may be killed as soon as the socket is there.
     let file = start.bundle.join("address");
-    std::fs::write(&file, &address)
-        .map_err(|error| IoError::at("write", &file)(error).into())
-        .and_then(|()| {
-            listener.map_or(Ok(()), |listener| {
-                launch::launch(start, &socket, listener, &options)
-            })
-        })
-        .inspect_err(|_| {
-            if new {
-                socket::remove_quietly(&socket);
-            }
-        })?;
+    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    if let Some(listener) = socket::listen(&socket)? {
+        launch::launch(start, &socket, listener, &options)
+            .inspect_err(|_| socket::remove_quietly(&socket))?;
+    }
     Ok(start.answer(&input, &purpose, address))
 }
 

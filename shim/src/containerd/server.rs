@@ -10,6 +10,7 @@ use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::Server;
 use containerd_shim_protos::ttrpc::r#async::transport::Listener;
 use log::info;
+use rustix::io::retry_on_intr;
 
 use super::callers;
 use super::events::publish;
@@ -39,7 +40,7 @@ pub struct Settings {
 }
 
 /// Serves the pod whose first bundle is the working directory, until the pod's lifecycle orders the end. Standard input
-/// is the listening socket.
+/// is the listening socket, standard output the pipe from `start`.
 ///
 /// # Errors
 /// `Io` when the working directory, the socket or a signal handler fails.
@@ -75,6 +76,7 @@ async fn run(settings: Settings) -> Result<()> {
     let pod = Arc::new(Pod::new(shared, Lifecycle::new(settings.socket.clone())));
     let mut order_to_end = pod.lifecycle.order_to_end();
     let mut server = services(&pod, listener)?;
+    wait_for_start()?;
     server
         .start()
         .await
@@ -95,6 +97,22 @@ async fn run(settings: Settings) -> Result<()> {
     let reason = reason.ok_or(Error::Internal("the server ends without a reason"))?;
     lifecycle::last_words(reason, callers.gone(), answered, published).await;
     Ok(())
+}
+
+/// Returns when `start` has noted this process for `delete`. Standard output is a pipe that says so.
+///
+/// # Errors
+/// `Internal` when `start` has ended before: nobody would find this process. `Io` when the kernel refuses.
+fn wait_for_start() -> Result<()> {
+    let failed = |operation| IoError::at(operation, "standard output");
+    let told = retry_on_intr(|| rustix::io::read(std::io::stdout(), &mut [0; 1]));
+    if told.map_err(failed("read"))? == 0 {
+        return Err(Error::Internal(
+            "start has ended before the server was noted",
+        ));
+    }
+    let null = std::fs::File::create("/dev/null").map_err(IoError::at("open", "/dev/null"))?;
+    Ok(rustix::stdio::dup2_stdout(null).map_err(failed("replace"))?)
 }
 
 /// The Task service under both names, and the Sandbox service.
