@@ -2,6 +2,7 @@
 # make bench    this shim beside the stock shim and the published Rust shim, measured: some 20 minutes (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
 # make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
+# make faults   the whole campaign of faults: every system call fails once, SIGKILL at every one (FAULTS=… takes a part)
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
@@ -21,7 +22,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo bench test test-vm lint pause-image install clean
+.PHONY: build demo bench test test-vm faults lint pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -60,6 +61,18 @@ TESTS ?=
 test-vm: vm
 	$(VM) run cargo nextest run -p shim-tests --locked --test vm \
 	  $(if $(TESTS),--ignore-default-filter -E '$(TESTS)',--profile all)
+
+# How many points of each call the campaign tries; `make test` tries a few.
+FAULTS ?= all
+
+faults:
+	.ci/setup test
+	tests/lab/prepare
+	$(MAKE) build
+	cargo build --locked -p shim-tests --bins
+	$(SUDO) rm -rf $(TARGET)/faults
+	FAULTS=$(FAULTS) cargo nextest run -p shim-tests --locked --test campaign --profile faults; \
+	  status=$$?; cat $(TARGET)/faults/*.txt; exit $$status
 
 .PHONY: vm
 vm:

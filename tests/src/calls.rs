@@ -116,6 +116,7 @@ impl Streams {
 pub struct Shim {
     client: Client,
     service: &'static str,
+    patience: Duration,
 }
 
 impl Shim {
@@ -142,13 +143,26 @@ impl Shim {
     /// Connects to a service at this address.
     #[track_caller]
     pub fn dial(address: &str, service: &'static str) -> Self {
-        let client = Client::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        Self { client, service }
+        Self::try_dial(address, service, PATIENCE).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`Self::dial`], with the refusal, and with the time that an answer may take.
+    pub fn try_dial(
+        address: &str,
+        service: &'static str,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let client = Client::connect(address).map_err(|error| format!("{address}: {error}"))?;
+        Ok(Self {
+            client,
+            service,
+            patience,
+        })
     }
 
     /// Calls a method.
     pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Answer<T> {
-        self.call_for(method, request, PATIENCE)
+        self.call_for(method, request, self.patience)
     }
 
     /// Calls a method, and gives up after this time.
@@ -231,7 +245,7 @@ impl Shim {
 
     /// Wait: the exit code.
     pub fn wait(&self, id: &str, exec: &str) -> Answer<u32> {
-        self.wait_for(id, exec, PATIENCE)
+        self.wait_for(id, exec, self.patience)
     }
 
     /// Wait, given up after this time.

@@ -66,12 +66,18 @@ impl Ran {
 impl<'a> Bundle<'a> {
     /// A bundle with busybox as its root and no `config.json` yet.
     pub fn new(daemon: &'a Daemon, id: &str) -> Self {
+        let bundle = Self::empty(daemon, id);
+        image::unpack_busybox(&bundle.path.join("rootfs"));
+        bundle
+    }
+
+    /// As [`Self::new`], with an empty root.
+    pub fn empty(daemon: &'a Daemon, id: &str) -> Self {
         let namespace = daemon.names.name();
         let path = daemon.directory().join("raw").join(&namespace).join(id);
         fs::create_dir_all(path.join("rootfs")).unwrap();
         // In containerd's bundles `work` is a link to a folder that outlives a restart of the machine.
         fs::create_dir_all(path.join("work")).unwrap();
-        image::unpack_busybox(&path.join("rootfs"));
         mknodat(
             CWD,
             path.join("log"),
@@ -171,7 +177,8 @@ impl<'a> Bundle<'a> {
         spec
     }
 
-    fn command(&self, subcommand: &str) -> Command {
+    /// The command line of `start` or `delete`, with the environment that containerd gives.
+    pub fn command(&self, subcommand: &str) -> Command {
         let address = grpc_address(&self.daemon.names);
         let namespace = self.daemon.names.name();
         let usual = || self.shim.binary(self.daemon.version);
