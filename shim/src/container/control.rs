@@ -35,9 +35,13 @@ impl Actor {
             (Some(signal), KillScope::All) if *id == ProcessId::Init => {
                 self.kill_all(signal, reply);
             }
-            (Some(signal), KillScope::All | KillScope::Process) => {
-                answer(reply, self.signal(id, signal));
-            }
+            (Some(signal), KillScope::All | KillScope::Process) => match self.signal(id, signal) {
+                // The answer comes after the thaw: without the thaw the kill has no effect, and must be tried again.
+                Ok(()) if signal == Signal::KILL && *id == ProcessId::Init => {
+                    self.thaw_to_die(Some(reply));
+                }
+                sent => answer(reply, sent),
+            },
             // Signal 0 sends nothing, and only asks whether the process is there (kill(2)).
             (None, _) if number == 0 => answer(reply, Ok(())),
             (None, _) => answer(
@@ -75,22 +79,24 @@ impl Actor {
                 return Err(IoError::at("send a signal to", format!("{id:?}"))(error).into());
             }
         }
-        if signal == Signal::KILL && *id == ProcessId::Init {
-            self.thaw_to_die();
-        }
         Ok(())
     }
 
     /// Thaws the container after a SIGKILL, whoever has frozen the container: on cgroup v1 a frozen process does not
-    /// die before the thaw.
-    fn thaw_to_die(&mut self) {
+    /// die before the thaw. Whoever sent the signal is answered.
+    pub(super) fn thaw_to_die(&mut self, reply: Option<Reply<()>>) {
         let Some(cgroup) = self.cgroup.clone() else {
-            return;
+            return reply.map_or((), |reply| answer(reply, Ok(())));
         };
         let id = self.id.clone();
         self.jobs.spawn(async move {
             let thawed = blocking::run_anyway(move || Ok(cgroup.thaw_if_frozen()?)).await;
-            thawed.unwrap_or_else(|e| warn!("container {id}: thaw what is to die: {e}"));
+            if let Err(error) = &thawed {
+                warn!("container {id}: thaw what is to die: {error}");
+            }
+            if let Some(reply) = reply {
+                answer(reply, thawed);
+            }
             Done::Answered
         });
     }
@@ -165,7 +171,7 @@ impl Actor {
                 .is_some_and(Child::has_kill_pending)
             {
                 // A SIGKILL that came during the freeze found the status Running, and did not thaw.
-                self.thaw_to_die();
+                self.thaw_to_die(None);
             }
         } else {
             self.init.go_on(|_| Life::Running);

@@ -141,7 +141,11 @@ impl Actor {
             Status::Created | Status::Running | Status::Paused | Status::Failed(_) => {
                 // Never started: the init is killed first. The teardown begins after the exit.
                 match self.signal(&ProcessId::Init, Signal::KILL) {
-                    Ok(()) | Err(Error::NotFound(_)) => self.deleted.push(reply),
+                    Ok(()) => {
+                        self.deleted.push(reply);
+                        self.thaw_to_die(None);
+                    }
+                    Err(Error::NotFound(_)) => self.deleted.push(reply),
                     Err(error) => answer(reply, Err(error)),
                 }
             }
