@@ -4,6 +4,7 @@
 //! reads a `DeleteResponse` from standard output. `delete` of the pod's first bundle takes down the whole pod: containers
 //! that joined the shim directly get no `delete` of their own.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,13 +33,15 @@ const DYING: Timespec = Timespec {
 /// Takes down container `id` of `bundle`, and the pod whose first bundle is `bundle`. Returns the bytes for containerd.
 ///
 /// containerd also runs `delete` after an ordinary deletion, when containerd closes the connection. Then the shim has
-/// noted the deletion in the bundle, and a living shim ends by itself, or serves other containers.
+/// noted the deletion in the bundle, and a living shim ends by itself, or serves other containers. A shim that is dying
+/// may have been killed, and takes nothing down.
 ///
 /// # Errors
 /// The first failure; the teardown goes on after a failure.
 pub fn delete(id: &str, bundle: &Path) -> Result<Vec<u8>> {
     let shim = find_shim(bundle)?;
-    if shim.is_none() || !bundle::is_deleted(bundle) {
+    let lives = shim.as_ref().is_some_and(|shim| !shim.dying);
+    if !lives || !bundle::is_deleted(bundle) {
         take_down_pod(id, bundle, shim)?;
     }
     let response = DeleteResponse {
@@ -165,8 +168,11 @@ impl Shim {
 
 /// Removes the socket that `start` noted in `bundle`. A socket that another shim listens at stays.
 fn remove_socket(bundle: &Path) -> Result<()> {
-    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else {
-        return Ok(());
+    let file = bundle.join("address");
+    let address = match std::fs::read_to_string(&file) {
+        Ok(address) => address,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(IoError::at("read", &file)(error).into()),
     };
     socket::remove_stale(Path::new(address.trim().trim_start_matches("unix://")))
 }

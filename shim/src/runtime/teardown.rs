@@ -58,7 +58,10 @@ pub enum Why {
 /// # Errors
 /// The first failure.
 pub async fn take_down(what: Remains, why: Why) -> Result<()> {
-    let cgroup = what.cgroup(why);
+    let (cgroup, found) = match what.cgroup(why) {
+        Ok(cgroup) => (cgroup, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
     let killed = match (why, cgroup.clone()) {
         (Why::Deleted, _) | (_, None) => Ok(()),
         // A sandbox that was not made has ended, and the cgroup may be somebody else's.
@@ -76,7 +79,7 @@ pub async fn take_down(what: Remains, why: Why) -> Result<()> {
     blocking::run_anyway(move || {
         let unmounted = what.unmount(why);
         let removed = what.remove_cgroup(why, cgroup);
-        first_failure([killed, deleted, unmounted, removed])?;
+        first_failure([found, killed, deleted, unmounted, removed])?;
         what.forget(why)
     })
     .await
@@ -91,14 +94,25 @@ fn kill(cgroup: &Cgroup) -> Result<()> {
 
 impl Remains {
     /// The cgroup, if this teardown removes one. For a deleted container, `runc delete` removes the cgroup.
-    fn cgroup(&self, why: Why) -> Option<Cgroup> {
+    ///
+    /// # Errors
+    /// `Io` when the kernel does not say where the cgroup is.
+    fn cgroup(&self, why: Why) -> Result<Option<Cgroup>> {
         if why == Why::Deleted && self.runc.is_some() {
-            return None;
+            return Ok(None);
         }
-        let path = self.record.cgroups_path.as_deref()?;
-        Cgroup::at(path, Driver::of(self.record.systemd_cgroup))
-            .inspect_err(|error| warn!("{}: {error}", self.id))
-            .ok()
+        let Some(path) = self.record.cgroups_path.as_deref() else {
+            return Ok(None);
+        };
+        match Cgroup::at(path, Driver::of(self.record.systemd_cgroup)) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            // No cgroup can have such a path.
+            Err(error) if error.source.kind() == ErrorKind::InvalidInput => {
+                warn!("{}: {error}", self.id);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn unmount(&self, why: Why) -> Result<()> {
