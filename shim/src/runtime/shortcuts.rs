@@ -23,7 +23,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use log::debug;
+use log::{debug, warn};
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::net::unix::pipe;
@@ -68,12 +68,12 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
     if !released {
         return Shortcut::Dead;
     }
-    match fs::remove_file(&fifo) {
-        Ok(()) => Shortcut::Done,
-        // While the FIFO exists, runc takes the container for one that has not been started. runc then says what is
-        // wrong.
-        Err(_) => Shortcut::NotHere,
+    if let Err(error) = fs::remove_file(&fifo) {
+        // The program runs. `runc start` would wait for ever for an init that was released before. While the FIFO
+        // exists, runc takes the container for one that has not been started, and refuses a checkpoint.
+        warn!("{}", IoError::at("remove", &fifo)(error));
     }
+    Shortcut::Done
 }
 
 /// Waits for the first writer, and reads until the last writer has closed the FIFO. `any` becomes true when something
