@@ -215,6 +215,10 @@ pub(crate) fn run(
         },
         _ => match child.try_wait() {
             Ok(Some(status)) => Ok(status),
+            // The tracer has waited for it: killed before it could go on.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                Ok(ExitStatus::from_raw(1 << 8))
+            }
             other => Err(format!("still runs: {other:?}")),
         },
     })?;
