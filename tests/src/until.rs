@@ -33,9 +33,10 @@ pub fn eventually<T>(deadline: Duration, mut what: impl FnMut() -> Result<T, Str
     }
 }
 
-/// As [`eventually`], but returns the last `Err`. In the VM, which is slow, every deadline is six times as long.
+/// As [`eventually`], but returns the last `Err`. In the VM, which is slow and does not see how busy this machine is, every
+/// deadline is twelve times as long.
 pub fn within<T>(deadline: Duration, what: impl FnMut() -> Result<T, String>) -> Result<T, String> {
-    let slower = if crate::vm::inside() { 6 } else { 1 };
+    let slower = if crate::vm::inside() { 12 } else { 1 };
     let deadline = deadline.max(LEAST) * slower;
     until(deadline, deadline.max(PATIENCE), what)
 }
