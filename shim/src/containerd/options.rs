@@ -83,6 +83,7 @@ fn of_runc(given: oci::Options, ours: &Options) -> Options {
         io_gid: given.io_gid,
         criu_image_path: path(given.criu_image_path),
         criu_work_path: path(given.criu_work_path),
+        criu_path: None,
         holder: ours.holder,
         shortcuts: ours.shortcuts,
         sandbox_start_timeout: ours.sandbox_start_timeout,
@@ -185,6 +186,18 @@ mod tests {
         assert_eq!(options.binary_name, Path::new("/usr/sbin/runc"));
         assert_eq!(options.shim_cgroup, None);
         assert_eq!(options.holder, Holder::Process);
+    }
+
+    #[test]
+    fn the_tables_of_containerds_default_configuration_are_the_defaults() {
+        // As `containerd config default` prints the options of runc's handler, which an operator copies.
+        let of_2_1 = "BinaryName = ''\nCriuImagePath = ''\nCriuWorkPath = ''\nIoGid = 0\nIoUid = 0\n\
+                      NoNewKeyring = false\nRoot = ''\nShimCgroup = ''\nSystemdCgroup = false\n";
+        let of_1_7 = format!("{of_2_1}CriuPath = \"\"\nNoPivotRoot = false\n");
+        for table in [of_2_1, &of_1_7] {
+            let options = from_any(Some(&runtime_options("", table))).unwrap();
+            assert_eq!(options, Options::default());
+        }
     }
 
     #[test]

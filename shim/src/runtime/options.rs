@@ -52,15 +52,22 @@ pub struct Options {
     /// `runc create --no-new-keyring`.
     pub no_new_keyring: bool,
     /// The cgroup of the shim itself.
+    #[serde(deserialize_with = "none_if_empty")]
     pub shim_cgroup: Option<PathBuf>,
     /// The owner (uid) of the containers' pipes and FIFOs.
     pub io_uid: u32,
     /// The group (gid) of the containers' pipes and FIFOs.
     pub io_gid: u32,
     /// The folder of checkpoints.
+    #[serde(deserialize_with = "none_if_empty")]
     pub criu_image_path: Option<PathBuf>,
     /// The folder of criu's logs and work files.
+    #[serde(deserialize_with = "none_if_empty")]
     pub criu_work_path: Option<PathBuf>,
+    /// Without effect, as in runc: criu is looked up in `PATH`. containerd 1.7 prints the option in its default
+    /// configuration.
+    #[serde(deserialize_with = "none_if_empty", skip_serializing)]
+    pub criu_path: Option<PathBuf>,
     /// What holds the namespaces of a sandbox.
     #[serde(rename = "holder")]
     pub holder: Holder,
@@ -90,6 +97,7 @@ impl Default for Options {
             io_gid: 0,
             criu_image_path: None,
             criu_work_path: None,
+            criu_path: None,
             holder: Holder::Auto,
             shortcuts: true,
             // A slow pull of the pause image, between the two calls, takes less.
@@ -104,6 +112,12 @@ fn runc_unless_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<PathBuf, 
 
 fn runc_root_unless_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
     Ok(path_or(String::deserialize(d)?, RUNC_ROOT))
+}
+
+/// containerd's default configuration prints every path as an empty string.
+fn none_if_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {
+    let given = Option::<PathBuf>::deserialize(d)?;
+    Ok(given.filter(|path| !path.as_os_str().is_empty()))
 }
 
 fn path_or(given: String, default: &str) -> PathBuf {
