@@ -46,7 +46,7 @@ impl PodConfig {
                 },
                 user,
             },
-            hostname: self.hostname().filter(|_| own_network).map(str::to_owned),
+            hostname: self.hostname().map(str::to_owned),
             domainname: None,
             sysctls: self.sysctls(&options),
             holder,
@@ -65,8 +65,10 @@ impl PodConfig {
                     .or_insert_with(|| value.to_owned());
             };
             add("net.ipv4.ip_unprivileged_port_start", "0");
-            // The range counts the node's group ids, which are out of a user namespace's range.
-            if options.userns_options.is_none() {
+            // The range counts the node's group ids, which are out of a user namespace's range. The kubelet always sends
+            // options, for a pod in the node's user namespace with the mode Node.
+            let user = options.userns_options.as_ref();
+            if user.is_none_or(|user| user.mode == Mode::Node) {
                 add("net.ipv4.ping_group_range", "0 2147483647");
             }
         }

@@ -74,7 +74,7 @@ fn a_mode_without_a_name_is_kept_and_counts_as_the_pods() {
 }
 
 #[test]
-fn a_pod_in_the_nodes_network_has_the_nodes_name_and_no_sysctls_of_containerds() {
+fn a_pod_in_the_nodes_network_keeps_its_name_and_has_no_sysctls_of_containerds() {
     let config = pod(Mode::Node, Mode::Container, None);
     let sandbox = config.sandbox(Path::new("/netns"), pause::HolderChoice::Auto);
     let sandbox = sandbox.unwrap();
@@ -82,8 +82,25 @@ fn a_pod_in_the_nodes_network_has_the_nodes_name_and_no_sysctls_of_containerds()
     assert_eq!(sandbox.namespaces.uts, pause::Namespace::Node);
     assert_eq!(sandbox.namespaces.pid, pause::Namespace::Node);
     assert_eq!(sandbox.namespaces.ipc, pause::Namespace::New);
-    assert_eq!(sandbox.hostname, None);
+    // The crate `pause` refuses another name than the node's in the node's UTS namespace.
+    assert_eq!(sandbox.hostname.as_deref(), Some("web"));
     assert!(sandbox.sysctls.is_empty());
+}
+
+#[test]
+fn unprivileged_ping_is_allowed_but_in_a_user_namespace() {
+    for (user, range) in [
+        (None, Some("0 2147483647")),
+        // What the kubelet sends for a pod without a user namespace.
+        (Some(Mode::Node), Some("0 2147483647")),
+        (Some(Mode::Pod), None),
+    ] {
+        let config = pod(Mode::Pod, Mode::Container, user);
+        let sandbox = config.sandbox(Path::new("/netns"), pause::HolderChoice::Auto);
+        let sysctls = sandbox.unwrap().sysctls;
+        let set = sysctls.get("net.ipv4.ping_group_range");
+        assert_eq!(set.map(String::as_str), range, "{user:?}");
+    }
 }
 
 #[test]
