@@ -90,11 +90,15 @@ impl Create {
         self.options.systemd_cgroup = driver == Driver::Systemd;
     }
 
+    /// The owner that the options name. Without one, in a user namespace, the owner is the root there: Docker names the
+    /// owner to the stock shim only.
     fn stream_owner(&self) -> StreamOwner {
-        StreamOwner {
-            uid: self.options.io_uid,
-            gid: self.options.io_gid,
-        }
+        let named = (self.options.io_uid, self.options.io_gid);
+        let (uid, gid) = match named {
+            (0, 0) => self.spec.mapped_root().unwrap_or(named),
+            named => named,
+        };
+        StreamOwner { uid, gid }
     }
 
     /// The cgroup, where the spec has the path. None where only runc or systemd knows the path: the kernel then knows

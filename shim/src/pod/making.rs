@@ -71,7 +71,7 @@ impl Pod {
         making: &Making,
     ) -> Result<(Member, Option<Pid>)> {
         create.choose_driver();
-        if create.spec.role() == Role::Sandbox && create.options.holder != Holder::Image {
+        if create.spec.role(&create.id) == Role::Sandbox && create.options.holder != Holder::Image {
             let made = sandbox::create(&self.shared, Plan::of_task(create)).await?;
             return Ok((Member::Task(Task::Sandbox(made.handle)), Some(made.pid)));
         }

@@ -97,11 +97,15 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Whether this is a pod's sandbox or an application's container.
-    pub fn role(&self) -> Role {
-        match self.annotations.get(CONTAINER_TYPE).map(String::as_str) {
-            Some("sandbox") => Role::Sandbox,
-            _ => Role::Container,
+    /// Whether container `id` is a pod's sandbox or an application's container. A sandbox of CRI names itself as its
+    /// sandbox. The annotation of the type alone, which `docker run --annotation` can set, makes no sandbox: the
+    /// container would be up and run nothing.
+    pub fn role(&self, id: &str) -> Role {
+        let is = |key, value| self.annotations.get(key).is_some_and(|given| given == value);
+        if is(CONTAINER_TYPE, "sandbox") && is(SANDBOX_ID, id) {
+            Role::Sandbox
+        } else {
+            Role::Container
         }
     }
 
@@ -124,6 +128,16 @@ impl Spec {
             .cgroups_path
             .as_deref()
             .filter(|path| !path.is_empty())
+    }
+
+    /// The user and the group on the node that root of the container is; none where root is the node's.
+    pub fn mapped_root(&self) -> Option<(u32, u32)> {
+        let root = |mappings: &[IdMapping]| {
+            let root = mappings.iter().find(|m| m.container == 0 && m.size > 0);
+            root.map(|mapping| mapping.host)
+        };
+        let (uid, gid) = (root(&self.linux.uid_mappings)?, root(&self.linux.gid_mappings)?);
+        Some((uid, gid))
     }
 
     /// `linux.mountLabel`: the SELinux label of what is mounted for the container.
@@ -335,73 +349,4 @@ fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn spec(text: &str) -> Spec {
-        serde_json::from_str(text).unwrap()
-    }
-
-    #[test]
-    fn an_explicit_group_comes_before_the_sandbox() {
-        let both = format!(r#"{{"annotations": {{"{GROUP}": "g", "{SANDBOX_ID}": "s"}}}}"#);
-        assert_eq!(spec(&both).group(), Some("g"));
-        let sandbox = format!(r#"{{"annotations": {{"{SANDBOX_ID}": "s"}}}}"#);
-        assert_eq!(spec(&sandbox).group(), Some("s"));
-        assert_eq!(spec("{}").group(), None);
-    }
-
-    #[test]
-    fn namespaces_are_made_joined_or_left_as_the_spec_says() {
-        let spec = spec(
-            r#"{"hostname": "web", "linux": {"namespaces": [{"type": "network", "path": "/run/netns/a"},
-               {"type": "ipc"}, {"type": "pid"}, {"type": "mount"}], "sysctl": {"net.core.somaxconn": "1"}}}"#,
-        );
-        let config = spec.sandbox(pause::HolderChoice::Auto);
-        assert!(
-            matches!(config.namespaces.net, pause::Namespace::Join(p) if p == Path::new("/run/netns/a"))
-        );
-        assert!(matches!(config.namespaces.ipc, pause::Namespace::New));
-        assert!(matches!(config.namespaces.uts, pause::Namespace::Node));
-        assert!(matches!(config.namespaces.pid, pause::Namespace::Node));
-        assert_eq!(config.hostname.as_deref(), Some("web"));
-        assert_eq!(config.sysctls["net.core.somaxconn"], "1");
-    }
-
-    #[test]
-    fn processes_live_on_after_init_only_where_the_namespace_is_not_its_own() {
-        let of = |namespaces: &str| {
-            spec(&format!(r#"{{"linux": {{"namespaces": {namespaces}}}}}"#))
-                .shares_process_namespace()
-        };
-        assert!(of("[]"));
-        assert!(of(r#"[{"type": "pid", "path": "/proc/7/ns/pid"}]"#));
-        assert!(!of(r#"[{"type": "pid"}]"#));
-    }
-
-    #[test]
-    fn only_the_process_namespace_of_a_spec_is_rewritten() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.json");
-        let before = r#"{"linux":{"namespaces":[{"path":"/a","type":"ipc"},{"path":"/b","type":"pid"}]},"x":18446744073709551615}"#;
-        std::fs::write(&file, before).unwrap();
-        let changes = Changes {
-            pid_namespace: Some("/proc/9/ns/pid".into()),
-            ..Changes::default()
-        };
-        let spec = Spec::load(dir.path()).unwrap();
-        spec.write(dir.path(), &changes).unwrap();
-        let after = std::fs::read_to_string(&file).unwrap();
-        assert_eq!(after, before.replace("/b", "/proc/9/ns/pid"));
-    }
-
-    #[test]
-    fn broken_json_is_named_with_its_place() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), "{\"process\": [").unwrap();
-        let error = Spec::load(dir.path()).unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)));
-        assert!(error.to_string().contains("line 1"), "{error}");
-    }
-}
+mod tests;
