@@ -71,11 +71,14 @@ fn inspect_shows_what_it_shows_of_any_pod_and_the_holder() {
     assert_eq!(info["runtimeType"], ShimUnderTest::Pause.runtime_type());
     assert_eq!(info["config"]["metadata"]["name"], "inspected");
     assert_eq!(info["config"]["hostname"], "inspected");
-    assert_eq!(info["sandboxMetadata"]["ID"], pod.id);
-    assert_eq!(info["holder"], "thread");
+    let metadata = &info["sandboxMetadata"];
+    // containerd from 2.3 on decodes the metadata, and refuses another version.
+    assert_eq!(metadata["Version"], "v1");
+    assert_eq!(metadata["Metadata"]["ID"], pod.id);
+    assert_eq!(info["pause"]["holder"], "thread");
     let pid = pod.pid();
     for kind in ["net", "ipc", "uts"] {
-        let shown = &info["namespaces"][kind];
+        let shown = &info["pause"]["namespaces"][kind];
         assert_eq!(shown["inode"], namespace(pid, kind), "{kind}: {shown}");
         let path = shown["path"].as_str().unwrap();
         assert_eq!(fs::metadata(path).unwrap().ino(), namespace(pid, kind));

@@ -141,8 +141,11 @@ impl Sandbox for SandboxService {
             ..SandboxStatusResponse::default()
         };
         if req.verbose {
-            let info = verbose(&req.sandbox_id, &view, &described);
-            response.info.insert("info".to_owned(), info.to_string());
+            let mut add = |key: &str, value: Value| {
+                response.info.insert(key.to_owned(), value.to_string());
+            };
+            add("info", info(&req.sandbox_id, &view, &described));
+            add("pause", own_info(&described));
         }
         response.sandbox_id = req.sandbox_id;
         Ok(response)
@@ -190,18 +193,15 @@ fn go_architecture(name: &str) -> &str {
     }
 }
 
-/// The verbose status: what `crictl inspectp` shows of a pod in podsandbox mode, and what only this shim knows. What
-/// only containerd knows (containerd's metadata, the CNI result) is missing.
-fn verbose(id: &str, view: &View, described: &Described) -> Value {
-    let holder = match described.holder {
-        pause::HolderKind::Thread => "thread",
-        pause::HolderKind::Process => "process",
-    };
-    let namespaces = described.paths.iter().map(|(kind, path)| {
-        // The path works only while the sandbox is there; then the inode is null.
-        let inode = std::fs::metadata(path).ok().map(|file| file.st_ino());
-        let namespace = json!({ "path": path, "inode": inode });
-        (kind.file().to_owned(), namespace)
+/// What `crictl inspectp` shows of a pod in podsandbox mode. containerd from 2.3 on decodes the value as its own
+/// `SandboxInfo` (internal/cri/server/podsandbox/types), and writes the value anew: a key that containerd does not know
+/// is lost, and metadata without a version is an error. What only containerd knows (the names, the CNI result) is
+/// missing.
+fn info(id: &str, view: &View, described: &Described) -> Value {
+    let metadata = json!({
+        "ID": id,
+        "Config": described.config,
+        "NetNSPath": described.network,
     });
     json!({
         "pid": wire_pid(view.pid),
@@ -214,7 +214,23 @@ fn verbose(id: &str, view: &View, described: &Described) -> Value {
         "runtimeOptions": described.options,
         "config": described.config,
         "runtimeSpec": described.spec,
-        "sandboxMetadata": { "ID": id, "Config": described.config, "NetNSPath": described.network },
+        "sandboxMetadata": { "Version": "v1", "Metadata": metadata },
+    })
+}
+
+/// What only this shim knows of the sandbox. containerd passes an entry of the map on that it has no use for.
+fn own_info(described: &Described) -> Value {
+    let holder = match described.holder {
+        pause::HolderKind::Thread => "thread",
+        pause::HolderKind::Process => "process",
+    };
+    let namespaces = described.paths.iter().map(|(kind, path)| {
+        // The path works only while the sandbox is there; then the inode is null.
+        let inode = std::fs::metadata(path).ok().map(|file| file.st_ino());
+        let namespace = json!({ "path": path, "inode": inode });
+        (kind.file().to_owned(), namespace)
+    });
+    json!({
         "holder": holder,
         "namespaces": namespaces.collect::<serde_json::Map<_, _>>(),
     })

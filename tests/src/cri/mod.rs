@@ -215,9 +215,15 @@ impl Cri {
 
 /// The JSON document in a verbose status.
 fn verbose(info: &HashMap<String, String>) -> serde_json::Value {
-    info.get("info")
-        .map(|info| serde_json::from_str(info).unwrap())
-        .unwrap_or_default()
+    let parsed = |key| {
+        let entry = info.get(key).map(|text| serde_json::from_str(text).unwrap());
+        entry.unwrap_or_default()
+    };
+    let mut shown: serde_json::Value = parsed("info");
+    if info.contains_key("pause") {
+        shown["pause"] = parsed("pause");
+    }
+    shown
 }
 
 /// The pid in a document of [`verbose`].
