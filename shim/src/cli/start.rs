@@ -24,7 +24,8 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use super::{launch, socket};
 use crate::containerd::options;
-use crate::error::{Error, IoError, Result};
+use crate::error::{Error, Result};
+use crate::runtime::bundle;
 use crate::runtime::spec::Spec;
 
 /// What `start` reads: the command line, the environment, standard input.
@@ -70,11 +71,8 @@ pub fn start(start: &Start) -> Result<Vec<u8>> {
         }
     };
     let socket = socket::path(input.socket_dir(), &start.address, &start.namespace, group)?;
-    let address = format!("unix://{}", socket.display());
-    // containerd 1.6 and 1.7 read the address from this file after a restart. `delete` reads there which socket to remove:
-    // this process may be killed as soon as the socket is there.
-    let file = start.bundle.join("address");
-    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    // `delete` reads there which socket to remove: this process may be killed as soon as the socket is there.
+    let address = bundle::save_address(&start.bundle, &socket)?;
     if let Some(listener) = socket::listen(&socket)? {
         launch::launch(start, &socket, listener, &options)
             .inspect_err(|_| socket::remove_quietly(&socket))?;

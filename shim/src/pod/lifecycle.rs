@@ -33,7 +33,7 @@
 //! The end itself: the shim removes the socket, so that a `start` makes a new server. Then callers hang up, calls are
 //! answered, and events are published ([`last_words`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -174,6 +174,11 @@ impl Lifecycle {
             orphaned: AtomicBool::new(false),
             begun: watch::Sender::new(0),
         }
+    }
+
+    /// The server's socket.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// A receiver that gets a reason with the order to end.

@@ -17,8 +17,12 @@ use super::{Making, Member, Pod};
 use crate::container::{self, Create};
 use crate::error::{Error, Result};
 use crate::kernel::cgroup::Driver;
+use crate::runtime::bundle::save_address;
 use crate::runtime::options::{Holder, Options};
 use crate::runtime::spec::{Changes, Role, Spec};
+
+/// The CPU weight that containerd's CRI gives to the cgroup of a sandbox: the least.
+const SANDBOX_CPU_SHARES: u64 = 2;
 
 /// What is known of a sandbox that the Sandbox API has made. Nothing of this changes until the sandbox is gone.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ impl Pod {
         let shared = self.shared_processes(&create).await?;
         changes.pid_namespace = shared.as_ref().map(|shared| shared.path.clone());
         create.spec.write(&create.bundle, &changes)?;
+        // For a container that joins the pod, containerd 2.x runs no `start`.
+        save_address(&create.bundle, self.lifecycle.socket())?;
         let made = container::create(&self.shared, create, making.given_up()).await;
         drop(shared);
         let (handle, pid) = made?;
@@ -114,6 +120,7 @@ impl Pod {
         let plan = Plan {
             config: config.sandbox(&network, options.holder_choice())?,
             driver: Driver::of(config.has_slice()),
+            cpu_shares: Some(SANDBOX_CPU_SHARES),
             cgroups_path: config.cgroups_path(&id),
             node_processes: config.node_processes(),
             options: options.clone(),

@@ -3,7 +3,7 @@
 //! | file | by | for |
 //! |---|---|---|
 //! | `config.json`, `rootfs/`, `log` | containerd | the spec, the root filesystem, the shim's log FIFO |
-//! | `address` | `start` | containerd 1.6 and 1.7, which dial the address again after a restart |
+//! | `address` | `start`; the server, for a container that joins the pod | containerd 1.6 and 1.7, which dial the address again after a restart, also after a downgrade from 2.x |
 //! | `shim.pid`, `shim.started` | `start` | `delete`, which ends a shim that no longer answers: pid and start time |
 //! | `options.json` | `start`, for the Sandbox API | the server, which has no other source of the operator's settings |
 //! | `pause.json` | the server | `delete`: what to take down ([`Record`]) |
@@ -27,6 +27,7 @@ pub const SHIM_PID: &str = "shim.pid";
 /// The file with the server's start time, in clock ticks since the node's boot.
 pub const SHIM_STARTED: &str = "shim.started";
 
+const ADDRESS: &str = "address";
 const RECORD: &str = "pause.json";
 const POD: &str = "pod";
 const NEW: &str = "new";
@@ -103,6 +104,17 @@ impl Record {
             Err(error) => Err(IoError::at("read", path)(error).into()),
         }
     }
+}
+
+/// Writes the address of the server that listens at `socket` into `bundle`. Returns the address.
+///
+/// # Errors
+/// `Io` when the file cannot be written.
+pub fn save_address(bundle: &Path, socket: &Path) -> Result<String> {
+    let address = format!("unix://{}", socket.display());
+    let file = bundle.join(ADDRESS);
+    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    Ok(address)
 }
 
 /// Writes a file that only root may read: an environment may hold secrets.

@@ -45,6 +45,19 @@ struct Linux {
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
     mount_label: String,
+    resources: Resources,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    cpu: Cpu,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cpu {
+    shares: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,7 +114,11 @@ impl Spec {
     /// sandbox. The annotation of the type alone, which `docker run --annotation` can set, makes no sandbox: the
     /// container would be up and run nothing.
     pub fn role(&self, id: &str) -> Role {
-        let is = |key, value| self.annotations.get(key).is_some_and(|given| given == value);
+        let is = |key, value| {
+            self.annotations
+                .get(key)
+                .is_some_and(|given| given == value)
+        };
         if is(CONTAINER_TYPE, "sandbox") && is(SANDBOX_ID, id) {
             Role::Sandbox
         } else {
@@ -136,8 +153,16 @@ impl Spec {
             let root = mappings.iter().find(|m| m.container == 0 && m.size > 0);
             root.map(|mapping| mapping.host)
         };
-        let (uid, gid) = (root(&self.linux.uid_mappings)?, root(&self.linux.gid_mappings)?);
+        let (uid, gid) = (
+            root(&self.linux.uid_mappings)?,
+            root(&self.linux.gid_mappings)?,
+        );
         Some((uid, gid))
+    }
+
+    /// `linux.resources.cpu.shares`: the weight among the cgroups of the pod, as cgroup v1 counts.
+    pub fn cpu_shares(&self) -> Option<u64> {
+        self.linux.resources.cpu.shares
     }
 
     /// `linux.mountLabel`: the SELinux label of what is mounted for the container.

@@ -216,7 +216,9 @@ impl Cri {
 /// The JSON document in a verbose status.
 fn verbose(info: &HashMap<String, String>) -> serde_json::Value {
     let parsed = |key| {
-        let entry = info.get(key).map(|text| serde_json::from_str(text).unwrap());
+        let entry = info
+            .get(key)
+            .map(|text| serde_json::from_str(text).unwrap());
         entry.unwrap_or_default()
     };
     let mut shown: serde_json::Value = parsed("info");

@@ -84,6 +84,24 @@ impl Cgroup {
         joined
     }
 
+    /// Sets the CPU weight, as cgroup v1 counts: 2 to 262144. v2 counts from 1 to 10000.
+    ///
+    /// # Errors
+    /// `NotFound` without the controller, and the errors of write(2).
+    pub fn set_cpu_shares(&self, shares: u64) -> Result<(), IoError> {
+        let directory = self
+            .find("cpu")
+            .ok_or_else(|| self.not_found("set the CPU weight of the cgroup"))?;
+        let shares = shares.clamp(2, 262_144);
+        match self.hierarchy {
+            Hierarchy::V1 => write(&directory.path, "cpu.shares", &shares.to_string()),
+            Hierarchy::V2 => {
+                let weight = 1 + (shares - 2) * 9_999 / 262_142;
+                write(&directory.path, "cpu.weight", &weight.to_string())
+            }
+        }
+    }
+
     /// Removes the cgroup in every hierarchy; its parents stay. A missing cgroup is no failure. A failure does not stop
     /// the removal in the other hierarchies; all failures are returned. A cgroup with processes or children stays, with
     /// the failure `EBUSY`.

@@ -41,6 +41,8 @@ pub struct Plan {
     pub cgroups_path: Option<String>,
     /// The form of the cgroup's path.
     pub driver: Driver,
+    /// The CPU weight of the cgroup, as cgroup v1 counts; none for the kernel's default.
+    pub cpu_shares: Option<u64>,
     /// The pod's containers see the node's processes.
     pub node_processes: bool,
     /// The operator's settings.
@@ -80,6 +82,7 @@ impl Plan {
             config: create.spec.sandbox(create.options.holder_choice()),
             cgroups_path: create.spec.cgroups_path().map(str::to_owned),
             driver: Driver::of(create.options.systemd_cgroup),
+            cpu_shares: create.spec.cpu_shares(),
             node_processes: !create.spec.has_pid_namespace(),
             options: create.options.clone(),
             origin: Origin::Task(Box::new(create)),
@@ -214,7 +217,7 @@ async fn make(
         .as_deref()
         .map(|path| Cgroup::at(path, plan.driver))
         .transpose()?;
-    let (config, files) = (plan.config.clone(), plan.files().cloned());
+    let (config, files, cpu_shares) = (plan.config.clone(), plan.files().cloned(), plan.cpu_shares);
     // Keeps the exit of a holder that ends before its pid is known here.
     let _expected = shared.exits.expect();
     let made = blocking::run(move || {
@@ -222,7 +225,7 @@ async fn make(
             files.make()?;
         }
         let sandbox = pause::Sandbox::create(&config)?;
-        match place(&sandbox, cgroup.as_ref()) {
+        match place(&sandbox, cgroup.as_ref(), cpu_shares) {
             Ok(()) => Ok((sandbox, cgroup)),
             Err(error) => {
                 sandbox.end();
@@ -240,11 +243,15 @@ async fn make(
 
 /// Makes the cgroup, and moves a process that holds the namespaces into the cgroup. A thread stays outside, and the
 /// cgroup stays empty: cAdvisor finds a pod's network counters by the name of the cgroup.
-fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>) -> Result<()> {
+fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>, cpu_shares: Option<u64>) -> Result<()> {
     let Some(cgroup) = cgroup else {
         return Ok(());
     };
     cgroup.create()?;
+    if let Some(Err(error)) = cpu_shares.map(|shares| cgroup.set_cpu_shares(shares)) {
+        // No error: a sandbox takes no processor, and the controller may not be there.
+        info!("{error}");
+    }
     match sandbox.holder_kind() {
         pause::HolderKind::Thread => Ok(()),
         pause::HolderKind::Process => Ok(cgroup.add(sandbox.pid())?),
