@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{CheckpointTaskRequest, Empty, Status};
 use containerd_shim_protos::ttrpc::Code;
+use rustix::process::Signal;
 use shim_tests::calls::{Shim, Streams, code};
 use shim_tests::cri_calls::Calls;
 use shim_tests::direct::{Group, Tasks};
 use shim_tests::hold::Hold;
-use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
-use shim_tests::{Daemon, PodSpec, eventually, on_every_containerd, ours_only};
+use shim_tests::{Daemon, PodSpec, eventually, on_every_containerd, ours_only, proc};
 
 const SLEEP: &[&str] = &["sleep", "3600"];
 /// Longer than a runc that hangs may hold anything back.

@@ -262,7 +262,7 @@ fn a_sandbox_that_containerd_has_left_between_its_two_calls_ends_by_itself() {
     });
     // What containerd does next works: the kubelet removes what it finds, and makes the pod again.
     daemon.cri().remove_all_pods();
-    daemon.assert_nothing_left(Duration::from_secs(5));
+    daemon.assert_nothing_left();
     let pod = PodSpec::new("left").run(&daemon);
     assert!(pod.ready());
     let found = daemon.shim();

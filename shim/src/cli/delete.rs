@@ -168,7 +168,7 @@ impl Shim {
 
 /// Removes the socket that `start` noted in `bundle`. A socket that another shim listens at stays.
 fn remove_socket(bundle: &Path) -> Result<()> {
-    let file = bundle.join("address");
+    let file = bundle.join(bundle::ADDRESS);
     let address = match std::fs::read_to_string(&file) {
         Ok(address) => address,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

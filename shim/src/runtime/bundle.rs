@@ -27,7 +27,8 @@ pub const SHIM_PID: &str = "shim.pid";
 /// The file with the server's start time, in clock ticks since the node's boot.
 pub const SHIM_STARTED: &str = "shim.started";
 
-const ADDRESS: &str = "address";
+/// The file with the address of the server's socket.
+pub const ADDRESS: &str = "address";
 const RECORD: &str = "pause.json";
 const POD: &str = "pod";
 const NEW: &str = "new";
