@@ -249,7 +249,7 @@ impl Campaign<'_> {
     fn subject(&mut self, subject: Subject) -> Tally {
         let mut tally = Tally::default();
         // Twice: what the first run of a program finds in the kernel's caches, the second finds, too.
-        let recorded = [0; 2].map(|_| self.attempt(subject, Deed::Watch, usize::MAX));
+        let recorded = [0; 2].map(|_| self.attempt(subject, &Deed::Watch, usize::MAX));
         let [Ok(first), Ok(second)] = recorded else {
             let why = recorded
                 .into_iter()
@@ -319,7 +319,7 @@ impl Campaign<'_> {
         tally.tried += 1;
         // A finding is what happens twice.
         for _ in 0..3 {
-            match self.attempt(subject, deed.clone(), most) {
+            match self.attempt(subject, deed, most) {
                 Ok(run) => {
                     *tally.classes.entry(run.class).or_default() += 1;
                     let took = begun.elapsed().as_millis();
@@ -343,7 +343,7 @@ impl Campaign<'_> {
         }
     }
 
-    fn attempt(&mut self, subject: Subject, deed: Deed, most: usize) -> Result<Run, String> {
+    fn attempt(&mut self, subject: Subject, deed: &Deed, most: usize) -> Result<Run, String> {
         self.number += 1;
         let id = format!("f{}", self.number);
         let kind = match subject {
@@ -354,11 +354,11 @@ impl Campaign<'_> {
         let mut life = Life::new(self.ground, kind, &id);
         life.most_descriptors = most;
         let result = match subject {
-            Subject::Scene(scene) => of_scene(&mut life, scene, &deed),
-            Subject::Program(Program::Start) => of_start(&mut life, Target::Program, &deed),
-            Subject::Program(Program::Boot) => of_start(&mut life, Target::ChildOfProgram, &deed),
+            Subject::Scene(scene) => of_scene(&mut life, scene, deed),
+            Subject::Program(Program::Start) => of_start(&mut life, Target::Program, deed),
+            Subject::Program(Program::Boot) => of_start(&mut life, Target::ChildOfProgram, deed),
             Subject::Program(Program::Delete | Program::DeleteSandbox) => {
-                of_delete(&mut life, &deed)
+                of_delete(&mut life, deed)
             }
         };
         result.map_err(|why| {
@@ -563,7 +563,7 @@ fn of_start(life: &mut Life<'_>, target: Target, deed: &Deed) -> Result<Run, Str
 fn of_delete(life: &mut Life<'_>, deed: &Deed) -> Result<Run, String> {
     let level = match life.kind {
         Kind::Container => Level::ExecRunning,
-        _ => Level::Running,
+        Kind::ShortContainer | Kind::Terminal | Kind::Sandbox | Kind::SandboxApi => Level::Running,
     };
     life.reach(level)?;
     if life.kind == Kind::Sandbox {

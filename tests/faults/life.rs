@@ -257,7 +257,11 @@ fn exit_status(status: WaitStatus) -> ExitStatus {
     match status {
         WaitStatus::Exited(_, code) => ExitStatus::from_raw(code << 8),
         WaitStatus::Signaled(_, signal, _) => ExitStatus::from_raw(signal as i32),
-        _ => ExitStatus::from_raw(0),
+        WaitStatus::Stopped(..)
+        | WaitStatus::PtraceEvent(..)
+        | WaitStatus::PtraceSyscall(_)
+        | WaitStatus::Continued(_)
+        | WaitStatus::StillAlive => ExitStatus::from_raw(0),
     }
 }
 

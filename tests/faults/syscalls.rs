@@ -245,7 +245,7 @@ pub(crate) fn by_name(name: &str) -> Option<&'static Known> {
 pub(crate) fn left_alone(name: &str) -> Option<&'static str> {
     match by_name(name)?.fate {
         Fate::LeftAlone(why) => Some(why),
-        _ => None,
+        Fate::Fails(_) | Fate::Reads | Fate::Writes | Fate::Duplicates | Fate::Limits => None,
     }
 }
 

@@ -250,9 +250,10 @@ impl Tracing {
 
     fn take_in(&mut self, status: WaitStatus) {
         if self.leaving.is_some() && status.pid() == self.leaving {
-            let signal = match status {
-                WaitStatus::Stopped(_, signal) => Some(signal),
-                _ => None,
+            let signal = if let WaitStatus::Stopped(_, signal) = status {
+                Some(signal)
+            } else {
+                None
             };
             let _ = ptrace::detach(self.leaving.take().unwrap(), signal);
             self.seen.lock().unwrap().child_only = true;
@@ -421,7 +422,7 @@ fn shown(task: Pid, argument: Argument, arguments: [u64; 3]) -> String {
         Argument::None => String::new(),
         Argument::Path(at) => path(task, arguments[at]),
         Argument::Descriptor => {
-            let number = arguments[0].cast_signed() as i32;
+            let number = arguments[0];
             let Ok(link) = fs::read_link(format!("/proc/{task}/fd/{number}")) else {
                 return format!("descriptor {number}");
             };
