@@ -185,8 +185,44 @@ impl Options {
     /// # Errors
     /// `InvalidArgument` for text that is no TOML, and for an unknown option or value.
     pub fn from_toml(text: &str, from: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|error| {
-            Error::InvalidArgument(format!("runtime options in {from}: {}", error.message()))
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            // The message alone names a wrong value, and not the option that has the value.
+            let at = error.span().map_or(0, |span| span.start);
+            Error::InvalidArgument(format!(
+                "runtime options in {from}: {}: {}",
+                error.message(),
+                line_at(text, at)
+            ))
         })
+    }
+}
+
+/// The line of `text` that has the byte `at`.
+fn line_at(text: &str, at: usize) -> &str {
+    let before = text.get(..at).unwrap_or_default();
+    let begin = before.rfind('\n').map_or(0, |end| end + 1);
+    let line = text.get(begin..).and_then(|rest| rest.lines().next());
+    line.unwrap_or_default().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_option() {
+        for line in [
+            "IoUid = 'many'",
+            "holder = 'pod'",
+            "shortcuts = 1",
+            "Root = []",
+        ] {
+            let text = format!("SystemdCgroup = true\n{line}\n# the end\n");
+            let refused = Options::from_toml(&text, "x.toml").map_err(|error| error.to_string());
+            assert!(
+                matches!(&refused, Err(text) if text.contains(line) && text.contains("x.toml")),
+                "{refused:?}"
+            );
+        }
     }
 }
