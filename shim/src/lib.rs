@@ -24,6 +24,8 @@ pub mod cli;
 pub mod container;
 pub mod containerd;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod io;
 pub mod kernel;
 pub mod pod;

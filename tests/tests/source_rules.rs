@@ -152,13 +152,14 @@ fn no_room_of_the_shim_uses_one_above_it() -> Result {
     let mut wrong = Vec::new();
     for file in rust_files(&src)?.into_iter().filter(|file| !is_test(file)) {
         let inside = file.strip_prefix(&src)?;
-        // io/fifo.rs and io/mod.rs belong to io; lib.rs and main.rs hold the rooms together.
+        // io/fifo.rs and io/mod.rs belong to io; lib.rs and main.rs hold the rooms together, and fuzzing, which is
+        // not in the binary, calls the parsers of all rooms.
         let room = inside
             .iter()
             .next()
             .map(|name| name.to_string_lossy().trim_end_matches(".rs").to_owned())
             .unwrap_or_default();
-        if ["lib", "main"].contains(&room.as_str()) {
+        if ["lib", "main", "fuzzing"].contains(&room.as_str()) {
             continue;
         }
         if place(&room).is_none() {

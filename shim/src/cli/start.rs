@@ -49,7 +49,7 @@ pub struct Start {
 
 /// Standard input, decoded.
 #[derive(Debug)]
-enum Input {
+pub(crate) enum Input {
     Options(Option<Any>),
     Params(Box<BootstrapParams>),
 }
@@ -90,7 +90,7 @@ enum Purpose {
 }
 
 impl Input {
-    fn options(&self) -> Option<&Any> {
+    pub(crate) fn options(&self) -> Option<&Any> {
         match self {
             Self::Options(any) => any.as_ref(),
             Self::Params(params) => params
@@ -114,7 +114,10 @@ impl Input {
 impl Start {
     /// The content tells the two messages apart: `BootstrapParams` repeats the id and the namespace of the command line;
     /// an `Any` has a type URL in the id's place.
-    fn parse_input(&self) -> Result<Input> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for bytes that are neither.
+    pub(crate) fn parse_input(&self) -> Result<Input> {
         if self.input.is_empty() {
             return Ok(Input::Options(None));
         }

@@ -47,6 +47,14 @@ pub fn from_any(any: Option<&Any>) -> Result<Options> {
     read(any, Path::new(DEFAULT_FILE))
 }
 
+/// Whether the options are those of a file.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn names_a_file(any: &Any) -> bool {
+    type_name(any) == "runtimeoptions.v1.Options"
+        && wire::decode(&any.value, runtime_options)
+            .is_ok_and(|options| options.config_body.is_empty() && !options.config_path.is_empty())
+}
+
 fn read(any: Option<&Any>, default_file: &Path) -> Result<Options> {
     let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
         return Options::from_default_file(default_file);

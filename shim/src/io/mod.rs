@@ -18,7 +18,7 @@ mod fifo;
 mod logger;
 mod pty;
 mod streams;
-mod uri;
+pub(crate) mod uri;
 
 use std::path::Path;
 use std::process::Stdio;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// Where a stream leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Destination {
+pub(crate) enum Destination {
     /// Nowhere: an empty name.
     Null,
     /// To an existing file, usually a FIFO.
@@ -24,18 +24,18 @@ pub(super) enum Destination {
 
 /// A program that takes output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Program {
+pub(crate) struct Program {
     /// The absolute path.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The arguments.
-    pub(super) arguments: Vec<OsString>,
+    pub(crate) arguments: Vec<OsString>,
     /// How the program says that it is ready.
-    pub(super) readiness: Readiness,
+    pub(crate) readiness: Readiness,
 }
 
 /// How a logger says that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Readiness {
+pub(crate) enum Readiness {
     /// By closing file descriptor 5 (`binary://`).
     Close,
     /// By writing a byte to file descriptor 5 (`binary-v2://`). A logger that dies closes the descriptor, but writes no
@@ -47,7 +47,7 @@ pub(super) enum Readiness {
 ///
 /// # Errors
 /// `InvalidArgument` for an unknown scheme, a path that is not absolute, and a wrong escape.
-pub(super) fn parse(name: &str) -> Result<Destination> {
+pub(crate) fn parse(name: &str) -> Result<Destination> {
     let Some((scheme, rest)) = name.split_once("://") else {
         return Ok(if name.is_empty() {
             Destination::Null
@@ -81,7 +81,7 @@ pub(super) fn parse(name: &str) -> Result<Destination> {
 ///
 /// # Errors
 /// `InvalidArgument` for a destination that no input can come from.
-pub(super) fn input(name: &str) -> Result<Option<PathBuf>> {
+pub(crate) fn input(name: &str) -> Result<Option<PathBuf>> {
     match parse(name)? {
         Destination::Null => Ok(None),
         Destination::Path(path) => Ok(Some(path)),
@@ -163,7 +163,7 @@ fn digit(byte: u8) -> Option<u8> {
 
 impl Program {
     /// The path, for messages.
-    pub(super) fn name(&self) -> &OsStr {
+    pub(crate) fn name(&self) -> &OsStr {
         self.path.as_os_str()
     }
 }

@@ -41,7 +41,12 @@ pub(super) fn take_log(log: &Path) -> Option<String> {
     let text = std::fs::read_to_string(log).ok()?;
     // A log that stays does no harm: the removal fails only while the bundle is being removed with everything in it.
     let _ = std::fs::remove_file(log);
-    entries(&text)
+    last_error(&text)
+}
+
+/// The last error in the text of a log.
+pub(crate) fn last_error(text: &str) -> Option<String> {
+    entries(text)
         .into_iter()
         .filter(|line| line.level == "error" || line.level == "fatal")
         .map(|line| line.msg.trim().to_owned())

@@ -99,7 +99,7 @@ async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "of some keys, the name alone matters")]
-struct RuncState {
+pub(crate) struct RuncState {
     config: Config,
     /// The directory of each controller's cgroup.
     #[serde(default)]
@@ -185,11 +185,12 @@ impl RuncState {
         serde_json::from_slice(&text).map_err(|error| IoError::at("decode", &path)(error))
     }
 
-    /// Whether a delete removes only the cgroups and the directory.
-    fn is_plain(&self) -> bool {
-        self.intel_rdt_path.is_empty()
+    /// The directory of each controller's cgroup; none where a delete removes more than the cgroups and the directory.
+    pub(crate) fn cgroups_if_plain(self) -> Option<HashMap<String, PathBuf>> {
+        let plain = self.intel_rdt_path.is_empty()
             && self.intel_rdt_mon_path.is_empty()
-            && self.config.hooks.poststop.iter().flatten().count() == 0
+            && self.config.hooks.poststop.iter().flatten().count() == 0;
+        plain.then_some(self.cgroup_paths)
     }
 }
 
@@ -197,10 +198,10 @@ impl RuncState {
 /// cgroups must not be systemd's. `dir` is the directory of the state. Blocks.
 pub(super) fn delete(dir: &Path) -> Shortcut {
     let removed = RuncState::read(dir).and_then(|state| {
-        if !state.is_plain() {
+        let Some(cgroups) = state.cgroups_if_plain() else {
             return Ok(Shortcut::NotHere);
-        }
-        cgroup::remove_leaves(state.cgroup_paths.into_values())?;
+        };
+        cgroup::remove_leaves(cgroups.into_values())?;
         fs::remove_dir_all(dir).map_err(IoError::at("remove", dir))?;
         Ok(Shortcut::Done)
     });

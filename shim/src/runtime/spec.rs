@@ -105,7 +105,11 @@ impl Spec {
     pub fn load(bundle: &Path) -> Result<Self> {
         let path = config_file(bundle);
         let text = std::fs::read(&path).map_err(IoError::at("read the bundle's spec", &path))?;
-        let mut spec: Self = serde_json::from_slice(&text).map_err(|e| unreadable(&path, &e))?;
+        Self::parse(text, &path)
+    }
+
+    pub(crate) fn parse(text: Vec<u8>, path: &Path) -> Result<Self> {
+        let mut spec: Self = serde_json::from_slice(&text).map_err(|e| unreadable(path, &e))?;
         spec.text = text;
         Ok(spec)
     }
@@ -284,8 +288,13 @@ impl Spec {
             return Ok(());
         }
         let file = config_file(bundle);
+        let spec = self.changed(&file, changes)?;
+        replace_file(&file, spec.to_string().as_bytes())
+    }
+
+    pub(crate) fn changed(&self, file: &Path, changes: &Changes) -> Result<Value> {
         let mut spec: Value =
-            serde_json::from_slice(&self.text).map_err(|e| unreadable(&file, &e))?;
+            serde_json::from_slice(&self.text).map_err(|e| unreadable(file, &e))?;
         if !spec.is_object() {
             return Err(Error::InvalidArgument(format!(
                 "parse {}: it is not an object",
@@ -298,7 +307,7 @@ impl Spec {
         if !changes.binds.is_empty() {
             add_binds(&mut spec, &changes.binds);
         }
-        replace_file(&file, spec.to_string().as_bytes())
+        Ok(spec)
     }
 }
 

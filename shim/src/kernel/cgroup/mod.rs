@@ -19,7 +19,7 @@ mod files;
 mod lifecycle;
 mod metrics;
 mod oom;
-mod paths;
+pub(crate) mod paths;
 mod processes;
 mod v1;
 mod v2;
@@ -208,11 +208,23 @@ impl Cgroup {
     }
 
     /// A v2 cgroup below a root other than `/sys/fs/cgroup`.
-    #[cfg(test)]
-    fn v2_at(root: &Path, path: &str) -> Self {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn v2_at(root: &Path, path: &str) -> Self {
         Self {
             hierarchy: Hierarchy::V2,
             directories: vec![Directory::new(root, Path::new(path))],
+            beside: None,
+        }
+    }
+
+    /// A v1 cgroup below a root of the caller's own, which has these controllers.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn v1_at(root: &Path, path: &str, controllers: &[&str]) -> Self {
+        let mut directory = Directory::new(root, Path::new(path));
+        directory.controllers = controllers.iter().map(|&name| name.to_owned()).collect();
+        Self {
+            hierarchy: Hierarchy::V1,
+            directories: vec![directory],
             beside: None,
         }
     }

@@ -6,10 +6,10 @@ use std::path::{Component, Path, PathBuf};
 use super::Driver;
 
 /// A process's place in one hierarchy: the hierarchy's controllers (none for v2), and the path relative to its root.
-pub(super) type Membership = (Vec<String>, PathBuf);
+pub(crate) type Membership = (Vec<String>, PathBuf);
 
 /// Reads `/proc/<pid>/cgroup`: `hierarchy:controller[,controller]…:path`.
-pub(super) fn memberships(text: &str) -> io::Result<Vec<Membership>> {
+pub(crate) fn memberships(text: &str) -> io::Result<Vec<Membership>> {
     let parse_line = |line: &str| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(names), Some(path)) = (fields.next(), fields.next()) else {
@@ -33,7 +33,7 @@ pub(super) fn controllers(names: &str) -> Vec<String> {
 }
 
 /// Reads the OCI spec's `linux.cgroupsPath`. The result is relative to the hierarchy's root.
-pub(super) fn cgroups_path(text: &str, driver: Driver) -> io::Result<PathBuf> {
+pub(crate) fn cgroups_path(text: &str, driver: Driver) -> io::Result<PathBuf> {
     let path = match driver {
         Driver::Cgroupfs => relative(text)?,
         Driver::Systemd => systemd_path(text)?,
@@ -45,7 +45,7 @@ pub(super) fn cgroups_path(text: &str, driver: Driver) -> io::Result<PathBuf> {
 }
 
 /// Whether a cgroups path has systemd's form, `slice:prefix:name`.
-pub(super) fn has_systemd_form(text: &str) -> bool {
+pub(crate) fn has_systemd_form(text: &str) -> bool {
     systemd_path(text).is_ok()
 }
 

@@ -16,9 +16,9 @@
 mod detached;
 mod idmap;
 mod mount;
-mod options;
+pub(crate) mod options;
 mod point;
-mod table;
+pub(crate) mod table;
 mod unmount;
 
 #[cfg(test)]

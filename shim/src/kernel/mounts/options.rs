@@ -11,19 +11,19 @@ use super::unsupported;
 
 /// A mount's options, sorted by the system call that takes them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct MountOptions {
-    pub(super) flags: Flags,
+pub(crate) struct MountOptions {
+    pub(crate) flags: Flags,
     pub(super) id_maps: IdMaps,
     /// The options for the filesystem.
-    pub(super) data: Vec<String>,
+    pub(crate) data: Vec<String>,
 }
 
 /// The options that mount(2) takes as flags.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Flags {
-    pub(super) set: MountFlags,
+pub(crate) struct Flags {
+    pub(crate) set: MountFlags,
     /// The flags that an option clears by name (`rw`, `dev`, …). A bind mount keeps the other flags of its source.
-    pub(super) cleared: MountFlags,
+    pub(crate) cleared: MountFlags,
     pub(super) propagation: MountPropagationFlags,
     pub(super) remount: Remount,
 }
@@ -65,7 +65,7 @@ impl MountOptions {
     ///
     /// # Errors
     /// `Unsupported` for `loop`; `InvalidInput` for containerd's internal options and for malformed id maps.
-    pub(super) fn parse(options: &[String]) -> io::Result<Self> {
+    pub(crate) fn parse(options: &[String]) -> io::Result<Self> {
         let mut parsed = Self::default();
         for option in options {
             if let Some((flags, on)) = flag(option) {
@@ -215,7 +215,7 @@ pub(super) fn below_parent(data: &[String]) -> Option<(PathBuf, Vec<String>)> {
 
 /// The deepest directory that all layers are in, and the layers relative to that directory. `None` if the layers share
 /// only `/`, or if a path has an escape (the paths of snapshotters have none).
-pub(super) fn relative_layers(layers: &str) -> Option<(PathBuf, String)> {
+pub(crate) fn relative_layers(layers: &str) -> Option<(PathBuf, String)> {
     if layers.contains('\\') {
         return None;
     }

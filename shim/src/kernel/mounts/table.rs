@@ -35,7 +35,7 @@ pub fn mounts_that(keep: impl Fn(&MountedAt) -> bool) -> Result<Vec<MountedAt>, 
 
 /// Reads mountinfo: lines `id parent major:minor root target options [tag]… - type source super-options`. Leaves out
 /// lines of another form.
-pub(super) fn mounts_in(
+pub(crate) fn mounts_in(
     text: impl BufRead,
     keep: impl Fn(&MountedAt) -> bool,
 ) -> io::Result<Vec<MountedAt>> {
