@@ -160,6 +160,13 @@ impl Shim {
         })
     }
 
+    /// Gives up each call after this time.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Calls a method.
     pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> Answer<T> {
         self.call_for(method, request, self.patience)

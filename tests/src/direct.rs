@@ -57,6 +57,18 @@ impl<'a> Group<'a> {
         Self::start_of(daemon, Bundle::new(daemon, id), None)
     }
 
+    /// As [`Self::start`], with more variables in the shim's environment.
+    #[track_caller]
+    pub fn start_with(
+        daemon: &'a Daemon,
+        id: &str,
+        environment: Vec<(&'static str, String)>,
+    ) -> Self {
+        let mut first = Bundle::new(daemon, id);
+        first.environment = environment;
+        Self::start_of(daemon, first, None)
+    }
+
     /// As [`Self::start`], in this bundle. `sockets` is the folder of the shim's socket, where the shim has a mount
     /// namespace of its own.
     #[track_caller]
@@ -130,8 +142,7 @@ impl Drop for Group<'_> {
         for id in self.ids.lock().unwrap().iter() {
             self.daemon.expect_task(id);
             if std::thread::panicking() {
-                let state = Path::new("/run/containerd/runc").join(&self.namespace);
-                let _ = fs::remove_dir_all(state.join(id));
+                let _ = fs::remove_dir_all(self.runc_states().join(id));
             }
         }
     }
@@ -152,6 +163,11 @@ impl Tasks {
     #[track_caller]
     pub fn connect(&self) -> Shim {
         connect(&self.started, self.sockets.as_deref())
+    }
+
+    /// The directory of runc's states.
+    pub fn runc_states(&self) -> PathBuf {
+        Path::new("/run/containerd/runc").join(&self.namespace)
     }
 
     /// A bundle for container `id` that runs `sh -c SCRIPT`, with a spec changed by `change`.

@@ -95,6 +95,14 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Gives up each call after this time.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.sandbox = self.sandbox.with_patience(patience);
+        self.task = self.task.with_patience(patience);
+        self
+    }
+
     fn id(&self) -> String {
         self.bundle.id.clone()
     }
