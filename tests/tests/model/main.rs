@@ -1,8 +1,8 @@
 //! Random calls to the real shim, checked against a model: thousands of sequences, calls made at once, kills of
 //! containers and of runc, and a containerd that does not take events for a while.
 //!
-//! `MODEL_CASES` is the number of sequences of containers (200 when it is not set; of sandboxes a fourth), `MODEL_SEED` the first one's seed, and each next
-//! sequence has the next seed. A failure prints the shortest sequence found, as JSON: a file in `corpus/` with that line
+//! `MODEL_CASES` is the number of sequences of containers (200 when it is not set; of sandboxes a fourth), `MODEL_SEED`
+//! the first one's seed, and each next sequence has the next seed. A failure prints the shortest sequence found, as JSON: a file in `corpus/` with that line
 //! is run every time.
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::wildcard_enum_match_arm,
-    reason = "a test reports by failing, and this one by what it did, too; a model says the rule, and what is left is the other case"
+    reason = "a test reports by failing, and by what it did; a model names the rule, not every other case"
 )]
 
 mod engine;
