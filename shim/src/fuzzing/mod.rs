@@ -194,7 +194,11 @@ pub fn spec(data: &[u8]) {
         Ok(spec) => spec,
         Err(error) => return assert_refused(&error, "/bundle/config.json"),
     };
-    let _ = (spec.role("id"), spec.is_from_containerd_2(), spec.mount_label());
+    let _ = (
+        spec.role("id"),
+        spec.is_from_containerd_2(),
+        spec.mount_label(),
+    );
     let _ = spec.shares_process_namespace();
     assert_ne!(spec.group(), Some(""));
     if let Some(path) = spec.cgroups_path() {
