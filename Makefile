@@ -77,7 +77,7 @@ faults:
 .PHONY: vm
 vm:
 	.ci/setup test
-	$(SUDO) tests/lab/prepare runtimes vm
+	$(SUDO) tests/lab/prepare runtimes node vm
 	# Without criu, the tests of checkpoints are left out, and say so.
 	-tests/lab/prepare criu
 	$(MAKE) build

@@ -169,6 +169,12 @@ pub fn newer_runtime(name: &str) -> PathBuf {
     lab().join("runtimes").join(name)
 }
 
+/// The root file system of a [`crate::node`].
+pub fn node() -> PathBuf {
+    run_prepare(&["node"]);
+    lab().join("node")
+}
+
 fn run_prepare(what: &[&str]) {
     if crate::vm::inside() {
         return;

@@ -25,6 +25,7 @@
 //!   proc     processes, namespaces, threads, memory
 //!   leaks    what is left of a test
 //!   takedown removes what is left, also when a test fails or is killed
+//!   node     a node with systemd as PID 1, in namespaces
 //!   vm       hands a test over to a virtual machine with cgroup v2 and systemd
 //! ```
 //!
@@ -51,6 +52,7 @@ pub mod hold;
 pub mod image;
 pub mod lab;
 pub mod leaks;
+pub mod node;
 pub mod oci;
 pub mod proc;
 pub mod raw;
