@@ -153,8 +153,8 @@ fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
     let (stage, disk) = (folder.join("lab"), folder.join("lab.ext4"));
     fs::create_dir(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
     let entries = fs::read_dir(lab()).map_err(|error| format!("{}: {error}", lab().display()))?;
-    // Debian's packages, and files that tests of this machine left in the lab, are of no use in the VM.
-    let useless = ["apt", "debs", "failed", "vm", "images"];
+    // Debian's packages, files that tests of this machine left in the lab, and the node are of no use in the VM.
+    let useless = ["apt", "debs", "failed", "vm", "images", "node"];
     let parts: Vec<_> = entries
         .flatten()
         .filter(|entry| {
