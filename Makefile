@@ -2,7 +2,8 @@
 # make bench    this shim beside the stock shim and the published Rust shim, measured: some 20 minutes (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1
 # make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
-# make faults   the whole campaign of faults: every system call fails once, SIGKILL at every one (FAULTS=… takes a part)
+# make faults   the campaign of faults at full size: every system call fails once, SIGKILL at every one, the node's limits,
+#               random calls, fuzzers, ten thousand pods: hours (PARTS='binary(campaign)' takes a part)
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
@@ -62,8 +63,10 @@ test-vm: vm
 	$(VM) run cargo nextest run -p shim-tests --locked --test vm \
 	  $(if $(TESTS),--ignore-default-filter -E '$(TESTS)',--profile all)
 
-# How many points of each call the campaign tries; `make test` tries a few.
-FAULTS ?= all
+# The sizes of the campaign of faults; `make test` takes small ones. tests/README.md explains each.
+PARTS ?= binary(campaign) + binary(limits) + binary(model) + binary(fuzz) + binary(soak)
+SIZES := FAULTS=$(or $(FAULTS),all) LIMITS_LIVES=$(or $(LIMITS_LIVES),50) MODEL_CASES=$(or $(MODEL_CASES),2000) \
+  FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) SOAK_PODS=$(or $(SOAK_PODS),10000)
 
 faults:
 	.ci/setup test
@@ -71,7 +74,7 @@ faults:
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	$(SUDO) rm -rf $(TARGET)/faults
-	FAULTS=$(FAULTS) cargo nextest run -p shim-tests --locked --test campaign --profile faults; \
+	$(SIZES) cargo nextest run -p shim-tests --locked --profile faults -E '$(PARTS)'; \
 	  status=$$?; cat $(TARGET)/faults/*.txt; exit $$status
 
 .PHONY: vm
