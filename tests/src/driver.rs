@@ -143,7 +143,7 @@ impl<'a> Driver<'a> {
         (started, spec)
     }
 
-    /// `SandboxStatus`, verbose: the answer, and the JSON in it.
+    /// `SandboxStatus`, verbose: the answer, and the JSON in it, with what only this shim knows as `pause`.
     pub fn status(&self) -> Answer<(SandboxStatusResponse, serde_json::Value)> {
         let request = SandboxStatusRequest {
             sandbox_id: self.id(),
@@ -151,7 +151,8 @@ impl<'a> Driver<'a> {
             ..SandboxStatusRequest::default()
         };
         let status: SandboxStatusResponse = self.sandbox.call("SandboxStatus", &request)?;
-        let info = serde_json::from_str(&status.info["info"]).unwrap();
+        let mut info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+        info["pause"] = serde_json::from_str(&status.info["pause"]).unwrap();
         Ok((status, info))
     }
 

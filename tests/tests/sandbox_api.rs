@@ -704,7 +704,7 @@ fn a_pod_in_a_user_namespace_that_owns_its_network() {
         fs::metadata(&network.path).unwrap().ino()
     );
     assert_eq!(spec["linux"]["uidMappings"][0]["hostID"], 300_000);
-    assert_eq!(driver.status().unwrap().1["holder"], "process");
+    assert_eq!(driver.status().unwrap().1["pause"]["holder"], "process");
     driver.stop().unwrap();
     driver.shut_down();
     drop(network);
@@ -783,7 +783,7 @@ fn a_sandbox_that_nobody_starts_ends_with_its_shim() {
     );
     let (_, info) = patient.status().unwrap();
     assert_eq!(
-        info["holder"], "thread",
+        info["pause"]["holder"], "thread",
         "still there, and may still be started"
     );
     patient.start_sandbox();
