@@ -499,10 +499,7 @@ fn after_a_call(life: &mut Life<'_>, scene: &Scene) -> Result<usize, String> {
     }
     life.take_down()?;
     let descriptors = life.descriptors_at_rest()?;
-    life.shut_down()
-        .map_err(|refusal| format!("Shutdown: {refusal}"))?;
-    life.hang_up();
-    soon(BOUND, || life.server_is_gone())?;
+    end_server(life)?;
     life.run_delete()?;
     life.nothing_left()?;
     life.events_are_whole()?;
@@ -516,30 +513,40 @@ fn after_the_servers_end(life: &mut Life<'_>) -> Result<(), String> {
     life.nothing_left()
 }
 
+/// Shuts an empty shim down, and waits for the end of its server.
+fn end_server(life: &mut Life<'_>) -> Result<(), String> {
+    life.shut_down()
+        .map_err(|refusal| format!("Shutdown: {refusal}"))?;
+    life.hang_up();
+    soon(BOUND, || life.server_is_gone())
+}
+
+/// What became of a program that has worked, or has not; none where nothing was done to the program and it did not work.
+fn class_of_program(worked: bool, deed: &Deed, trace: &Trace) -> Option<Class> {
+    match (worked, deed, trace.done.is_some()) {
+        (false, Deed::Watch, _) | (false, _, false) => None,
+        (true, Deed::Watch, _) => Some(Class::Succeeded),
+        (_, Deed::Kill(_), true) => Some(Class::Killed),
+        (false, Deed::Fail(..), true) => Some(Class::Refused),
+        (true, Deed::Fail(..), true) => Some(Class::Succeeded),
+        (true, _, false) => Some(Class::NotReached),
+    }
+}
+
 fn of_start(life: &mut Life<'_>, target: Target, deed: &Deed) -> Result<Run, String> {
     let (ran, tracer) = life.start_shim(Some((target, deed.clone())))?;
     let tracer = tracer.ok_or("not traced")?;
     let serves = ran.status.success() && life.connect().and_then(|()| life.serves()).is_ok();
     tracer.settle();
     let trace = tracer.end();
-    let class = match (serves, deed, trace.done.is_some()) {
-        (false, Deed::Watch, _) => return Err(format!("does not serve: {}", ran.text())),
-        (true, Deed::Watch, _) => Class::Succeeded,
-        (_, Deed::Kill(_), true) => Class::Killed,
-        (false, Deed::Fail(..), true) => Class::Refused,
-        (true, Deed::Fail(..), true) => Class::Succeeded,
-        (true, _, false) => Class::NotReached,
-        (false, _, false) => return Err(format!("does not serve: {}", ran.text())),
-    };
+    let class = class_of_program(serves, deed, &trace)
+        .ok_or_else(|| format!("does not serve: {}", ran.text()))?;
     let whole = serves && !matches!(deed, Deed::Kill(_));
     let mut descriptors = 0;
     if whole {
         life.whole_life()?;
         descriptors = life.descriptors_at_rest()?;
-        life.shut_down()
-            .map_err(|refusal| format!("Shutdown: {refusal}"))?;
-        life.hang_up();
-        soon(BOUND, || life.server_is_gone())?;
+        end_server(life)?;
     }
     life.run_delete()?;
     life.nothing_left()?;
@@ -547,10 +554,7 @@ fn of_start(life: &mut Life<'_>, target: Target, deed: &Deed) -> Result<Run, Str
     life.forget();
     life.reach(Level::Shim)?;
     life.whole_life()?;
-    life.shut_down()
-        .map_err(|refusal| format!("Shutdown: {refusal}"))?;
-    life.hang_up();
-    soon(BOUND, || life.server_is_gone())?;
+    end_server(life)?;
     life.run_delete()?;
     life.nothing_left()?;
     Ok(Run {
@@ -576,15 +580,8 @@ fn of_delete(life: &mut Life<'_>, deed: &Deed) -> Result<Run, String> {
     )?;
     let trace = tracer.ok_or("not traced")?.end();
     let success = ran.status.success();
-    let class = match (success, deed, trace.done.is_some()) {
-        (false, Deed::Watch, _) => return Err(format!("delete: {}", ran.text())),
-        (true, Deed::Watch, _) => Class::Succeeded,
-        (_, Deed::Kill(_), true) => Class::Killed,
-        (false, Deed::Fail(..), true) => Class::Refused,
-        (true, Deed::Fail(..), true) => Class::Succeeded,
-        (true, _, false) => Class::NotReached,
-        (false, _, false) => return Err(format!("delete: {}", ran.text())),
-    };
+    let class =
+        class_of_program(success, deed, &trace).ok_or_else(|| format!("delete: {}", ran.text()))?;
     if !success || class == Class::Killed {
         life.run_delete().map_err(|why| format!("a second {why}"))?;
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, DeleteResponse, Empty};
+use containerd_shim_protos::api::{DeleteResponse, Empty};
 use containerd_shim_protos::api::{ResizePtyRequest, UpdateTaskRequest};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -469,7 +469,9 @@ impl<'a> Life<'a> {
         } else {
             vec![self.overlay(&self.bundle.path)]
         };
-        create(self.shim(), &self.id, &self.bundle.path, &streams, rootfs).map(drop)
+        self.shim()
+            .create(&self.id, &self.bundle.path, &streams, rootfs)
+            .map(drop)
     }
 
     /// An overlay as containerd's snapshotter makes one.
@@ -635,21 +637,16 @@ impl<'a> Life<'a> {
     /// Create of the other container.
     pub(crate) fn create_other(&self) -> Answer<()> {
         let rootfs = vec![self.overlay(&self.other)];
-        create(
-            self.shim(),
-            &self.other_id(),
-            &self.other,
-            &Streams::default(),
-            rootfs,
-        )
-        .map(drop)
+        self.shim()
+            .create(&self.other_id(), &self.other, &Streams::default(), rootfs)
+            .map(drop)
     }
 
     /// A whole life of a later container in the same shim.
     pub(crate) fn whole_life(&self) -> Result<(), String> {
         let (shim, id) = (self.shim(), self.later_id());
         let (root, no) = (vec![self.overlay(&self.later)], Streams::default());
-        must("a later Create", create(shim, &id, &self.later, &no, root))?;
+        must("a later Create", shim.create(&id, &self.later, &no, root))?;
         must("a later Start", shim.start(&id, ""))?;
         must("a later Exec", shim.exec(&id, "y", &["true"], &no))?;
         must("a later Start of an exec", shim.start(&id, "y"))?;
@@ -879,25 +876,4 @@ impl<'a> Life<'a> {
         let address = shim_tests::leaks::grpc_address(names);
         let _ = fs::remove_file(shim_tests::leaks::shim_socket(&address, &task));
     }
-}
-
-fn create(
-    shim: &Shim,
-    id: &str,
-    bundle: &Path,
-    streams: &Streams,
-    rootfs: Vec<Mount>,
-) -> Answer<u32> {
-    let request = CreateTaskRequest {
-        id: id.to_owned(),
-        bundle: text(bundle),
-        rootfs,
-        stdin: streams.stdin.clone(),
-        stdout: streams.stdout.clone(),
-        stderr: streams.stderr.clone(),
-        terminal: streams.terminal,
-        ..CreateTaskRequest::default()
-    };
-    shim.call::<CreateTaskResponse>("Create", &request)
-        .map(|response| response.pid)
 }

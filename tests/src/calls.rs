@@ -1,22 +1,26 @@
 //! The ttrpc calls that containerd makes to a shim, made without containerd. Every answer comes with its code.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::Client;
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty,
-    ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResumeRequest,
-    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ResumeRequest, ShutdownRequest, StartRequest, StartResponse,
+    StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::ProcessInfo;
 use serde_json::{Value, json};
 
 use crate::raw::Ran;
+use crate::slot::text;
 
 /// How long an answer may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -203,6 +207,29 @@ impl Shim {
             ..ConnectRequest::default()
         };
         self.call("Connect", &request)
+    }
+
+    /// Create from a bundle, with these mounts as root filesystem; without any, the bundle's own. Gives the pid of the
+    /// init.
+    pub fn create(
+        &self,
+        id: &str,
+        bundle: &Path,
+        streams: &Streams,
+        rootfs: Vec<Mount>,
+    ) -> Answer<u32> {
+        let request = CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: text(bundle),
+            rootfs,
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            ..CreateTaskRequest::default()
+        };
+        self.call::<CreateTaskResponse>("Create", &request)
+            .map(|response| response.pid)
     }
 
     /// Start of the init (an empty `exec`) or of an exec. Gives the pid of the process.

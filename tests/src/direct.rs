@@ -211,18 +211,7 @@ impl Tasks {
 
     /// Create from a bundle, with these streams.
     pub fn create_with_streams(&self, id: &str, bundle: &Path, streams: &Streams) -> Answer<u32> {
-        let request = CreateTaskRequest {
-            id: id.to_owned(),
-            bundle: text(bundle),
-            stdin: streams.stdin.clone(),
-            stdout: streams.stdout.clone(),
-            stderr: streams.stderr.clone(),
-            terminal: streams.terminal,
-            ..CreateTaskRequest::default()
-        };
-        self.shim
-            .call::<CreateTaskResponse>("Create", &request)
-            .map(|response| response.pid)
+        self.shim.create(id, bundle, streams, Vec::new())
     }
 
     /// Create from a bundle, with an options table of ours.

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
@@ -16,7 +15,6 @@ use crate::daemon::Daemon;
 use crate::image;
 use crate::lab::{self, ShimUnderTest, Version};
 use crate::leaks::{MARK, TaskId, grpc_address, shim_socket};
-use crate::slot::text;
 use crate::until::within;
 
 /// A bundle as containerd lays it out: `config.json`, `rootfs/`, `work/`, the FIFO `log`.
@@ -227,32 +225,17 @@ impl<'a> Bundle<'a> {
 
     /// Create on this shim: the pid, or the refusal.
     pub fn create(&self, shim: &Shim) -> Answer<u32> {
-        self.create_of(shim, &Streams::default(), Vec::new())
+        shim.create(&self.id, &self.path, &Streams::default(), Vec::new())
     }
 
     /// As [`Self::create`], with these streams.
     pub fn create_with(&self, shim: &Shim, streams: &Streams) -> Answer<u32> {
-        self.create_of(shim, streams, Vec::new())
+        shim.create(&self.id, &self.path, streams, Vec::new())
     }
 
     /// As [`Self::create`], with these mounts as root filesystem.
     pub fn create_on(&self, shim: &Shim, rootfs: Vec<Mount>) -> Answer<u32> {
-        self.create_of(shim, &Streams::default(), rootfs)
-    }
-
-    fn create_of(&self, shim: &Shim, streams: &Streams, rootfs: Vec<Mount>) -> Answer<u32> {
-        let request = CreateTaskRequest {
-            id: self.id.clone(),
-            bundle: text(&self.path),
-            rootfs,
-            stdin: streams.stdin.clone(),
-            stdout: streams.stdout.clone(),
-            stderr: streams.stderr.clone(),
-            terminal: streams.terminal,
-            ..CreateTaskRequest::default()
-        };
-        shim.call::<CreateTaskResponse>("Create", &request)
-            .map(|response| response.pid)
+        shim.create(&self.id, &self.path, &Streams::default(), rootfs)
     }
 
     /// Starts the shim and creates the task. One of the two must fail; gives the text of the failure. Then asks the
