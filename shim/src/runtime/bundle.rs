@@ -107,14 +107,15 @@ impl Record {
     }
 }
 
-/// Writes the address of the server that listens at `socket` into `bundle`. Returns the address.
+/// Writes the address of the server that listens at `socket` into `bundle`. Returns the address. `delete` and containerd
+/// may read the file at any moment, and the first container's bundle has the file of `start`.
 ///
 /// # Errors
 /// `Io` when the file cannot be written.
 pub fn save_address(bundle: &Path, socket: &Path) -> Result<String> {
     let address = format!("unix://{}", socket.display());
     let file = bundle.join(ADDRESS);
-    std::fs::write(&file, &address).map_err(IoError::at("write", &file))?;
+    replace_file(&file, address.as_bytes())?;
     Ok(address)
 }
 
