@@ -1,12 +1,17 @@
 //! Why a run of runc has failed: from the run's log, which is JSON, and from the run's stderr. A runc that crashes writes
 //! nothing into its log.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use log::warn;
 use serde::Deserialize;
 
 use super::call::Captured;
+
+/// The most that is read of a log. A runtime that logs everything (`--debug`, a wrapper) still says last why it fails.
+const READ: u64 = 64 * 1024;
 
 #[derive(Deserialize)]
 struct LogLine {
@@ -38,10 +43,20 @@ pub(super) fn reason(log: &Path, stderr: Option<Captured>, status: u32) -> Optio
 
 /// The last error in a log of runc. Removes the log, which belongs to one run only.
 pub(super) fn take_log(log: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(log).ok()?;
+    let text = end_of(log).ok()?;
     // A log that stays does no harm: the removal fails only while the bundle is being removed with everything in it.
     let _ = std::fs::remove_file(log);
     last_error(&text)
+}
+
+/// The end of a file, up to [`READ`]. Where the file is longer, the text begins within a line.
+fn end_of(file: &Path) -> std::io::Result<String> {
+    let mut file = File::open(file)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(READ)))?;
+    let mut bytes = Vec::new();
+    file.take(READ).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The last error in the text of a log.
@@ -126,6 +141,19 @@ mod tests {
                 .unwrap()
                 .contains("that of the process")
         );
+    }
+
+    #[test]
+    fn the_end_of_a_long_log_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        let noise = format!("{{\"level\":\"error\",\"msg\":\"{}\"}}\n", "x".repeat(1000));
+        let last = "{\"level\":\"error\",\"msg\":\"last\"}\n\u{fffd}\n";
+        std::fs::write(&log, noise.repeat(5000) + last).unwrap();
+        assert_eq!(take_log(&log).as_deref(), Some("last"));
+        // The one error is longer than what is read: there is no error, and no half of one.
+        std::fs::write(&log, "y".repeat(200_000)).unwrap();
+        assert_eq!(take_log(&log), None);
     }
 
     #[test]
