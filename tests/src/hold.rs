@@ -20,6 +20,7 @@ impl Hold {
     pub fn install(daemon: &Daemon) -> Self {
         let folder = daemon.directory().join("hold");
         fs::create_dir(&folder).unwrap();
+        // A held checkpoint has a child that hangs, as criu does.
         // Other commands are never held: containerd 2.1 runs `runc features` at its start.
         // Without a hold after the work, the script becomes runc (`exec`): a kill of the script kills runc.
         let script = format!(
@@ -28,6 +29,7 @@ impl Hold {
              [ \"$call\" ] || exec {runc} \"$@\"\n\
              held() {{\n\
              [ -e {folder}/$1 ] || return 0\n\
+             [ $1 != checkpoint ] || sleep 3600 &\n\
              echo > {folder}/$1-held\n\
              while [ -e {folder}/$1 ]; do sleep 0.05; done\n\
              }}\n\

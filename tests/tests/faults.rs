@@ -20,6 +20,7 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use shim_tests::calls::{Shim, code};
 use shim_tests::daemon::Options;
+use shim_tests::direct::Group;
 use shim_tests::lab::{self, ShimUnderTest};
 use shim_tests::proc::{Process, namespace};
 use shim_tests::raw::Bundle;
@@ -162,6 +163,39 @@ impl Replaced {
 
     fn arm(&self, pid: i32) {
         fs::write(&self.0, pid.to_string()).unwrap();
+    }
+}
+
+/// A runc whose create and delete fail as on a node without memory: the create when the work is done, the delete before.
+struct Exhausted(PathBuf);
+
+impl Exhausted {
+    fn install(daemon: &Daemon) -> Self {
+        let exhausted = daemon.directory().join("exhausted");
+        let script = format!(
+            "#!/bin/sh\n\
+             for word; do case $word in create|delete) call=$word; break;; esac; done\n\
+             [ -e {exhausted} ] || exec {runc} \"$@\"\n\
+             [ \"$call\" != delete ] || exit 1\n\
+             {runc} \"$@\"\n\
+             code=$?\n\
+             [ \"$call\" != create ] || exit 1\n\
+             exit $code\n",
+            runc = lab::lab().join("host/runc").display(),
+            exhausted = exhausted.display(),
+        );
+        let program = daemon.directory().join("bin/runc");
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self(exhausted)
+    }
+
+    fn begin(&self) {
+        fs::write(&self.0, "").unwrap();
+    }
+
+    fn end(&self) {
+        fs::remove_file(&self.0).unwrap();
     }
 }
 
@@ -358,6 +392,35 @@ on_every_containerd! {
         shim.delete("pod", "").unwrap();
         pod.shut_down(&shim);
         drop((member, pod));
+        daemon.end();
+    }
+
+    fn what_a_failed_create_leaves_is_taken_down_while_the_pod_lives(version) {
+        ours_only!("the stock shim leaves the container in runc's state for ever");
+        let daemon = Daemon::start(version);
+        let node = Exhausted::install(&daemon);
+        let group = Group::start(&daemon, "one");
+        group.run("one", "exec sleep 3600");
+        node.begin();
+        assert_eq!(code(&group.create("two", "exec sleep 3600")), Code::UNKNOWN);
+        let state = group.runc_states().join("two");
+        assert!(state.exists());
+        // containerd removes the bundle.
+        group.remove_bundle("two");
+        let again = group.create("two", "exec sleep 3600");
+        assert_eq!(code(&again), Code::FAILED_PRECONDITION, "{again:?}");
+        group.remove_bundle("two");
+        node.end();
+        eventually(Duration::from_secs(10), || {
+            ok_if(!state.exists(), || "runc's state is still there".to_owned())
+        });
+        eventually(Duration::from_secs(5), || {
+            group.create("two", "exec sleep 3600").map_err(|refusal| format!("{refusal:?}"))
+        });
+        group.shim.start("two", "").unwrap();
+        group.remove("two");
+        group.remove("one");
+        group.end();
         daemon.end();
     }
 

@@ -46,6 +46,7 @@ use crate::kernel::cgroup::{Cgroup, Driver, OomKills};
 use crate::kernel::exits::{Claim, Exits};
 use crate::kernel::mounts::{self, Mount};
 use crate::runtime::bundle::Record;
+use crate::runtime::leftovers::Leftovers;
 use crate::runtime::options::Options;
 use crate::runtime::runc::Runc;
 use crate::runtime::spec::Spec;
@@ -62,6 +63,8 @@ pub struct Shared {
     pub exits: Arc<Exits>,
     /// The queue of events.
     pub events: Events,
+    /// What failed creates have left.
+    pub leftovers: Leftovers,
 }
 
 /// A container to be made.
@@ -173,10 +176,10 @@ pub async fn create(
     match made {
         Ok(made) => Ok(hand_over(shared, create, remains, runc, made)),
         Err(error) => {
-            let taken_down = take_down(remains, Why::NotMade).await;
-            taken_down.unwrap_or_else(|e| {
+            if let Err(e) = take_down(remains.clone(), Why::NotMade).await {
                 warn!("take down {} after a failed create: {e}", create.id);
-            });
+                shared.leftovers.keep(remains);
+            }
             Err(error)
         }
     }

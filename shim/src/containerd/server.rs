@@ -22,6 +22,7 @@ use crate::error::{Error, IoError, Result};
 use crate::kernel::exits::Exits;
 use crate::pod::Pod;
 use crate::pod::lifecycle::{self, LAST_WORDS, Lifecycle, Occasion};
+use crate::runtime::leftovers::Leftovers;
 
 /// The two names of the Task service: the crate's, and that of version 2, which containerd calls before 2.0 and
 /// wherever `start` has answered version 2. The messages are the same.
@@ -72,6 +73,7 @@ async fn run(settings: Settings) -> Result<()> {
         first_bundle,
         exits,
         events,
+        leftovers: Leftovers::default(),
     };
     let pod = Arc::new(Pod::new(shared, Lifecycle::new(settings.socket.clone())));
     let mut order_to_end = pod.lifecycle.order_to_end();

@@ -26,7 +26,7 @@ use log::{debug, warn};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getrlimit,
-    kill_process, setrlimit,
+    kill_process, kill_process_group, setrlimit,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -97,6 +97,20 @@ impl Child {
         let books = self.exits.books();
         match books.claimed.get(&self.pid) {
             Some(claimed) if claimed.number == self.claim => kill_process(self.pid, signal),
+            Some(_) | None => Err(Errno::SRCH),
+        }
+    }
+
+    /// Sends SIGKILL to the process group that the process leads, see [`std::os::unix::process::CommandExt::process_group`].
+    ///
+    /// # Errors
+    /// As [`Child::signal`].
+    pub fn kill_group(&self) -> rustix::io::Result<()> {
+        let books = self.exits.books();
+        match books.claimed.get(&self.pid) {
+            Some(claimed) if claimed.number == self.claim => {
+                kill_process_group(self.pid, Signal::KILL)
+            }
             Some(_) | None => Err(Errno::SRCH),
         }
     }

@@ -190,6 +190,11 @@ impl Pod {
         if members.contains_key(id) {
             return Err(Error::AlreadyExists(format!("{id} already exists")));
         }
+        if self.shared.leftovers.has(id) {
+            return Err(Error::FailedPrecondition(format!(
+                "create {id}: what a failed create of the same id has left is still being taken down, try again"
+            )));
+        }
         if self.lifecycle.is_leaving() {
             return Err(Error::FailedPrecondition(format!(
                 "create {id}: the shim is ending, a new start makes another one"

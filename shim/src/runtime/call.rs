@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,8 @@ pub(super) struct Call {
     pub(super) log: PathBuf,
     /// What the run writes to its stderr; none where that is the container's.
     pub(super) stderr: Option<Captured>,
+    /// Whether the run has children that must not outlive the run, in a process group that the run leads.
+    pub(super) leads: bool,
 }
 
 impl Call {
@@ -58,6 +61,7 @@ impl Call {
             command,
             log,
             stderr,
+            leads: false,
         }
     }
 
@@ -71,8 +75,11 @@ impl Call {
         self.command.arg("--").arg(id);
     }
 
+    /// This run runs criu, which stays in the process group.
     pub(super) fn criu(&mut self, work: &Work) {
+        self.leads = true;
         self.command
+            .process_group(0)
             .arg("--work-path")
             .arg(work.folder())
             .env(criu::CONFIG_VARIABLE, work.config());
@@ -96,12 +103,20 @@ impl Call {
 }
 
 /// A running runc, killed on drop: nobody waits for runc any more.
-pub(super) struct Running(pub(super) Child);
+pub(super) enum Running {
+    /// The run alone: children of the run end with the run, or are the container's.
+    Alone(Child),
+    /// With the process group that the run leads, see [`Call::leads`].
+    Group(Child),
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
         // A runc that has been reaped takes no signal: the error is of no interest.
-        let _ = self.0.signal(Signal::KILL);
+        let _ = match self {
+            Self::Alone(child) => child.signal(Signal::KILL),
+            Self::Group(child) => child.kill_group(),
+        };
     }
 }
 

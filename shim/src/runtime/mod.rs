@@ -4,6 +4,7 @@ pub mod bundle;
 mod call;
 mod confinement;
 pub mod criu;
+pub mod leftovers;
 pub(crate) mod log;
 pub mod options;
 mod release;

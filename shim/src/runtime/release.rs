@@ -174,7 +174,7 @@ impl Program {
             .stderr(Stdio::null());
         pause::die_with_parent(&mut command);
         let Claim { child, exit } = exits.spawn(&mut command).ok()?;
-        let _running = Running(child);
+        let _running = Running::Alone(child);
         let exit = tokio::time::timeout(PATIENCE, exit).await.ok()?.ok()?;
         let text = answer.text();
         let version = text.lines().next()?.strip_prefix("runc version ")?;

@@ -9,9 +9,11 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::log::debug;
 use rustix::process::Pid;
+use tokio::time::timeout;
 
 use super::bundle::RuncRecord;
 use super::call::{Call, Running};
@@ -28,6 +30,9 @@ use crate::kernel::exits::{Claim, Exits};
 
 /// The file in the bundle that runc writes the init's pid into.
 const INIT_PID: &str = "init.pid";
+
+/// How long a `runc delete` may take: more than runc itself waits for systemd (30 s).
+const DELETE: Duration = Duration::from_secs(45);
 
 /// How to call runc for one container.
 #[derive(Debug, Clone)]
@@ -92,6 +97,12 @@ impl Runc {
             ends_with_shim: false,
             exits: exits.clone(),
         }
+    }
+
+    /// The same runc, with the logs of its runs in `folder`.
+    pub(super) fn with_logs_in(mut self, folder: &Path) -> Self {
+        self.bundle = folder.to_owned();
+        self
     }
 
     /// What `delete` needs to call the same runc.
@@ -224,7 +235,8 @@ impl Runc {
         }
     }
 
-    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup.
+    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup. Ends in twice
+    /// [`DELETE`].
     ///
     /// # Errors
     /// `Runc` with runc's own words.
@@ -235,7 +247,7 @@ impl Runc {
                 return Ok(());
             }
         }
-        match self.simple("delete", &[]).await {
+        match self.delete_with(&[]).await {
             Ok(()) => Ok(()),
             // runc has no such container, or more is left of the container than should be.
             Err(_) => self.delete_by_force().await,
@@ -248,7 +260,18 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub async fn delete_by_force(&self) -> Result<()> {
-        self.simple("delete", &[OsStr::new("--force")]).await
+        self.delete_with(&[OsStr::new("--force")]).await
+    }
+
+    async fn delete_with(&self, flags: &[&OsStr]) -> Result<()> {
+        match timeout(DELETE, self.simple("delete", flags)).await {
+            Ok(deleted) => deleted,
+            Err(_) => Err(Error::Runc {
+                command: "delete",
+                id: self.id.clone(),
+                message: format!("still ran after {DELETE:?}, and was killed"),
+            }),
+        }
     }
 
     async fn simple(&self, command: &'static str, flags: &[&OsStr]) -> Result<()> {
@@ -303,7 +326,11 @@ impl Runc {
             .exits
             .spawn(&mut call.command)
             .map_err(|e| error(cannot_run(&self.record.binary, &e)))?;
-        let running = Running(child);
+        let running = if call.leads {
+            Running::Group(child)
+        } else {
+            Running::Alone(child)
+        };
         if call.moves() && self.tested().is_some_and(|release| release.readies) {
             ready_the_kernel(&self.id);
         }
@@ -356,27 +383,4 @@ fn cannot_run(binary: &Path, error: &std::io::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[tokio::test]
-    async fn a_runc_that_is_not_there_is_named_with_what_to_do() {
-        let dir = tempfile::tempdir().unwrap();
-        let exits = Exits::watch().unwrap();
-        let options = Options {
-            binary_name: "/nowhere/runc".into(),
-            ..Options::default()
-        };
-        let runc = Runc::new("c1", dir.path(), "default", &options, &exits);
-        let error = runc
-            .start(std::future::pending())
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("/nowhere/runc") && error.contains("BinaryName"),
-            "{error}"
-        );
-    }
-}
+mod tests;

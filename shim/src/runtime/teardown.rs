@@ -93,6 +93,14 @@ fn kill(cgroup: &Cgroup) -> Result<()> {
 }
 
 impl Remains {
+    /// The same for a later time: containerd removes the bundle after a failed create, and runc's logs go into the pod's
+    /// first bundle.
+    pub(super) fn without_bundle(mut self) -> Self {
+        let runc = self.runc.map(|runc| runc.with_logs_in(&self.first_bundle));
+        self.runc = runc;
+        self
+    }
+
     /// The cgroup, if this teardown removes one. For a deleted container, `runc delete` removes the cgroup.
     ///
     /// # Errors
