@@ -35,6 +35,8 @@ const PINNED: &[&str] = &[
     "Delete of a sandbox:close(deleted)#1:SIGKILL",
     // runc waited for an init that the shim had released.
     "Start:unlink(exec.fifo)#1:EIO",
+    // The init was released, and the shim had runc wait for it.
+    "Start:epoll_ctl(anon_inode)#4:ENOSPC",
     // `delete` took an address that was half written for a path.
     "Create:write(address.new)#1:SIGKILL",
     // `delete` did not learn where the socket or the cgroup is, and succeeded.

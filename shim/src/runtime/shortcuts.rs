@@ -19,20 +19,32 @@
 //! too: a state with a key that the shim does not know ([`RuncState`]).
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fmt, fs};
 
 use log::{debug, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use tokio::net::unix::pipe;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 use crate::error::IoError;
 use crate::kernel::cgroup;
 
+type Watch<'fifo> = AsyncFd<BorrowedFd<'fifo>>;
+
 const STATE: &str = "state.json";
 const EXEC_FIFO: &str = "exec.fifo";
+
+/// How often the shim looks at a FIFO that the kernel does not watch.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The outcome of a shortcut.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,13 +65,20 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
         debug!("left to runc: {error}");
         return Shortcut::NotHere;
     }
-    let Ok(reader) = pipe::OpenOptions::new().open_receiver(&fifo) else {
+    let is_fifo = |data: fs::Metadata| data.file_type().is_fifo();
+    if !fs::symlink_metadata(&fifo).is_ok_and(is_fifo) {
+        return Shortcut::NotHere;
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(reader) = rustix::fs::open(&fifo, flags, Mode::empty()) else {
         return Shortcut::NotHere;
     };
+    // From here on the init goes on, and a `runc start` would wait for ever for its byte.
+    let watch = Watch::try_with_interest(reader.as_fd(), Interest::READABLE).ok();
     let mut released = false;
     tokio::select! {
         biased;
-        () = read_to_end(&reader, &mut released) => {}
+        () = read_to_end(&reader, watch, &mut released) => {}
         // The init may have written its byte before it ended.
         () = ended => {
             released |= rustix::io::read(&reader, &mut [0; 8]).is_ok_and(|bytes| bytes > 0);
@@ -78,16 +97,36 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
 
 /// Waits for the first writer, and reads until the last writer has closed the FIFO. `any` becomes true when something
 /// was written.
-async fn read_to_end(fifo: &pipe::Receiver, any: &mut bool) {
-    // Before the first writer, a FIFO is not readable (fifo(7), poll(2)), although a read would return the end.
-    while fifo.readable().await.is_ok() {
-        match fifo.try_read(&mut [0; 8]) {
-            Ok(0) => return,
-            Ok(_) => *any = true,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return,
+async fn read_to_end(fifo: &OwnedFd, watch: Option<Watch<'_>>, any: &mut bool) {
+    loop {
+        match &watch {
+            Some(watch) => match watch.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return,
+            },
+            // The kernel had no room for a watch (epoll_ctl(2)): the shim looks from time to time.
+            None => {
+                while !has_event(fifo) {
+                    sleep(LOOK).await;
+                }
+            }
+        }
+        // Before the first writer, a FIFO has no event (fifo(7), poll(2)), although a read would return the end.
+        loop {
+            match rustix::io::read(fifo, &mut [0; 8]) {
+                Ok(0) => return,
+                Ok(_) => *any = true,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => return,
+            }
         }
     }
+}
+
+fn has_event(fifo: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fifo, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|events| events > 0)
 }
 
 /// The state of a container as runc keeps it (libcontainer's `State`). A key that is not here is of a release or of a
@@ -216,149 +255,4 @@ pub(super) fn delete(dir: &Path) -> Shortcut {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
-    use std::fs::File;
-    use std::future::{pending, ready};
-    use std::io::Write;
-
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::kernel::blocking;
-
-    const PLAIN: &str = r#"{"config": {}}"#;
-
-    fn created(state: &str) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(STATE), state).unwrap();
-        let fifo = dir.path().join(EXEC_FIFO);
-        mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o622), 0).unwrap();
-        dir
-    }
-
-    /// An init that waits for its start, and then writes `bytes`.
-    fn init(dir: &TempDir, bytes: &'static [u8]) -> std::thread::JoinHandle<()> {
-        let fifo = dir.path().join(EXEC_FIFO);
-        std::thread::spawn(move || {
-            let mut fifo = File::options().write(true).open(fifo).unwrap();
-            fifo.write_all(bytes).unwrap();
-        })
-    }
-
-    #[tokio::test]
-    async fn an_init_is_released_and_the_fifo_goes() {
-        let dir = created(PLAIN);
-        let init = init(&dir, b"0");
-        assert_eq!(start(dir.path(), pending()).await, Shortcut::Done);
-        init.join().unwrap();
-        assert!(!dir.path().join(EXEC_FIFO).exists());
-        // runc must refuse another start.
-        assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
-    }
-
-    #[tokio::test]
-    async fn an_init_that_is_released_and_ends_at_once_was_started() {
-        let dir = created(PLAIN);
-        let waiting = init(&dir, b"0");
-        // Resolves when the init has written and is gone.
-        let ended = async {
-            let joined = blocking::run(|| {
-                waiting.join().unwrap();
-                Ok(())
-            });
-            joined.await.unwrap();
-        };
-        assert_eq!(start(dir.path(), ended).await, Shortcut::Done);
-    }
-
-    #[tokio::test]
-    async fn an_init_that_has_ended_is_dead() {
-        let dir = created(PLAIN);
-        assert_eq!(start(dir.path(), ready(())).await, Shortcut::Dead);
-        let init = init(&dir, b"");
-        assert_eq!(start(dir.path(), pending()).await, Shortcut::Dead);
-        init.join().unwrap();
-        assert!(dir.path().join(EXEC_FIFO).exists());
-    }
-
-    #[tokio::test]
-    async fn the_state_of_another_program_is_left_to_it() {
-        let dir = created(PLAIN);
-        fs::rename(dir.path().join(STATE), dir.path().join("status")).unwrap();
-        assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
-        assert_eq!(delete(dir.path()), Shortcut::NotHere);
-    }
-
-    #[test]
-    fn a_plain_state_goes_with_its_cgroups() {
-        let cgroup = tempfile::tempdir().unwrap();
-        let (leaf, gone) = (cgroup.path().join("leaf"), cgroup.path().join("gone"));
-        fs::create_dir(&leaf).unwrap();
-        let hooks = r#"{"poststart": [{"path": "/x"}], "poststop": null}"#;
-        let dir = created(&format!(
-            r#"{{"id": "c", "config": {{"umask": 18, "Hooks": {hooks}}}, "cgroup_paths": {{"cpu": {leaf:?}, "": {gone:?}}}, "intel_rdt_path": ""}}"#
-        ));
-        assert_eq!(delete(dir.path()), Shortcut::Done);
-        assert!(!leaf.exists() && !dir.path().exists());
-    }
-
-    #[test]
-    fn an_unknown_key_is_left_to_runc() {
-        for (state, known) in [
-            (
-                r#"{"config": {"Hooks": null, "version": "1.3.0", "sysctl": {}}, "id": "c", "created": "now"}"#,
-                true,
-            ),
-            (
-                r#"{"config": {"Hooks": {"prestart": [], "startContainer": [{"path": "/x"}]}}}"#,
-                true,
-            ),
-            // A newer release, a build of somebody's, and no state at all.
-            (r#"{"config": {}, "poststart_done": false}"#, false),
-            (r#"{"config": {"start_hooks": 1}}"#, false),
-            (
-                r#"{"config": {"intel_rdt": {"enableMonitoring": true}}}"#,
-                false,
-            ),
-            (r#"{"config": {"Hooks": {"prestop": null}}}"#, false),
-            (r#"{"id": "c"}"#, false),
-            (r#"{"config": []}"#, false),
-            ("", false),
-        ] {
-            let dir = created(state);
-            let read = RuncState::read(dir.path());
-            assert_eq!(read.is_ok(), known, "{state}: {:?}", read.err());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_container_of_an_unknown_state_is_not_started() {
-        let dir = created(r#"{"config": {}, "unknown": 1}"#);
-        assert_eq!(start(dir.path(), pending()).await, Shortcut::NotHere);
-        assert!(dir.path().join(EXEC_FIFO).exists());
-    }
-
-    #[test]
-    fn what_is_not_plain_is_left_to_runc_as_it_is() {
-        let cgroup = tempfile::tempdir().unwrap();
-        fs::create_dir(cgroup.path().join("child")).unwrap();
-        let parent = cgroup.path();
-        for state in [
-            "{}".to_owned(),
-            r#"{"config": {"Hooks": {"poststop": [{"path": "/x"}]}}}"#.to_owned(),
-            r#"{"config": {"Hooks": {"poststop": {}}}}"#.to_owned(),
-            r#"{"config": {}, "intel_rdt_path": "/sys/fs/resctrl/x"}"#.to_owned(),
-            r#"{"config": {}, "intel_rdt_mon_path": "/sys/fs/resctrl/mon_groups/x"}"#.to_owned(),
-            format!(r#"{{"config": {{}}, "cgroup_paths": {{"cpu": {parent:?}}}}}"#),
-        ] {
-            let dir = created(&state);
-            assert_eq!(delete(dir.path()), Shortcut::NotHere, "{state}");
-            assert!(
-                dir.path().join(STATE).exists() && parent.exists(),
-                "{state}"
-            );
-        }
-    }
-}
+mod tests;
