@@ -26,7 +26,7 @@ impl PodConfig {
                 "options": ["rbind", "ro", "nosuid", "nodev", "noexec"],
             })
         });
-        json!({
+        let mut spec = json!({
             "ociVersion": "1.1.0",
             "process": {
                 "user": { "uid": 65535, "gid": 65535 },
@@ -35,11 +35,14 @@ impl PodConfig {
                 "noNewPrivileges": true,
             },
             "root": { "path": "rootfs", "readonly": true },
-            "hostname": self.hostname,
             "mounts": mounts.collect::<Vec<_>>(),
             "annotations": self.all_annotations(id, more_annotations),
             "linux": self.spec_linux(id, paths),
-        })
+        });
+        if let Some(hostname) = self.hostname() {
+            spec["hostname"] = hostname.into();
+        }
+        spec
     }
 
     fn spec_linux(&self, id: &str, paths: &BTreeMap<pause::NamespaceKind, PathBuf>) -> Value {
