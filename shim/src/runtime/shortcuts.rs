@@ -19,26 +19,24 @@
 //! too: a state with a key that the shim does not know ([`RuncState`]).
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs};
 
 use log::{debug, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::error::IoError;
 use crate::kernel::cgroup;
 
-type Watch<'fifo> = AsyncFd<BorrowedFd<'fifo>>;
+type Watch = tokio::net::unix::pipe::Receiver;
 
 const STATE: &str = "state.json";
 const EXEC_FIFO: &str = "exec.fifo";
@@ -69,16 +67,21 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
     if !fs::symlink_metadata(&fifo).is_ok_and(is_fifo) {
         return Shortcut::NotHere;
     }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(reader) = rustix::fs::open(&fifo, flags, Mode::empty()) else {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(&fifo);
+    let Ok(reader) = opened else {
         return Shortcut::NotHere;
     };
     // From here on the init goes on, and a `runc start` would wait for ever for its byte.
-    let watch = Watch::try_with_interest(reader.as_fd(), Interest::READABLE).ok();
+    // Of a copy: the descriptor is lost when the kernel refuses the watch.
+    let copy = reader.try_clone().and_then(Watch::from_file_unchecked);
     let mut released = false;
     tokio::select! {
         biased;
-        () = read_to_end(&reader, watch, &mut released) => {}
+        () = read_to_end(&reader, copy.ok(), &mut released) => {}
         // The init may have written its byte before it ended.
         () = ended => {
             released |= rustix::io::read(&reader, &mut [0; 8]).is_ok_and(|bytes| bytes > 0);
@@ -97,34 +100,32 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
 
 /// Waits for the first writer, and reads until the last writer has closed the FIFO. `any` becomes true when something
 /// was written.
-async fn read_to_end(fifo: &OwnedFd, watch: Option<Watch<'_>>, any: &mut bool) {
+async fn read_to_end(mut fifo: &File, watch: Option<Watch>, any: &mut bool) {
     loop {
-        match &watch {
+        // Before the first writer, a FIFO has no event (fifo(7), poll(2)), although a read would return the end.
+        let read = match &watch {
             Some(watch) => match watch.readable().await {
-                Ok(mut ready) => ready.clear_ready(),
+                Ok(()) => watch.try_read(&mut [0; 8]),
                 Err(_) => return,
             },
+            None if has_event(fifo) => fifo.read(&mut [0; 8]),
             // The kernel had no room for a watch (epoll_ctl(2)): the shim looks from time to time.
             None => {
-                while !has_event(fifo) {
-                    sleep(LOOK).await;
-                }
+                sleep(LOOK).await;
+                continue;
             }
-        }
-        // Before the first writer, a FIFO has no event (fifo(7), poll(2)), although a read would return the end.
-        loop {
-            match rustix::io::read(fifo, &mut [0; 8]) {
-                Ok(0) => return,
-                Ok(_) => *any = true,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_) => return,
-            }
+        };
+        match read {
+            Ok(0) => return,
+            Ok(_) => *any = true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
         }
     }
 }
 
-fn has_event(fifo: &OwnedFd) -> bool {
+fn has_event(fifo: &File) -> bool {
     let mut fds = [PollFd::new(fifo, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|events| events > 0)
 }

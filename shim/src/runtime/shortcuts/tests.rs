@@ -148,8 +148,10 @@ async fn an_init_is_released_also_where_the_kernel_watches_nothing() {
     for (byte, released) in [(&b"0"[..], true), (b"", false)] {
         let dir = created(PLAIN);
         let init = init(&dir, byte);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let fifo = rustix::fs::open(dir.path().join(EXEC_FIFO), flags, Mode::empty()).unwrap();
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let mut open = File::options();
+        let open = open.read(true).custom_flags(nonblocking);
+        let fifo = open.open(dir.path().join(EXEC_FIFO)).unwrap();
         let mut any = false;
         read_to_end(&fifo, None, &mut any).await;
         assert_eq!(any, released);
