@@ -485,6 +485,29 @@ fn the_readme_has_a_line_for_every_option() -> Result {
     Ok(())
 }
 
+#[test]
+fn each_row_of_the_ways_is_a_test_and_each_test_is_a_row() -> Result {
+    let page = fs::read_to_string(config("README.md"))?;
+    let ways = fs::read_to_string(root().join("tests/tests/ways.rs"))?;
+    let rows = || page.lines().filter(|line| line.starts_with("| "));
+    let named = |test: &str| rows().any(|row| row.contains(&format!("`{test}`")));
+    let tests = ways.lines().filter_map(|line| {
+        let name = line
+            .trim()
+            .strip_prefix("fn by_")?
+            .split_once("(version)")?
+            .0;
+        Some(format!("by_{name}"))
+    });
+    let tests: Vec<String> = tests.collect();
+    for test in &tests {
+        assert!(named(test), "config/README.md has no row for {test}");
+    }
+    let in_rows = rows().filter(|row| row.contains("| `by_")).count();
+    assert_eq!(in_rows, tests.len());
+    Ok(())
+}
+
 // --- kind and Kubernetes -------------------------------------------------------------------------------------------
 
 /// The documents of a YAML file.

@@ -8,14 +8,17 @@
     reason = "a test reports by failing"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use k8s_cri::v1::{self as api, NamespaceMode};
+use serde_json::Value;
 use shim_tests::daemon::{Handler, Options};
 use shim_tests::image::PauseImage;
 use shim_tests::lab::ShimUnderTest;
-use shim_tests::{Daemon, Pod, PodSpec, Version, on_every_containerd, ours_only};
+use shim_tests::{
+    Daemon, Pod, PodSpec, Version, cgroups, in_every_mode, on_every_containerd, ours_only,
+};
 
 /// The handler with pods of the Sandbox API.
 const API: &str = "api";
@@ -329,7 +332,7 @@ fn of_status(pod: &Pod<'_>) -> Facts {
 
 /// What differs, one line each.
 fn differences(wanted: &Facts, got: &Facts) -> Vec<String> {
-    let keys: std::collections::BTreeSet<_> = wanted.keys().chain(got.keys()).collect();
+    let keys: BTreeSet<_> = wanted.keys().chain(got.keys()).collect();
     let different = keys
         .into_iter()
         .filter(|key| wanted.get(*key) != got.get(*key));
@@ -391,5 +394,68 @@ on_every_containerd! {
 
     fn a_pod_of_a_kubelet_has_the_sysctls_of_the_stock_shims(version) {
         compare(version, SYSCTLS);
+    }
+}
+
+/// What containerd has written down of a container: the labels. cAdvisor reads them.
+fn labels(daemon: &Daemon, id: &str) -> Value {
+    let known = daemon.ctr_in("k8s.io", &["containers", "list", "--quiet"]);
+    if !known.lines().any(|line| line == id) {
+        return Value::Null;
+    }
+    let record = daemon.ctr_in("k8s.io", &["containers", "info", id]);
+    serde_json::from_str::<Value>(&record).unwrap()["Labels"].take()
+}
+
+/// The names of the network interfaces that a process has.
+fn interfaces(pid: i32) -> BTreeSet<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+in_every_mode! {
+    fn a_kubelet_finds_what_it_reads_of_a_pod(version) {
+        let daemon = Daemon::start(version);
+        let pod = kubelet("seen").run(&daemon);
+        let mut one = pod.container("one").command(&["sleep", "3600"]);
+        for (key, value) in [
+            ("io.kubernetes.container.name", "one"),
+            ("io.kubernetes.pod.name", "seen"),
+            ("io.kubernetes.pod.namespace", "default"),
+        ] {
+            one.config.labels.insert(key.to_owned(), value.to_owned());
+        }
+        let one = one.start();
+        // cAdvisor finds a container by the directory of its cgroup, whose name is the id.
+        let parent = cgroups::root("memory").join(daemon.cgroup_parent().trim_start_matches('/'));
+        for id in [&pod.id, &one.id] {
+            assert!(parent.join(id).is_dir(), "{}/{id}", parent.display());
+        }
+        assert_eq!(cgroups::directory(one.pid(), "memory").unwrap(), parent.join(&one.id));
+        let of_container = labels(&daemon, &one.id);
+        assert_eq!(of_container["io.cri-containerd.kind"], "container");
+        assert_eq!(of_container["io.kubernetes.container.name"], "one");
+        assert_eq!(of_container["io.kubernetes.pod.name"], "seen");
+        let (cpu, memory) = (one.stats().cpu.unwrap(), one.stats().memory.unwrap());
+        assert!(cpu.usage_core_nano_seconds.unwrap().value > 0);
+        assert!(memory.working_set_bytes.unwrap().value > 0);
+        // The network's counters: those of the process of the sandbox's container, or, with the kubelet's feature gate
+        // PodAndContainerStatsFromCRI, what CRI says.
+        let of_sandbox = labels(&daemon, &pod.id);
+        if version.sandboxes_are_tasks() {
+            assert_eq!(of_sandbox["io.cri-containerd.kind"], "sandbox");
+            assert_eq!(of_sandbox["io.kubernetes.pod.name"], "seen");
+            let tasks = daemon.ctr_in("k8s.io", &["tasks", "list"]);
+            let line = tasks.lines().find(|line| line.starts_with(&pod.id)).expect("a task");
+            let pid = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+            assert!(interfaces(pid).contains("eth0"), "{:?}", interfaces(pid));
+        } else {
+            assert_eq!(of_sandbox, Value::Null, "docs/pause-image.md says that there is none");
+        }
+        let network = pod.stats().network.unwrap().default_interface.unwrap();
+        assert_eq!(network.name, "eth0");
+        assert!(network.rx_bytes.is_some() && network.tx_bytes.is_some());
+        daemon.end();
     }
 }

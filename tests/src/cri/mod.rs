@@ -137,13 +137,19 @@ impl Cri {
     /// Whether a runtime handler offers user namespaces, as CRI tells kubelet.
     #[track_caller]
     pub fn offers_user_namespaces(&self, handler: &str) -> bool {
+        self.features(handler).user_namespaces
+    }
+
+    /// The features of a runtime handler, as CRI tells kubelet; none where CRI knows of none.
+    #[track_caller]
+    pub fn features(&self, handler: &str) -> api::RuntimeHandlerFeatures {
         let status = call!(self, status, api::StatusRequest { verbose: false })
             .unwrap_or_else(|failure| panic!("{failure}"));
         let mut handlers = status.runtime_handlers.into_iter();
         handlers
             .find(|one| one.name == handler)
             .and_then(|one| one.features)
-            .is_some_and(|features| features.user_namespaces)
+            .unwrap_or_default()
     }
 
     /// Whether CRI knows the image.

@@ -216,6 +216,17 @@ impl<'a> Pod<'a> {
         });
     }
 
+    /// `PodSandboxStats`.
+    #[track_caller]
+    pub fn stats(&self) -> api::LinuxPodSandboxStats {
+        let request = api::PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        let response = call!(self.daemon.cri(), pod_sandbox_stats, request)
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        response.stats.unwrap().linux.unwrap()
+    }
+
     /// The pid that containerd has for the sandbox; with our shim, this may be the id of a thread.
     #[track_caller]
     pub fn pid(&self) -> i32 {
