@@ -8,12 +8,16 @@
 )]
 
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::time::Duration;
 
 use shim_tests::daemon::Handler;
 use shim_tests::proc::Process;
 use shim_tests::until::ok_if;
-use shim_tests::{Daemon, Options, Pod, PodSpec, Version, eventually, lab, ours_only, tests_of};
+use shim_tests::{
+    Daemon, Options, Pod, PodSpec, Version, eventually, lab, on_every_containerd, ours_only,
+    tests_of,
+};
 
 /// Root of the pods, as the node counts.
 const ROOT: u32 = 300_000;
@@ -72,6 +76,33 @@ fn assert_users_are_mapped(pod: &Pod<'_>) {
             .shell("cat /proc/self/uid_map")
             .contains(&ROOT.to_string())
     );
+}
+
+/// The options that `containerd config default` prints for the handler `runc`.
+fn default_options(version: Version) -> String {
+    let containerd = version.binaries().join("containerd");
+    let printed = Command::new(containerd)
+        .args(["config", "default"])
+        .output()
+        .unwrap();
+    let config: toml::Table = toml::from_str(&String::from_utf8(printed.stdout).unwrap()).unwrap();
+    let plugins = config["plugins"].as_table().unwrap();
+    let cri = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
+    let options = cri.iter().find_map(|cri| {
+        let runtimes = plugins.get(*cri)?.get("containerd")?.get("runtimes")?;
+        runtimes.get("runc")?.get("options")
+    });
+    let options = options.unwrap().as_table().unwrap();
+    assert!(options.contains_key("ShimCgroup"), "{options}");
+    options.to_string()
+}
+
+on_every_containerd! {
+    fn the_options_that_containerd_prints_start_a_pod(version) {
+        let daemon = Daemon::with(version, &Options::runtime(&default_options(version)));
+        assert!(PodSpec::new("default").run(&daemon).sleeper("one").running());
+        daemon.end();
+    }
 }
 
 tests_of! {
