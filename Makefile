@@ -80,7 +80,7 @@ faults:
 .PHONY: vm
 vm:
 	.ci/setup test
-	$(SUDO) tests/lab/prepare runtimes node vm
+	$(SUDO) tests/lab/prepare runtimes docker node vm
 	# Without criu, the tests of checkpoints are left out, and say so.
 	-tests/lab/prepare criu
 	$(MAKE) build

@@ -169,6 +169,12 @@ pub fn newer_runtime(name: &str) -> PathBuf {
     lab().join("runtimes").join(name)
 }
 
+/// The folder with dockerd and docker, those of the Debian that has this containerd.
+pub fn docker(version: Version) -> PathBuf {
+    run_prepare(&["docker"]);
+    lab().join("docker").join(version.line())
+}
+
 /// The root file system of a [`crate::node`].
 pub fn node() -> PathBuf {
     run_prepare(&["node"]);
