@@ -6,6 +6,7 @@
 //!   oci      the tiny pause image
 //!   slot     a number that only this test has; directory, bridge, subnet, cgroup parent follow from the number
 //!   daemon   one containerd in its slot: start, kill, restart, ctr, events
+//!   docker   a Docker daemon on the containerd of a test
 //!   cri      Pod and Container, as kubelet would make them
 //!   calls    the ttrpc calls of a shim, with the code of each answer
 //!   cri_calls  CRI calls and nothing else, for measurements
@@ -44,6 +45,7 @@ pub mod cri;
 pub mod cri_calls;
 pub mod daemon;
 pub mod direct;
+pub mod docker;
 pub mod driver;
 pub mod fake_runc;
 pub mod flood;
