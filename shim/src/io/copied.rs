@@ -110,6 +110,8 @@ impl Drop for Input {
 #[derive(Debug)]
 pub(super) struct Copied {
     copying: JoinHandle<()>,
+    /// Dropped without a message when the process was never made: the pipe then has runc's own words.
+    begin: Option<oneshot::Sender<()>>,
     /// The pipe, as long as `copying` has the pipe.
     pipe: Weak<pipe::Receiver>,
     drain: oneshot::Sender<()>,
@@ -179,13 +181,20 @@ impl Copied {
         let from = pipe::Receiver::from_owned_fd(reader).map_err(io_error("poll", path))?;
         let from = Arc::new(from);
         let (drain, drained) = oneshot::channel();
+        let (begin, begun) = oneshot::channel();
         let copied = Self {
+            begin: Some(begin),
             pipe: Arc::downgrade(&from),
-            copying: tokio::spawn(copy_until(from, to, drained)),
+            copying: tokio::spawn(copy_until(from, to, begun, drained)),
             drain,
             held,
         };
         Ok((copied, writer))
+    }
+
+    /// runc has made the process: begins to copy.
+    pub(super) fn begin(&mut self) {
+        let _ = self.begin.take().map(|begin| begin.send(()));
     }
 
     /// The init has ended: what the pipe and the FIFO still hold. None for a file.
@@ -197,26 +206,19 @@ impl Copied {
     /// The process has ended. Copies on until all writers have closed the pipe, or until the drain is done; then lets
     /// the stream go.
     pub(super) fn close(self) -> Closing {
-        let Self {
-            copying,
-            drain,
-            held,
-            pipe: _,
-        } = self;
-        match held {
-            None => Closing::File(copying, drain),
-            Some(held) => {
-                // The copy ends when the release is cancelled: without a reader, the copy would wait for ever.
-                let guard = AbortOnDrop(copying.abort_handle());
-                let released = async move {
-                    let _guard = guard;
-                    // No error to handle: the copy does not panic.
-                    let _ = copying.await;
-                    held.release().await;
-                };
-                Closing::Fifo(tokio::spawn(released), Some(drain))
-            }
-        }
+        let (copying, drain) = (self.copying, self.drain);
+        let Some(held) = self.held else {
+            return Closing::File(copying, drain);
+        };
+        // The copy ends when the release is cancelled: without a reader, the copy would wait for ever.
+        let guard = AbortOnDrop(copying.abort_handle());
+        let released = async move {
+            let _guard = guard;
+            // No error to handle: the copy does not panic.
+            let _ = copying.await;
+            held.release().await;
+        };
+        Closing::Fifo(tokio::spawn(released), Some(drain))
     }
 }
 
@@ -263,25 +265,26 @@ impl Lines {
     }
 }
 
-/// As [`copy`], but once `drain` is received, copies only what the pipe holds already.
-async fn copy_until(from: Arc<pipe::Receiver>, mut to: Sink, mut drain: oneshot::Receiver<()>) {
+/// As [`copy`], but from `begin` on, and once `drain` is received, only what the pipe holds already.
+async fn copy_until(
+    from: Arc<pipe::Receiver>,
+    mut to: Sink,
+    begin: oneshot::Receiver<()>,
+    mut drain: oneshot::Receiver<()>,
+) {
+    if begin.await.is_err() {
+        return;
+    }
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = tokio::select! {
             read = read_some(&from, &mut buffer) => read,
-            drained = &mut drain => match drained {
-                Ok(()) => break,
-                // The sender is dropped without a message: the process was never made.
-                Err(_) => return,
-            },
+            drained = &mut drain => if drained.is_ok() { break } else { return },
         };
         let mut writing = pin!(to.write(read.map(|read| &buffer[..read])));
         let (more, draining) = tokio::select! {
             more = &mut writing => (more, false),
-            drained = &mut drain => match drained {
-                Ok(()) => (writing.await, true),
-                Err(_) => return,
-            },
+            drained = &mut drain => if drained.is_ok() { (writing.await, true) } else { return },
         };
         match (more, draining) {
             (false, _) => return,
@@ -363,7 +366,8 @@ mod tests {
 
     /// Writes `text` through a pipe that is copied into `path`, and waits for the end of the copy.
     async fn copy_all(path: &Path, file: &Arc<File>, text: &str) {
-        let (copied, writer) = Copied::into_file(path, file).unwrap();
+        let (mut copied, writer) = Copied::into_file(path, file).unwrap();
+        copied.begin();
         let mut writer = pipe::Sender::from_owned_fd(writer).unwrap();
         writer.write_all(text.as_bytes()).await.unwrap();
         drop(writer);

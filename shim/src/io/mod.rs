@@ -230,7 +230,14 @@ impl Prepared {
     /// `Io` when runc sent no terminal, or a FIFO cannot be opened.
     pub async fn attach(self) -> Result<Io> {
         match self {
-            Self::Files(files) => Ok(Io::Files(files)),
+            Self::Files(mut files) => {
+                for output in &mut files.outputs {
+                    if let Output::Copied(copied) = output {
+                        copied.begin();
+                    }
+                }
+                Ok(Io::Files(files))
+            }
             Self::Console(console) => Ok(Io::Terminal(console.attach().await?)),
         }
     }
