@@ -64,12 +64,12 @@ impl Docker {
         Self::in_etc(version, more, None)
     }
 
-    /// As [`Self::with`], with root remapped to the first of the ids that are subordinate to `nobody`, [`SUBORDINATE`].
+    /// As [`Self::with`], with root remapped to the first of the ids that are subordinate to a user, [`SUBORDINATE`].
     ///
     /// # Errors
     /// As those of [`Self::start`].
     pub fn remapped(version: Version) -> Result<Self, String> {
-        let more = json!({"userns-remap": "nobody", "storage-driver": "vfs"});
+        let more = json!({"userns-remap": "remapped", "storage-driver": "vfs"});
         Self::in_etc(version, more, Some(etc_with_subordinates))
     }
 
@@ -83,7 +83,7 @@ impl Docker {
             make(&etc);
             etc
         });
-        let docker = Self {
+        let mut docker = Self {
             dockerd: Dockerd {
                 process: RefCell::new(None),
                 log: directory.join("dockerd.log"),
@@ -93,7 +93,13 @@ impl Docker {
             etc,
         };
         docker.write_config(more);
-        docker.launch()?;
+        if let Err(why) = docker.launch() {
+            // The machine's fault, unless dockerd starts without the settings of the test.
+            docker.etc = None;
+            docker.write_config(json!({}));
+            assert!(docker.launch().is_err(), "{why}");
+            return Err(why);
+        }
         docker.run(&["load", "--input", &text(&image::busybox())]);
         Ok(docker)
     }
@@ -415,15 +421,16 @@ fn put_into_path(containerd: &Daemon, binaries: &Path) {
     }
 }
 
-/// As much of `/etc` as dockerd reads, and ids that are subordinate to `nobody`.
+/// As much of `/etc` as dockerd reads, and ids that are subordinate to a user.
 fn etc_with_subordinates(etc: &Path) {
     fs::create_dir_all(etc).unwrap();
-    for file in ["passwd", "group", "hosts", "resolv.conf"] {
-        let content = fs::read(Path::new("/etc").join(file)).unwrap_or_default();
-        fs::write(etc.join(file), content).unwrap();
-    }
+    let user =
+        format!("root:x:0:0::/:/bin/sh\nremapped:x:{SUBORDINATE}:{SUBORDINATE}::/:/bin/false\n");
+    fs::write(etc.join("passwd"), user).unwrap();
+    let group = format!("root:x:0:\nremapped:x:{SUBORDINATE}:\n");
+    fs::write(etc.join("group"), group).unwrap();
     for file in ["subuid", "subgid"] {
-        fs::write(etc.join(file), format!("nobody:{SUBORDINATE}:65536\n")).unwrap();
+        fs::write(etc.join(file), format!("remapped:{SUBORDINATE}:65536\n")).unwrap();
     }
 }
 
