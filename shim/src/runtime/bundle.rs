@@ -10,6 +10,10 @@
 //! | `deleted` | the server: `pause.json`, renamed | `delete`, which containerd runs after an ordinary deletion, too: nothing is left to do |
 //! | `pod/ID.json` | the server, in a pod's first bundle | `delete` of a pod whose shim died: the others' records |
 //!
+//! Another release may have written any of these files, an older one or a newer one: an upgrade and a downgrade leave
+//! running pods to the shim that started them, and `delete` is the new binary's. So a key that is unknown is ignored, and
+//! a key that the first release did not have has a default. `bundle/golden/` has the files of each release.
+//!
 //! From the records alone, `delete` can take down a whole pod whose shim was killed. A container has two records,
 //! because containerd may remove the container's bundle before it calls `delete` for the pod's first bundle.
 
@@ -224,89 +228,4 @@ pub fn shim_started(bundle: &Path) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    fn record(bundle: &Path) -> Record {
-        Record {
-            bundle: bundle.to_owned(),
-            mounts_rootfs: true,
-            runc: None,
-            systemd_cgroup: false,
-            cgroups_path: Some("/kubepods/x".into()),
-        }
-    }
-
-    #[test]
-    fn a_record_comes_back_as_it_was_written() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Record::load(dir.path()).unwrap(), None);
-        record(dir.path()).save(dir.path(), "a").unwrap();
-        assert_eq!(Record::load(dir.path()).unwrap(), Some(record(dir.path())));
-        assert!(members(dir.path()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_member_is_known_to_the_first_also_when_its_own_bundle_is_gone() {
-        let (first, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        record(own.path()).save(first.path(), "b.c").unwrap();
-        assert!(Record::load(own.path()).unwrap().is_some());
-        let expected = record(own.path());
-        drop(own);
-        std::fs::write(first.path().join(POD).join("broken.json"), "").unwrap();
-        let mut found = members(first.path()).unwrap();
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        let [(id, record), (broken, unreadable)] = &found[..] else {
-            panic!("{found:?}");
-        };
-        assert_eq!((id.as_str(), record.as_ref().unwrap()), ("b.c", &expected));
-        assert!(broken == "broken" && unreadable.is_err());
-        forget(first.path(), "broken").unwrap();
-        forget(first.path(), "b.c").unwrap();
-        forget(first.path(), "b.c").unwrap();
-        assert!(members(first.path()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_deleted_container_has_a_mark_in_place_of_its_record() {
-        let dir = tempfile::tempdir().unwrap();
-        record(dir.path()).save(dir.path(), "a").unwrap();
-        assert!(!is_deleted(dir.path()));
-        let files = || std::fs::read_dir(dir.path()).unwrap().count();
-        let before = files();
-        for _ in 0..2 {
-            set_deleted(dir.path()).unwrap();
-            assert!(is_deleted(dir.path()));
-            assert_eq!(Record::load(dir.path()).unwrap(), None);
-            assert_eq!(files(), before, "the mark needs no room");
-        }
-    }
-
-    #[test]
-    fn a_file_with_secrets_is_for_its_owner_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("exec-1.json");
-        write_private(&file, b"{}").unwrap();
-        let mode = std::fs::metadata(&file).unwrap().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_replaced_file_keeps_its_mode_and_a_failure_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.json");
-        std::fs::write(&file, "old").unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-        replace_file(&file, b"new").unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
-        // A directory cannot be replaced by a file.
-        let directory = dir.path().join("folder");
-        std::fs::create_dir(&directory).unwrap();
-        assert!(replace_file(&directory, b"new").is_err());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
-    }
-}
+mod tests;

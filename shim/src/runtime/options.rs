@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::bundle::write_private;
 use crate::error::{Error, IoError, Result};
@@ -139,14 +140,20 @@ impl Options {
         write_private(&path, &text)
     }
 
-    /// Reads the options that [`Options::keep`] wrote.
+    /// Reads the options that [`Options::keep`] wrote. An unknown option is one of a later release: the binary may be
+    /// replaced between `start` and the server.
     ///
     /// # Errors
     /// `Io` when the file cannot be read or decoded.
     pub fn kept(bundle: &Path) -> Result<Self> {
         let path = bundle.join(KEPT);
         let text = std::fs::read(&path).map_err(IoError::at("read runtime options", &path))?;
-        Ok(serde_json::from_slice(&text).map_err(|e| IoError::at("decode", &path)(e))?)
+        let decoded = serde_json::from_slice(&text).and_then(|mut kept: Map<String, Value>| {
+            let known = serde_json::to_value(Self::default())?;
+            kept.retain(|name, _| known.get(name).is_some());
+            serde_json::from_value(Value::Object(kept))
+        });
+        Ok(decoded.map_err(|e| IoError::at("decode", &path)(e))?)
     }
 
     /// The holder, in the words of the crate `pause`.
