@@ -34,7 +34,7 @@ struct Round {
 pub(crate) fn run(daemon: &Daemon) {
     // One more pod of each kind stays all the time, as on a node with many pods: so the shims share their pages.
     let mut columns = vec![Column::new("this shim", OURS)];
-    if node::has_pauseless(daemon.version) {
+    if node::has_pauseless(daemon.version()) {
         columns.push(Column::new("Sandbox API", PAUSELESS));
     }
     columns.push(Column::new("stock shim", STOCK));

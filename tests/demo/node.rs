@@ -63,7 +63,7 @@ pub(crate) fn start(version: Version) -> Daemon {
 }
 
 fn introduce(daemon: &Daemon, source: &str) {
-    let version = daemon.version;
+    let version = daemon.version();
     let exact = fs::read_to_string(version.binaries().join("version")).unwrap_or_default();
     screen::item("shim", &our_shim(&daemon.directory()));
     screen::item(

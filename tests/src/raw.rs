@@ -179,7 +179,7 @@ impl<'a> Bundle<'a> {
     pub fn command(&self, subcommand: &str) -> Command {
         let address = grpc_address(&self.daemon.names);
         let namespace = self.daemon.names.name();
-        let usual = || self.shim.binary(self.daemon.version);
+        let usual = || self.shim.binary(self.daemon.version());
         let mut command = Command::new(self.program.clone().unwrap_or_else(usual));
         command
             .args([
@@ -191,7 +191,7 @@ impl<'a> Bundle<'a> {
                 &address,
             ])
             .arg("-publish-binary")
-            .arg(self.daemon.version.binaries().join("containerd"));
+            .arg(self.daemon.version().binaries().join("containerd"));
         if subcommand == "delete" {
             command.arg("-bundle").arg(&self.path);
         }
@@ -202,7 +202,7 @@ impl<'a> Bundle<'a> {
             .env("TTRPC_ADDRESS", format!("{address}.ttrpc"))
             .env(MARK, self.daemon.directory())
             .envs(self.environment.iter().cloned());
-        if self.daemon.version != Version::V1_6 {
+        if self.daemon.version() != Version::V1_6 {
             command
                 .env("GRPC_ADDRESS", &address)
                 .env("NAMESPACE", &namespace)

@@ -84,7 +84,7 @@ impl Run {
              mount --bind {folder}/runc /run/containerd/runc
              exec {shim} \"$@\"' sh \"$@\"\n",
             folder = run.folder.display(),
-            shim = ShimUnderTest::get().binary(daemon.version).display(),
+            shim = ShimUnderTest::get().binary(daemon.version()).display(),
         );
         let program = daemon.directory().join("shim-in-run");
         fs::write(&program, script).unwrap();

@@ -17,7 +17,7 @@ impl Daemon {
     }
 
     fn ctr_command_in(&self, namespace: &str) -> Command {
-        let mut command = Command::new(self.version.binaries().join("ctr"));
+        let mut command = Command::new(self.version().binaries().join("ctr"));
         command
             .args([
                 "--address",

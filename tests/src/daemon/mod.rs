@@ -25,16 +25,14 @@ use crate::until::{eventually, ok_if};
 
 /// A running containerd.
 pub struct Daemon {
-    /// The version of the containerd.
-    pub version: Version,
     /// The names of the containerd's slot.
     pub names: Names,
-    environment: Vec<(String, String)>,
+    version: Cell<Version>,
+    options: Options,
     guard: RefCell<Guard>,
     process: RefCell<Option<Child>>,
     seen: RefCell<Seen>,
     cri: Cri,
-    driver: Driver,
     ended: Cell<bool>,
     _slot: Slot,
 }
@@ -53,7 +51,6 @@ impl Daemon {
     /// Starts a containerd with these options.
     pub fn with(version: Version, options: &Options) -> Self {
         lab::prepare();
-        let shim = ShimUnderTest::get().binary(version);
         let slot = Slot::take();
         let names = slot.names.clone();
         // The last user of this slot may have been killed together with its guard.
@@ -65,39 +62,46 @@ impl Daemon {
         );
         let guard = Guard::start(&slot);
 
-        lay_out(version, &names, &shim, options);
+        lay_out(&names, options);
         let daemon = Self {
-            version,
+            version: Cell::new(version),
             cri: Cri::new(&leaks::grpc_address(&names)),
-            environment: options.environment.clone(),
+            options: options.clone(),
             guard: RefCell::new(guard),
             process: RefCell::new(None),
             seen: RefCell::new(Seen::default()),
-            driver: options.driver,
             ended: Cell::new(false),
             _slot: slot,
             names,
         };
+        daemon.configure();
         daemon.launch();
-        daemon.import_images(options);
+        daemon.import_images();
         daemon
     }
 
-    fn import_images(&self, options: &Options) {
-        let mut images = vec![(image::busybox(), image::BUSYBOX)];
-        if let Some(name) = self.version.pause_image() {
-            images.push((image::pause(name, options.pause_image), name));
-        }
-        if options.nginx {
-            images.push((image::nginx(), image::NGINX));
-        }
-        for (archive, name) in images {
-            self.import(&text(&archive), name);
+    /// The version of the containerd.
+    pub fn version(&self) -> Version {
+        self.version.get()
+    }
+
+    fn import_images(&self) {
+        self.import(&image::busybox(), image::BUSYBOX);
+        self.import_pause_image();
+        if self.options.nginx {
+            self.import(&image::nginx(), image::NGINX);
         }
     }
 
-    fn import(&self, archive: &str, name: &str) {
-        self.ctr_in("k8s.io", &["images", "import", archive]);
+    /// Each version looks for another pause image.
+    fn import_pause_image(&self) {
+        if let Some(name) = self.version().pause_image() {
+            self.import(&image::pause(name, self.options.pause_image), name);
+        }
+    }
+
+    fn import(&self, archive: &Path, name: &str) {
+        self.ctr_in("k8s.io", &["images", "import", &text(archive)]);
         // CRI hears of a new image through an event, which takes a moment.
         eventually(Duration::from_secs(10), || {
             ok_if(self.cri.has_image(name), || {
@@ -113,13 +117,18 @@ impl Daemon {
             .create(true)
             .open(self.log_path())
             .unwrap();
-        let mut command = Command::new(self.version.binaries().join("containerd"));
+        let mut command = Command::new(self.version().binaries().join("containerd"));
         command
             .arg("--config")
             .arg(directory.join("config.toml"))
             .env("PATH", lab::path(&directory.join("bin")))
             .env(MARK, &directory)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(
+                self.options
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -148,7 +157,7 @@ impl Daemon {
 
     /// The cgroup parent of the pods, in the form of the cgroup driver.
     pub fn cgroup_parent(&self) -> String {
-        match self.driver {
+        match self.options.driver {
             Driver::Cgroupfs => self.names.cgroup_parent(),
             Driver::Systemd => self.names.slice(),
         }
@@ -171,6 +180,47 @@ impl Daemon {
     pub fn start_again(&self) {
         assert!(self.process.borrow().is_none(), "containerd is up");
         self.launch();
+    }
+
+    /// Stops containerd, as a service manager does: SIGTERM, and no signal to any other process.
+    pub fn stop(&self) {
+        self.look();
+        self.terminate();
+    }
+
+    /// Starts another version after [`Self::stop`], as after an upgrade or a downgrade of the node's package: on the same
+    /// folders and the same address, with a configuration in this version's words, and with this version's stock shim.
+    pub fn start_as(&self, version: Version) {
+        assert!(self.process.borrow().is_none(), "containerd is up");
+        self.version.set(version);
+        self.configure();
+        self.launch();
+        self.import_pause_image();
+    }
+
+    /// Writes containerd's configuration, and puts the shim's binary into the folder that is first in PATH.
+    fn configure(&self) {
+        let version = self.version();
+        let directory = self.directory();
+        let shim = ShimUnderTest::get();
+        let link = directory.join("bin").join(shim.binary_name());
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(shim.binary(version), link).unwrap();
+        fs::write(
+            directory.join("config.toml"),
+            config::config(version, &self.names, &self.options),
+        )
+        .unwrap();
+    }
+
+    /// Puts a copy of the shim's binary in the binary's place, as an upgrade of the shim does: a new file, which every
+    /// later `start` and `delete` runs. A running shim goes on with the old file.
+    pub fn replace_shim(&self) {
+        let shim = ShimUnderTest::get();
+        let place = self.directory().join("bin").join(shim.binary_name());
+        let new = place.with_extension("new");
+        fs::copy(shim.binary(self.version()), &new).unwrap();
+        fs::rename(new, place).unwrap();
     }
 
     /// Remembers the slot's present processes and tasks. [`Self::left`] looks for all of them, wherever they move.
@@ -272,14 +322,14 @@ impl Daemon {
         }
         self.assert_nothing_left();
         self.seen.borrow().remove_traces(&self.names);
-        self.stop();
+        self.terminate();
         let left = take_down(&self.names);
         assert!(left.is_empty(), "cannot be removed: {left:?}");
         self.guard.borrow_mut().dismiss();
         self.ended.set(true);
     }
 
-    fn stop(&self) {
+    fn terminate(&self) {
         if let Some(mut child) = self.process.borrow_mut().take() {
             proc::kill(child.id().cast_signed(), Signal::TERM);
             let ended = crate::until::within(Duration::from_secs(10), || match child.try_wait() {
@@ -294,24 +344,15 @@ impl Daemon {
     }
 }
 
-/// Fills the slot's directory: the shim's binary in the folder that is first in PATH, and all configuration.
-fn lay_out(version: Version, names: &Names, shim: &Path, options: &Options) {
+/// Makes the folders of the slot's directory, and the configuration of the network.
+fn lay_out(names: &Names, options: &Options) {
     let directory = names.directory();
     for folder in ["bin", "net.d", "logs", "fifo"] {
         fs::create_dir_all(directory.join(folder)).unwrap();
     }
-    let link = directory
-        .join("bin")
-        .join(ShimUnderTest::get().binary_name());
-    std::os::unix::fs::symlink(shim, link).unwrap();
     fs::write(
         directory.join("net.d/10-test.conflist"),
         config::cni_config(names, options.network),
-    )
-    .unwrap();
-    fs::write(
-        directory.join("config.toml"),
-        config::config(version, names, options),
     )
     .unwrap();
 }
