@@ -100,8 +100,10 @@ impl Wanted {
             };
             match word.as_str() {
                 "--containerd" => wanted.containerds = list(&value, &versions, |one| one.line())?,
-                "--shims" => wanted.shims = list(&value, &Shim::ALL, |one| one.name())?,
-                "--network" => wanted.networks = list(&value, &CniOrHost::ALL, |one| one.name())?,
+                "--shims" => wanted.shims = list(&value, &Shim::ALL, |one| one.name().to_owned())?,
+                "--network" => {
+                    wanted.networks = list(&value, &CniOrHost::ALL, |one| one.name().to_owned())?
+                }
                 "--rounds" => wanted.rounds = number()?,
                 "--pods" => wanted.pods = number()?,
                 "--execs" => wanted.execs = number()?,
@@ -124,11 +126,7 @@ impl Wanted {
 }
 
 /// The ones named, in the order of `all`.
-fn list<T: Copy>(
-    value: &str,
-    all: &[T],
-    name: impl Fn(T) -> &'static str,
-) -> Result<Vec<T>, String> {
+fn list<T: Copy>(value: &str, all: &[T], name: impl Fn(T) -> String) -> Result<Vec<T>, String> {
     let names: Vec<&str> = value.split(',').collect();
     match names
         .iter()
@@ -138,7 +136,7 @@ fn list<T: Copy>(
         None => Ok(all
             .iter()
             .copied()
-            .filter(|&one| names.contains(&name(one)))
+            .filter(|&one| names.contains(&&*name(one)))
             .collect()),
     }
 }

@@ -61,7 +61,7 @@ impl Shim {
     /// Why it cannot be measured on this containerd at all.
     pub(crate) fn missing(self, version: Version) -> Option<&'static str> {
         match self {
-            Self::Api if version != Version::V2_1 => Some("this containerd has no Sandbox API"),
+            Self::Api if version < Version::V2_0 => Some("this containerd has no Sandbox API"),
             Self::Api if lab::has_options_of_the_machine() => {
                 Some("its options would be those of this machine's file")
             }

@@ -161,9 +161,7 @@ fn machine() -> String {
         let text = fs::read_to_string(file).unwrap_or_default();
         text.split_whitespace().next().unwrap_or("?").to_owned()
     };
-    let runc = Command::new(lab::lab().join("host/runc"))
-        .arg("--version")
-        .output();
+    let runc = Command::new(lab::runc()).arg("--version").output();
     let runc = String::from_utf8(runc.unwrap().stdout).unwrap();
     // What cargo has written down: "NAME VERSION (SOURCE)" = ["BINARY"]
     let installed = fs::read_to_string(node::published().with_file_name("../.crates.toml"));

@@ -38,8 +38,7 @@ impl Run {
 
     /// The exact version.
     pub(crate) fn title(&self) -> String {
-        let exact = std::fs::read_to_string(self.version.binaries().join("version"));
-        format!("containerd {}", exact.unwrap_or_default().trim())
+        format!("containerd {}", self.version.exact())
     }
 
     /// The column of this shim.

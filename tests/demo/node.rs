@@ -19,7 +19,7 @@ pub(crate) const PAUSELESS: &str = "pauseless";
 /// Whether the demo's containerd has the handler [`PAUSELESS`]. The options of this handler can only be in the
 /// machine's own file. A machine with such a file may have other options than the demo's.
 pub(crate) fn has_pauseless(version: Version) -> bool {
-    version == Version::V2_1 && !lab::has_options_of_the_machine()
+    version >= Version::V2_0 && !lab::has_options_of_the_machine()
 }
 
 /// The newest containerd of the lab.
@@ -47,9 +47,10 @@ pub(crate) fn start(version: Version) -> Daemon {
         directory.join("bin").join(stock),
     )
     .unwrap();
-    let source = match version {
-        Version::V1_6 | Version::V1_7 => "config/containerd-1.toml",
-        Version::V2_1 | Version::V2_1SandboxApi => "config/containerd-2.toml",
+    let source = if version < Version::V2_0 {
+        "config/containerd-1.toml"
+    } else {
+        "config/containerd-2.toml"
     };
     let read = |name: &str| fs::read_to_string(lab::repository().join(name)).unwrap();
     let options =
@@ -64,13 +65,13 @@ pub(crate) fn start(version: Version) -> Daemon {
 
 fn introduce(daemon: &Daemon, source: &str) {
     let version = daemon.version();
-    let exact = fs::read_to_string(version.binaries().join("version")).unwrap_or_default();
+    let exact = version.exact();
     screen::item("shim", &our_shim(&daemon.directory()));
     screen::item(
         "containerd",
         &format!(
             "{}, started for the demo alone, with all its files below {}",
-            exact.trim(),
+            exact,
             daemon.directory().display()
         ),
     );
@@ -130,9 +131,10 @@ fn adapted(file: &str, version: Version, daemon: &Daemon) -> String {
         }
         config += "\n";
     }
-    let cri = match version {
-        Version::V1_6 | Version::V1_7 => "io.containerd.grpc.v1.cri",
-        Version::V2_1 | Version::V2_1SandboxApi => "io.containerd.cri.v1.runtime",
+    let cri = if version < Version::V2_0 {
+        "io.containerd.grpc.v1.cri"
+    } else {
+        "io.containerd.cri.v1.runtime"
     };
     config += &format!(
         "
@@ -150,7 +152,7 @@ ConfigPath = '{directory}/pause.toml'
 ",
         address = leaks::grpc_address(&daemon.names),
     );
-    if version == Version::V2_1 {
+    if version >= Version::V2_0 {
         config += &format!(
             "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
              [plugins.'{cri}'.cni]\nbin_dirs = ['{plugins}']\nconf_dir = '{directory}/net.d'\n"

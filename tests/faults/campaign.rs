@@ -167,7 +167,7 @@ pub(crate) fn go_through(name: &str, mode: Mode, subjects: &[Subject]) {
     if subjects.is_empty() {
         return;
     }
-    let daemon = Daemon::start(Version::V2_1);
+    let daemon = Daemon::start(Version::newest());
     let events = daemon.events();
     let network = Network::make(&daemon);
     let root = daemon.directory().join("root");

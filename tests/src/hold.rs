@@ -40,7 +40,7 @@ impl Hold {
              held $call-done\n\
              exit $code\n",
             folder = folder.display(),
-            runc = lab::lab().join("host/runc").display(),
+            runc = lab::runc().display(),
         );
         let program = daemon.directory().join("bin/runc");
         fs::write(&program, script).unwrap();

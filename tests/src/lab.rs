@@ -5,48 +5,127 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A containerd that the tests run on. `tests/lab/prepare` puts each into `target/lab/<line>/`.
+/// A containerd that the tests run on: a line of releases, and how its pods are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// 1.6.20, Debian 12.
-    V1_6,
-    /// 1.7.24, Debian 13.
-    V1_7,
-    /// 2.1.9, Debian unstable.
-    V2_1,
-    /// 2.1.9, with pods made through the Sandbox API (`sandboxer = "shim"`), without any pause image.
-    V2_1SandboxApi,
+pub struct Version {
+    major: u32,
+    minor: u32,
+    sandbox_api: bool,
 }
 
 impl Version {
-    /// `1.6`, `1.7`, `2.1`: also the folder's name.
-    pub fn line(self) -> &'static str {
-        match self {
-            Self::V1_6 => "1.6",
-            Self::V1_7 => "1.7",
-            Self::V2_1 | Self::V2_1SandboxApi => "2.1",
+    /// 1.6.20, Debian 12.
+    pub const V1_6: Self = Self::of(1, 6);
+    /// 1.7.24, Debian 13.
+    pub const V1_7: Self = Self::of(1, 7);
+    /// 2.0, which has the Sandbox API.
+    pub const V2_0: Self = Self::of(2, 0);
+    /// 2.1.9, Debian unstable.
+    pub const V2_1: Self = Self::of(2, 1);
+    /// 2.3, which asks every shim for its features, and makes every pod through the Sandbox API that asks for that.
+    pub const V2_3: Self = Self::of(2, 3);
+    /// 2.4, which can do without a pause image.
+    pub const V2_4: Self = Self::of(2, 4);
+
+    /// A line of releases. Pods are made in containerd's usual mode.
+    pub const fn of(major: u32, minor: u32) -> Self {
+        Self {
+            major,
+            minor,
+            sandbox_api: false,
         }
     }
 
-    /// The pause image that this version looks for when nothing else is configured.
-    pub fn pause_image(self) -> Option<&'static str> {
-        match self {
-            Self::V1_6 => Some("registry.k8s.io/pause:3.6"),
-            Self::V1_7 => Some("registry.k8s.io/pause:3.8"),
-            Self::V2_1 => Some("registry.k8s.io/pause:3.10"),
-            Self::V2_1SandboxApi => None,
+    /// The same, with pods made through the Sandbox API (`sandboxer = "shim"`).
+    #[must_use]
+    pub const fn through_the_sandbox_api(self) -> Self {
+        Self {
+            sandbox_api: true,
+            ..self
         }
+    }
+
+    /// The containerd of `CONTAINERD_BIN`, or the newest of `tests/lab/prepare`.
+    pub fn newest() -> Self {
+        Given::get().map_or(Self::V2_1, |given| given.version)
+    }
+
+    /// `1.6`, `1.7`, `2.1`: also the folder's name in the lab.
+    pub fn line(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+
+    /// The whole version, as the containerd tells it.
+    pub fn exact(self) -> String {
+        match self.given() {
+            Some(given) => given.exact.to_owned(),
+            None => {
+                let exact = std::fs::read_to_string(self.binaries().join("version"));
+                exact.unwrap_or_default().trim().to_owned()
+            }
+        }
+    }
+
+    /// The pause image that this containerd looks for when nothing else is configured; none where no pod needs one.
+    pub fn pause_image(self) -> Option<&'static str> {
+        // Through the Sandbox API, 2.3 pulls the image all the same.
+        if self.sandbox_api && self.line() != "2.3" {
+            return None;
+        }
+        Some(match self.given() {
+            Some(given) => given.pause_image,
+            None if self < Self::V1_7 => "registry.k8s.io/pause:3.6",
+            None if self < Self::V2_0 => "registry.k8s.io/pause:3.8",
+            None => "registry.k8s.io/pause:3.10",
+        })
+    }
+
+    /// Whether pods are made through the Sandbox API.
+    pub fn sandbox_api(self) -> bool {
+        self.sandbox_api
     }
 
     /// Whether a pod's sandbox is a task to containerd, with a task's events.
     pub fn sandboxes_are_tasks(self) -> bool {
-        self != Self::V2_1SandboxApi
+        !self.sandbox_api
     }
 
     /// The folder with containerd, ctr and containerd-shim-runc-v2.
     pub fn binaries(self) -> PathBuf {
-        lab().join(self.line())
+        self.given()
+            .map_or_else(|| lab().join(self.line()), |given| given.folder.into())
     }
+
+    fn given(self) -> Option<Given> {
+        Given::get().filter(|given| given.version.line() == self.line())
+    }
+}
+
+/// The containerd of `CONTAINERD_BIN`, as `build.rs` has found it. All tests run on that one.
+#[derive(Clone, Copy)]
+struct Given {
+    version: Version,
+    exact: &'static str,
+    folder: &'static str,
+    pause_image: &'static str,
+}
+
+impl Given {
+    fn get() -> Option<Self> {
+        let exact = option_env!("GIVEN_CONTAINERD_VERSION")?;
+        let mut numbers = exact.split('.').map(|number| number.parse().unwrap());
+        Some(Self {
+            version: Version::of(numbers.next().unwrap(), numbers.next().unwrap()),
+            exact,
+            folder: option_env!("GIVEN_CONTAINERD_FOLDER")?,
+            pause_image: option_env!("GIVEN_CONTAINERD_PAUSE_IMAGE")?,
+        })
+    }
+}
+
+/// Whether `CONTAINERD_BIN` names the containerd that the tests run on.
+pub fn is_given() -> bool {
+    Given::get().is_some()
 }
 
 /// The shim that the suite runs on.
@@ -89,7 +168,7 @@ impl ShimUnderTest {
     pub fn binary(self, version: Version) -> PathBuf {
         match self {
             Self::Pause => our_shim(),
-            Self::Runc => version.binaries().join(self.binary_name()),
+            Self::Runc => stock_shim(version),
         }
     }
 }
@@ -140,9 +219,9 @@ pub fn cni_plugins() -> PathBuf {
     lab().join("host/cni")
 }
 
-/// A PATH with `first`, the lab's runc, and the places where iptables, mount and ip live.
+/// A PATH with `first`, the runc of the tests, and the places where iptables, mount and ip live.
 pub fn path(first: &Path) -> OsString {
-    let mut folders = vec![first.to_path_buf(), lab().join("host")];
+    let mut folders = vec![first.to_path_buf(), runc().parent().unwrap().to_owned()];
     folders.extend(
         [
             "/usr/local/sbin",
@@ -155,6 +234,48 @@ pub fn path(first: &Path) -> OsString {
         .map(PathBuf::from),
     );
     std::env::join_paths(folders).unwrap()
+}
+
+/// The runc that all suites use: `RUNC`, or the machine's.
+pub fn runc() -> PathBuf {
+    let runc = runtime_of("RUNC").unwrap_or_else(|| lab().join("host/runc"));
+    assert!(
+        runc.ends_with("runc"),
+        "RUNC={}: name a file with the name `runc`; the shims look for that name in PATH",
+        runc.display()
+    );
+    runc
+}
+
+/// The runc for pods with a user namespace: `RUNC`, or the newest. With containerd 2.x that takes runc 1.2.
+pub fn runc_for_user_namespaces() -> PathBuf {
+    runtime_of("RUNC").unwrap_or_else(|| newer_runtime("runc"))
+}
+
+/// The release of a runc: `1.3`.
+pub fn runc_line(runc: &Path) -> (u32, u32) {
+    let output = Command::new(runc).arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let exact = text.lines().next().unwrap().rsplit(' ').next().unwrap();
+    let mut numbers = exact.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// The crun of the suite `runtimes`: `CRUN`, or the newest.
+pub fn crun() -> PathBuf {
+    runtime_of("CRUN").unwrap_or_else(|| newer_runtime("crun"))
+}
+
+/// The program that a variable names.
+fn runtime_of(variable: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).filter(|named| !named.is_empty())?;
+    let program = std::path::absolute(&named).unwrap();
+    assert!(
+        program.is_file(),
+        "{variable}={}: no such file",
+        named.display()
+    );
+    Some(program)
 }
 
 /// Runs `tests/lab/prepare`, which returns at once when the lab is there.
@@ -218,6 +339,16 @@ pub fn helper(name: &str) -> PathBuf {
             exe.display()
         )
     })
+}
+
+fn stock_shim(version: Version) -> PathBuf {
+    let shim = version.binaries().join(ShimUnderTest::Runc.binary_name());
+    assert!(
+        shim.is_file(),
+        "no {}: put the stock shim of this containerd beside it",
+        shim.display()
+    );
+    shim
 }
 
 /// Our shim: `SHIM_BINARY`, else the newest release build in the target folder.

@@ -1,7 +1,7 @@
 //! The harness: a private, real containerd for every test, and all that a test asks of a containerd.
 //!
 //! ```text
-//!   lab      the containerds and shims, and the places of their binaries (made by tests/lab/prepare)
+//!   lab      the containerds, the shims and the OCI runtimes, and the places of their binaries (made by tests/lab/prepare)
 //!   image    images without a registry: busybox, nginx, pause
 //!   oci      the tiny pause image
 //!   slot     a number that only this test has; directory, bridge, subnet, cgroup parent follow from the number
@@ -74,50 +74,87 @@ pub use lab::{ShimUnderTest, Version};
 pub use terminal::Terminal;
 pub use until::eventually;
 
-/// Makes one test per containerd version out of each function: `name::v1_6`, `name::v1_7`, `name::v2_1`.
+/// Makes one test per containerd version out of each function: `name::v1_6`, `name::v1_7`, `name::v2_1`. With
+/// `CONTAINERD_BIN`, one test on that containerd: `name::v2_3`.
 #[macro_export]
 macro_rules! on_every_containerd {
-    ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {
-        $crate::tests_of! { [V1_6, V1_7, V2_1] $($(#[$meta])* fn $name($version) $body)* }
-    };
+    ($($tests:tt)*) => { $crate::tests_of! { every_containerd $($tests)* } };
 }
 
 /// As [`on_every_containerd`], and one more test with pods made through the Sandbox API: `name::v2_1_sandbox_api`.
 #[macro_export]
 macro_rules! in_every_mode {
-    ($($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {
-        $crate::tests_of! {
-            [V1_6, V1_7, V2_1, V2_1SandboxApi] $($(#[$meta])* fn $name($version) $body)*
-        }
-    };
+    ($($tests:tt)*) => { $crate::tests_of! { every_mode $($tests)* } };
 }
 
-/// The common part of [`on_every_containerd`] and [`in_every_mode`].
+/// One test of each function, with pods made through the Sandbox API.
+#[macro_export]
+macro_rules! through_the_sandbox_api {
+    ($($tests:tt)*) => { $crate::tests_of! { sandbox_api $($tests)* } };
+}
+
+/// One test of each function, on the newest containerd.
+#[macro_export]
+macro_rules! on_the_newest_containerd {
+    ($($tests:tt)*) => { $crate::tests_of! { newest_containerd $($tests)* } };
+}
+
+/// As [`on_the_newest_containerd`], and one more test with pods made through the Sandbox API.
+#[macro_export]
+macro_rules! on_the_newest_in_every_mode {
+    ($($tests:tt)*) => { $crate::tests_of! { newest_in_every_mode $($tests)* } };
+}
+
+/// The common part of [`on_every_containerd`] and its like.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tests_of {
-    ($versions:tt $($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {$(
+    ($containerds:ident $($(#[$meta:meta])* fn $name:ident($version:ident) $body:block)*) => {$(
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports, reason = "not every test uses all of its file's imports")]
             use super::*;
 
+            #[allow(dead_code, reason = "containerd 1.x has no Sandbox API")]
             fn body($version: $crate::Version) $body
 
-            $crate::test_of! { $versions }
+            $crate::tests_on! { $containerds }
         }
     )*};
 }
 
-/// One test for each version.
+/// One test on each of these containerds. With `CONTAINERD_BIN`, `build.rs` writes this macro.
+#[cfg(not(given_containerd))]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! test_of {
-    ([$($version:ident),*]) => { $($crate::test_of! { $version })* };
-    (V1_6) => { $crate::test_of! { v1_6 $crate::Version::V1_6 } };
-    (V1_7) => { $crate::test_of! { v1_7 $crate::Version::V1_7 } };
-    (V2_1) => { $crate::test_of! { v2_1 $crate::Version::V2_1 } };
-    (V2_1SandboxApi) => { $crate::test_of! { v2_1_sandbox_api $crate::Version::V2_1SandboxApi } };
+macro_rules! tests_on {
+    (every_containerd) => {
+        $crate::test_on! { v1_6 $crate::Version::V1_6 }
+        $crate::test_on! { v1_7 $crate::Version::V1_7 }
+        $crate::tests_on! { newest_containerd }
+    };
+    (every_mode) => {
+        $crate::tests_on! { every_containerd }
+        $crate::tests_on! { sandbox_api }
+    };
+    (sandbox_api) => {
+        $crate::test_on! { v2_1_sandbox_api $crate::Version::V2_1.through_the_sandbox_api() }
+    };
+    (newest_containerd) => {
+        $crate::test_on! { v2_1 $crate::Version::V2_1 }
+    };
+    (newest_in_every_mode) => {
+        $crate::tests_on! { newest_containerd }
+        $crate::tests_on! { sandbox_api }
+    };
+}
+#[cfg(given_containerd)]
+include!(concat!(env!("OUT_DIR"), "/given.rs"));
+
+/// One test.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! test_on {
     ($name:ident $version:expr) => {
         #[test]
         fn $name() {

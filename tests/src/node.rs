@@ -207,7 +207,7 @@ fn unshare(
         .arg(lab::repository().join("tests/node/boot"))
         .args([root, data])
         .args([binaries.join("containerd"), binaries.join("ctr")])
-        .args([program, lab::lab().join("host/runc")])
+        .args([program, lab::runc()])
         .env("CGROUP", cgroup)
         .stdin(Stdio::null())
         .stdout(console.try_clone().unwrap())
@@ -229,11 +229,7 @@ fn enter(init: i32, command: &[&str]) -> Output {
 
 /// containerd's configuration: the usual places, and its root where an overlay can be made.
 fn config(version: Version) -> String {
-    let format = if version.line().starts_with('1') {
-        2
-    } else {
-        3
-    };
+    let format = if version < Version::V2_0 { 2 } else { 3 };
     format!(
         "version = {format}\nroot = '/data/root'\n[plugins.'io.containerd.internal.v1.opt']\npath = '/data/opt'\n"
     )

@@ -14,7 +14,7 @@ use containerd_shim_protos::types::introspection::RuntimeInfo;
 use shim_tests::{ShimUnderTest, Version};
 
 fn binary() -> PathBuf {
-    ShimUnderTest::Pause.binary(Version::V1_6)
+    ShimUnderTest::Pause.binary(Version::newest())
 }
 
 fn run_shim(arguments: &[&str]) -> Output {

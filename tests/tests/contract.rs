@@ -290,7 +290,7 @@ on_every_containerd! {
         let script = format!(
             "#!/bin/sh\nulimit -Sn >> {}\nexec {} \"$@\"\n",
             said.display(),
-            shim_tests::lab::lab().join("host/runc").display(),
+            shim_tests::lab::runc().display(),
         );
         fs::write(&runc, script).unwrap();
         fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
@@ -365,7 +365,7 @@ on_every_containerd! {
         let script = format!(
             "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.05; done\nexec {} \"$@\"\n",
             gate.display(),
-            shim_tests::lab::lab().join("host/runc").display(),
+            shim_tests::lab::runc().display(),
         );
         fs::write(&runc, script).unwrap();
         fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();

@@ -152,7 +152,7 @@ impl Replaced {
              [ $! = $pid ] && exec {runc} \"$@\"\n\
              kill -9 $!\n\
              done\n",
-            runc = lab::lab().join("host/runc").display(),
+            runc = lab::runc().display(),
             victim = victim.display(),
         );
         let program = daemon.directory().join("bin/runc");

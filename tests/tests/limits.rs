@@ -34,7 +34,7 @@ use shim_tests::proc::{self, Process};
 use shim_tests::raw::{Bundle, Ran};
 use shim_tests::slot::text;
 use shim_tests::until::ok_if;
-use shim_tests::{Daemon, eventually, leaks, tests_of};
+use shim_tests::{Daemon, eventually, leaks, on_the_newest_containerd};
 
 /// How many lives go on at once.
 const LANES: usize = 4;
@@ -610,7 +610,7 @@ fn try_limit(daemon: Daemon, limit: Limit) {
     daemon.end();
 }
 
-tests_of! { [V2_1]
+on_the_newest_containerd! {
     fn descriptors(version) {
         try_limit(Daemon::start(version), Limit::Descriptors);
     }

@@ -147,7 +147,7 @@ fn runc_that_ignores_labels(daemon: &Daemon, bundle: &Bundle<'_>) -> PathBuf {
          sed -i 's/\"selinuxLabel\":\"[^\"]*\"/\"selinuxLabel\":\"\"/' {}\nesac\nexec {} \"$@\"\n",
         text(&note),
         text(&bundle.path.join("config.json")),
-        text(&lab::lab().join("host/runc")),
+        text(&lab::runc()),
     );
     let runc = daemon.directory().join("bin/runc");
     fs::write(&runc, script).unwrap();

@@ -7,7 +7,7 @@
 )]
 
 use shim_tests::proc::namespaces;
-use shim_tests::{Daemon, PodSpec, in_every_mode, on_every_containerd};
+use shim_tests::{Daemon, PodSpec, Version, in_every_mode, left_out};
 
 /// Asserts that `pid` shares exactly these kinds of namespaces with the node.
 fn assert_shared_with_the_node(pid: i32, expected: &[&str]) {
@@ -66,9 +66,18 @@ in_every_mode! {
     }
 }
 
-// Through the Sandbox API, containerd 2.0 to 2.2 crash on pods with the node's network.
-on_every_containerd! {
+/// Leaves a test of a pod with the node's network out where containerd crashes on such a pod.
+macro_rules! unless_containerd_crashes {
+    ($version:ident) => {
+        if $version.sandbox_api() && $version < Version::V2_3 {
+            left_out!("through the Sandbox API, containerd 2.0 to 2.2 crash on a pod with the node's network");
+        }
+    };
+}
+
+in_every_mode! {
     fn s6_host_network(version) {
+        unless_containerd_crashes!(version);
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("hostnet").host_network().run(&daemon);
         let container = pod.sleeper("one");
@@ -81,6 +90,7 @@ on_every_containerd! {
     }
 
     fn s6_all_of_the_nodes_namespaces_together(version) {
+        unless_containerd_crashes!(version);
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("hostall").host_network().host_pid().host_ipc().run(&daemon);
         let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
@@ -91,6 +101,7 @@ on_every_containerd! {
     }
 
     fn s6_pairs_of_the_nodes_namespaces(version) {
+        unless_containerd_crashes!(version);
         let daemon = Daemon::start(version);
         for (name, spec, expected) in [
             ("np", PodSpec::new("np").host_network().host_pid(), vec!["net", "uts", "pid"]),
@@ -107,6 +118,7 @@ on_every_containerd! {
     }
 
     fn s6_host_network_with_shared_processes(version) {
+        unless_containerd_crashes!(version);
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("mixed").host_network().shared_processes().run(&daemon);
         let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
@@ -114,7 +126,6 @@ on_every_containerd! {
         assert_eq!(namespaces(one.pid())["pid"], namespaces(two.pid())["pid"]);
         daemon.end();
     }
-
 }
 
 /// A network link of the node that no test has made.

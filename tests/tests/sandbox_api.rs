@@ -1,4 +1,4 @@
-//! The Sandbox API beyond the scenarios: on containerd 2.1.9, and call by call as containerd 2.3 makes the calls
+//! The Sandbox API beyond the scenarios: on a containerd, and call by call as containerd 2.3 makes the calls
 //! ([`shim_tests::driver`]).
 #![allow(
     clippy::unwrap_used,
@@ -28,131 +28,21 @@ use shim_tests::driver::{CONFIG, Driver, wait_until_gone};
 use shim_tests::proc::namespace;
 use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
-use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, ours_only};
+use shim_tests::{
+    Daemon, Options, PodSpec, ShimUnderTest, Version, eventually, left_out, ours_only,
+    through_the_sandbox_api,
+};
 
+/// A containerd beside the shims that the tests drive by themselves.
 fn daemon() -> Daemon {
-    Daemon::start(Version::V2_1SandboxApi)
+    Daemon::start(Version::newest())
 }
 
 fn this_process() -> i32 {
     std::process::id().cast_signed()
 }
 
-// --- on containerd 2.1.9 ---------------------------------------------------------------------------------------------
-
-#[test]
-fn pods_need_no_pause_image() {
-    ours_only!("the stock shim has no Sandbox API");
-    let daemon = daemon();
-    let pod = PodSpec::new("pauseless").run(&daemon);
-    let container = pod.sleeper("one");
-    assert!(container.running());
-    let images = daemon.ctr_in("k8s.io", &["images", "list", "--quiet"]);
-    assert!(!images.contains("pause"), "{images}");
-    let containers = daemon.ctr_in("k8s.io", &["containers", "list", "--quiet"]);
-    assert_eq!(
-        containers.trim(),
-        container.id,
-        "the sandbox is no container"
-    );
-    daemon.end();
-}
-
-#[test]
-fn inspect_shows_what_it_shows_of_any_pod_and_the_holder() {
-    ours_only!("the stock shim has no Sandbox API");
-    let daemon = daemon();
-    let pod = PodSpec::new("inspected")
-        .sysctl("net.core.somaxconn", "99")
-        .run(&daemon);
-    let (_, info) = pod.status();
-    assert_eq!(info["processStatus"], "running");
-    assert_eq!(info["netNamespaceClosed"], false);
-    assert_eq!(info["runtimeType"], ShimUnderTest::Pause.runtime_type());
-    assert_eq!(info["config"]["metadata"]["name"], "inspected");
-    assert_eq!(info["config"]["hostname"], "inspected");
-    let metadata = &info["sandboxMetadata"];
-    // containerd from 2.3 on decodes the metadata, and refuses another version.
-    assert_eq!(metadata["Version"], "v1");
-    assert_eq!(metadata["Metadata"]["ID"], pod.id);
-    assert_eq!(info["pause"]["holder"], "thread");
-    let pid = pod.pid();
-    for kind in ["net", "ipc", "uts"] {
-        let shown = &info["pause"]["namespaces"][kind];
-        assert_eq!(shown["inode"], namespace(pid, kind), "{kind}: {shown}");
-        let path = shown["path"].as_str().unwrap();
-        assert_eq!(fs::metadata(path).unwrap().ino(), namespace(pid, kind));
-    }
-    let spec = &info["runtimeSpec"];
-    assert_eq!(
-        spec["annotations"]["io.kubernetes.cri.container-type"],
-        "sandbox"
-    );
-    assert_eq!(
-        spec["annotations"]["io.kubernetes.cri.sandbox-name"],
-        "inspected"
-    );
-    assert_eq!(spec["linux"]["sysctl"]["net.core.somaxconn"], "99");
-    assert!(
-        spec["linux"]["cgroupsPath"]
-            .as_str()
-            .unwrap()
-            .ends_with(&pod.id),
-        "{spec}"
-    );
-    pod.stop();
-    let (status, info) = pod.status();
-    assert_eq!(status.state(), api::PodSandboxState::SandboxNotready);
-    assert_eq!(info["processStatus"], "stopped");
-    assert_eq!(info["netNamespaceClosed"], true);
-    daemon.end();
-}
-
-#[test]
-fn the_pods_files_are_there_unless_the_container_brings_its_own() {
-    ours_only!("the stock shim has no Sandbox API");
-    let daemon = daemon();
-    let pod = PodSpec::new("filed")
-        .dns("192.0.2.53", "filed.test")
-        .run(&daemon);
-    let plain = pod.sleeper("plain");
-    assert_eq!(plain.output(&["cat", "/etc/hostname"]), "filed");
-    assert_eq!(
-        plain.output(&["cat", "/etc/hosts"]),
-        fs::read_to_string("/etc/hosts").unwrap().trim_end()
-    );
-    assert_eq!(
-        plain.output(&["cat", "/etc/resolv.conf"]),
-        "search filed.test\nnameserver 192.0.2.53"
-    );
-    let mounts = plain.output(&["cat", "/proc/mounts"]);
-    let shm = mounts
-        .lines()
-        .find(|line| line.split(' ').nth(1) == Some("/dev/shm"))
-        .unwrap();
-    for option in ["nosuid", "nodev", "noexec", "size=65536k"] {
-        assert!(shm.contains(option), "{shm}");
-    }
-    assert_eq!(plain.shell("stat -c %a /dev/shm"), "1777");
-    plain.shell("echo writable >> /etc/hosts");
-    // kubelet brings /etc/hosts.
-    let own = daemon.directory().join("own-hosts");
-    fs::write(&own, "192.0.2.1 own\n").unwrap();
-    let mut own_hosts = pod
-        .container("own")
-        .mount(&own.display().to_string(), "/etc/hosts");
-    own_hosts.security().readonly_rootfs = true;
-    let own_hosts = own_hosts.command(&["sleep", "3600"]).start();
-    assert_eq!(own_hosts.output(&["cat", "/etc/hosts"]), "192.0.2.1 own");
-    // A read-only root filesystem makes the pod's files read-only, and leaves the shared memory writable.
-    assert_ne!(
-        own_hosts.exec(&["sh", "-c", "echo x > /etc/hostname"]).code,
-        0
-    );
-    own_hosts.shell("echo seen > /dev/shm/file");
-    assert_eq!(plain.output(&["cat", "/dev/shm/file"]), "seen");
-    daemon.end();
-}
+// --- on a containerd -------------------------------------------------------------------------------------------------
 
 /// A small file system in memory at containerd's state directory, as `/run` is.
 struct SmallState(PathBuf);
@@ -176,158 +66,6 @@ impl Drop for SmallState {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
-}
-
-#[test]
-fn what_a_container_writes_into_the_pods_files_is_not_in_the_nodes_memory() {
-    ours_only!("the stock shim has no Sandbox API");
-    let daemon = daemon();
-    daemon.kill();
-    let state = SmallState::mount(&daemon);
-    daemon.start_again();
-    let pods = [PodSpec::new("writes"), PodSpec::new("killed")].map(|pod| pod.run(&daemon));
-    let before = state.used();
-    let [removed, killed] = pods;
-    let container = removed.sleeper("one");
-    for file in ["hostname", "hosts", "resolv.conf"] {
-        let size = container.shell(&format!(
-            "dd if=/dev/zero of=/etc/{file} bs=1M count=40 2>/dev/null; stat -c %s /etc/{file}"
-        ));
-        assert_eq!(size, (40 << 20).to_string(), "{file}");
-    }
-    let grown = state.used().saturating_sub(before);
-    assert!(grown < 4 << 20, "{grown} bytes of memory");
-    // The files go with the pod, also when the shim was killed.
-    let controller = "root/io.containerd.sandbox.controller.v1.shim/k8s.io";
-    let files = |pod: &shim_tests::Pod<'_>| {
-        let work = daemon.directory().join(controller).join(&pod.id);
-        work.join("files/hostname")
-    };
-    let [of_removed, of_killed] = [&removed, &killed].map(&files);
-    assert!(of_removed.exists() && of_killed.exists());
-    removed.stop();
-    removed.remove();
-    assert!(!of_removed.exists());
-    shim_tests::proc::kill(daemon.shim().pid, Signal::KILL);
-    eventually(Duration::from_secs(10), || {
-        ok_if(!of_killed.exists(), || "the files stay".to_owned())
-    });
-    killed.stop();
-    killed.remove();
-    daemon.kill();
-    drop(state);
-    daemon.start_again();
-    daemon.end();
-}
-
-#[test]
-fn a_sandbox_that_containerd_has_left_between_its_two_calls_ends_by_itself() {
-    ours_only!("the stock shim has no Sandbox API");
-    let options = Options::runtime("sandbox_start_timeout = 3");
-    let daemon = Daemon::with(Version::V2_1SandboxApi, &options);
-    // A shim that stands still from the answer of `start` on: containerd waits for CreateSandbox.
-    let link = daemon
-        .directory()
-        .join("bin")
-        .join(ShimUnderTest::Pause.binary_name());
-    let shim = fs::canonicalize(&link).unwrap();
-    let still = daemon.directory().join("still");
-    let script = format!(
-        "#!/bin/sh\nfor word; do action=$word; done\nanswer=$({shim} \"$@\") || exit\n\
-         [ $action = start ] && [ -e {still} ] && kill -STOP $(cat shim.pid) && mv {still} {still}-done\n\
-         printf %s \"$answer\"\n",
-        shim = shim.display(),
-        still = still.display(),
-    );
-    fs::remove_file(&link).unwrap();
-    fs::write(&link, script).unwrap();
-    fs::set_permissions(&link, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    fs::write(&still, "").unwrap();
-    let names = daemon.names.clone();
-    let client = std::thread::spawn(move || {
-        let config = pod_config(&names, PodSpec::new("left"));
-        Calls::new(&names).run_pod(&config, "").is_err()
-    });
-    eventually(Duration::from_secs(20), || {
-        let done = still.with_file_name("still-done");
-        ok_if(done.exists(), || "no shim stands still".to_owned())
-    });
-    daemon.kill();
-    assert!(client.join().unwrap(), "the call is lost");
-    let left = daemon.shim();
-    shim_tests::proc::kill(left.pid, Signal::CONT);
-    daemon.start_again();
-    eventually(Duration::from_secs(20), || {
-        ok_if(!left.alive(), || left.describe())
-    });
-    // What containerd does next works: the kubelet removes what it finds, and makes the pod again.
-    daemon.cri().remove_all_pods();
-    daemon.assert_nothing_left();
-    let pod = PodSpec::new("left").run(&daemon);
-    assert!(pod.ready());
-    let found = daemon.shim();
-    std::thread::sleep(Duration::from_secs(4));
-    assert!(
-        found.alive() && pod.ready(),
-        "a pod that was started lives on"
-    );
-    pod.stop();
-    pod.remove();
-    daemon.end();
-}
-
-#[test]
-fn the_shim_is_executed_twice_and_runc_only_for_the_containers() {
-    ours_only!("the stock shim has no Sandbox API");
-    let daemon = daemon();
-    let log = daemon.directory().join("runc.log");
-    let runc = daemon.directory().join("bin/runc");
-    let real = shim_tests::lab::lab().join("host/runc");
-    let script = format!(
-        "#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n",
-        log.display(),
-        real.display()
-    );
-    fs::write(&runc, script).unwrap();
-    fs::set_permissions(&runc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // A copy for this test alone: executions by other tests must not count.
-    let link = daemon
-        .directory()
-        .join("bin")
-        .join(ShimUnderTest::Pause.binary_name());
-    let shim = fs::canonicalize(&link).unwrap();
-    fs::remove_file(&link).unwrap();
-    fs::copy(&shim, &link).unwrap();
-    let opened = Opened::watch(&link);
-
-    let pod = PodSpec::new("counted").run(&daemon);
-    assert_eq!(opened.count(), 2, "start, and the server");
-    assert!(
-        !log.exists(),
-        "runc ran for the sandbox: {}",
-        fs::read_to_string(&log).unwrap()
-    );
-    let containers = ["one", "two", "three"].map(|name| pod.sleeper(name));
-    for container in &containers {
-        container.stop(0);
-        container.wait();
-        container.remove();
-    }
-    pod.stop();
-    assert_eq!(
-        opened.count(),
-        0,
-        "none for a container, or for the sandbox's end"
-    );
-    pod.remove();
-    let calls = fs::read_to_string(&log).unwrap();
-    assert!(
-        !calls.contains(&pod.id[..16]) || calls.lines().all(|call| !call.ends_with(&pod.id)),
-        "{calls}"
-    );
-    let of = |command: &str| calls.lines().filter(|call| call.contains(command)).count();
-    assert_eq!((of(" create "), of(" start ")), (3, 3), "{calls}");
-    daemon.end();
 }
 
 /// Counts the opens of a file. An execution opens the file once.
@@ -361,6 +99,302 @@ impl Opened {
             );
         }
         count
+    }
+}
+
+through_the_sandbox_api! {
+    fn pods_need_no_pause_image(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        if version.pause_image().is_some() {
+            left_out!("containerd 2.3 pulls a pause image, which nobody uses");
+        }
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("pauseless").run(&daemon);
+        let container = pod.sleeper("one");
+        assert!(container.running());
+        let images = daemon.ctr_in("k8s.io", &["images", "list", "--quiet"]);
+        assert!(!images.contains("pause"), "{images}");
+        let containers = daemon.ctr_in("k8s.io", &["containers", "list", "--quiet"]);
+        assert_eq!(
+            containers.trim(),
+            container.id,
+            "the sandbox is no container"
+        );
+        daemon.end();
+    }
+
+    fn a_pod_whose_pause_image_cannot_be_pulled_leaves_no_shim(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let Some(image) = version.pause_image() else {
+            left_out!("no pause image is pulled");
+        };
+        let daemon = Daemon::with(version, &Options::runtime("sandbox_start_timeout = 3"));
+        daemon.kill();
+        // Nobody listens there.
+        let absent = "127.0.0.1:1/pause:0";
+        let file = daemon.directory().join("config.toml");
+        let config = fs::read_to_string(&file).unwrap();
+        assert!(config.contains(image), "{config}");
+        fs::write(file, config.replace(image, absent)).unwrap();
+        daemon.start_again();
+        let config = pod_config(&daemon.names, PodSpec::new("pulls"));
+        let calls = Calls::new(&daemon.names);
+        // As the kubelet does: again and again, each time as another attempt.
+        for _ in 0..2 {
+            assert!(calls.run_pod(&config, "").is_err(), "there is no image");
+        }
+        assert!(!daemon.shims().is_empty(), "containerd 2.3 ends them now");
+        eventually(Duration::from_secs(10), || {
+            ok_if(daemon.shims().is_empty(), || format!("{:?}", daemon.shims()))
+        });
+        daemon.ctr_in("k8s.io", &["images", "tag", image, absent]);
+        let pod = PodSpec::new("pulls").run(&daemon);
+        assert!(pod.sleeper("one").running());
+        assert_eq!(daemon.shims().len(), 1);
+        daemon.end();
+    }
+
+    fn inspect_shows_what_it_shows_of_any_pod_and_the_holder(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("inspected")
+            .sysctl("net.core.somaxconn", "99")
+            .run(&daemon);
+        let (_, info) = pod.status();
+        assert_eq!(info["processStatus"], "running");
+        assert_eq!(info["netNamespaceClosed"], false);
+        assert_eq!(info["runtimeType"], ShimUnderTest::Pause.runtime_type());
+        assert_eq!(info["config"]["metadata"]["name"], "inspected");
+        assert_eq!(info["config"]["hostname"], "inspected");
+        let metadata = &info["sandboxMetadata"];
+        // containerd from 2.3 on decodes the metadata, and refuses another version.
+        assert_eq!(metadata["Version"], "v1");
+        assert_eq!(metadata["Metadata"]["ID"], pod.id);
+        assert_eq!(info["pause"]["holder"], "thread");
+        let pid = pod.pid();
+        for kind in ["net", "ipc", "uts"] {
+            let shown = &info["pause"]["namespaces"][kind];
+            assert_eq!(shown["inode"], namespace(pid, kind), "{kind}: {shown}");
+            let path = shown["path"].as_str().unwrap();
+            assert_eq!(fs::metadata(path).unwrap().ino(), namespace(pid, kind));
+        }
+        let spec = &info["runtimeSpec"];
+        assert_eq!(
+            spec["annotations"]["io.kubernetes.cri.container-type"],
+            "sandbox"
+        );
+        assert_eq!(
+            spec["annotations"]["io.kubernetes.cri.sandbox-name"],
+            "inspected"
+        );
+        assert_eq!(spec["linux"]["sysctl"]["net.core.somaxconn"], "99");
+        assert!(
+            spec["linux"]["cgroupsPath"]
+                .as_str()
+                .unwrap()
+                .ends_with(&pod.id),
+            "{spec}"
+        );
+        pod.stop();
+        let (status, info) = pod.status();
+        assert_eq!(status.state(), api::PodSandboxState::SandboxNotready);
+        assert_eq!(info["processStatus"], "stopped");
+        assert_eq!(info["netNamespaceClosed"], true);
+        daemon.end();
+    }
+
+    fn the_pods_files_are_there_unless_the_container_brings_its_own(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let daemon = Daemon::start(version);
+        let pod = PodSpec::new("filed")
+            .dns("192.0.2.53", "filed.test")
+            .run(&daemon);
+        let plain = pod.sleeper("plain");
+        assert_eq!(plain.output(&["cat", "/etc/hostname"]), "filed");
+        assert_eq!(
+            plain.output(&["cat", "/etc/hosts"]),
+            fs::read_to_string("/etc/hosts").unwrap().trim_end()
+        );
+        assert_eq!(
+            plain.output(&["cat", "/etc/resolv.conf"]),
+            "search filed.test\nnameserver 192.0.2.53"
+        );
+        let mounts = plain.output(&["cat", "/proc/mounts"]);
+        let shm = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(1) == Some("/dev/shm"))
+            .unwrap();
+        for option in ["nosuid", "nodev", "noexec", "size=65536k"] {
+            assert!(shm.contains(option), "{shm}");
+        }
+        assert_eq!(plain.shell("stat -c %a /dev/shm"), "1777");
+        plain.shell("echo writable >> /etc/hosts");
+        // kubelet brings /etc/hosts.
+        let own = daemon.directory().join("own-hosts");
+        fs::write(&own, "192.0.2.1 own\n").unwrap();
+        let mut own_hosts = pod
+            .container("own")
+            .mount(&own.display().to_string(), "/etc/hosts");
+        own_hosts.security().readonly_rootfs = true;
+        let own_hosts = own_hosts.command(&["sleep", "3600"]).start();
+        assert_eq!(own_hosts.output(&["cat", "/etc/hosts"]), "192.0.2.1 own");
+        // A read-only root filesystem makes the pod's files read-only, and leaves the shared memory writable.
+        assert_ne!(
+            own_hosts.exec(&["sh", "-c", "echo x > /etc/hostname"]).code,
+            0
+        );
+        own_hosts.shell("echo seen > /dev/shm/file");
+        assert_eq!(plain.output(&["cat", "/dev/shm/file"]), "seen");
+        daemon.end();
+    }
+
+    fn what_a_container_writes_into_the_pods_files_is_not_in_the_nodes_memory(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let daemon = Daemon::start(version);
+        daemon.kill();
+        let state = SmallState::mount(&daemon);
+        daemon.start_again();
+        let pods = [PodSpec::new("writes"), PodSpec::new("killed")].map(|pod| pod.run(&daemon));
+        let before = state.used();
+        let [removed, killed] = pods;
+        let container = removed.sleeper("one");
+        for file in ["hostname", "hosts", "resolv.conf"] {
+            let size = container.shell(&format!(
+                "dd if=/dev/zero of=/etc/{file} bs=1M count=40 2>/dev/null; stat -c %s /etc/{file}"
+            ));
+            assert_eq!(size, (40 << 20).to_string(), "{file}");
+        }
+        let grown = state.used().saturating_sub(before);
+        assert!(grown < 4 << 20, "{grown} bytes of memory");
+        // The files go with the pod, also when the shim was killed.
+        let controller = "root/io.containerd.sandbox.controller.v1.shim/k8s.io";
+        let files = |pod: &shim_tests::Pod<'_>| {
+            let work = daemon.directory().join(controller).join(&pod.id);
+            work.join("files/hostname")
+        };
+        let [of_removed, of_killed] = [&removed, &killed].map(&files);
+        assert!(of_removed.exists() && of_killed.exists());
+        removed.stop();
+        removed.remove();
+        assert!(!of_removed.exists());
+        shim_tests::proc::kill(daemon.shim().pid, Signal::KILL);
+        eventually(Duration::from_secs(10), || {
+            ok_if(!of_killed.exists(), || "the files stay".to_owned())
+        });
+        killed.stop();
+        killed.remove();
+        daemon.kill();
+        drop(state);
+        daemon.start_again();
+        daemon.end();
+    }
+
+    fn a_sandbox_that_containerd_has_left_between_its_two_calls_ends_by_itself(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let options = Options::runtime("sandbox_start_timeout = 3");
+        let daemon = Daemon::with(version, &options);
+        // A shim that stands still from the answer of `start` on: containerd waits for CreateSandbox.
+        let link = daemon
+            .directory()
+            .join("bin")
+            .join(ShimUnderTest::Pause.binary_name());
+        let shim = fs::canonicalize(&link).unwrap();
+        let still = daemon.directory().join("still");
+        let script = format!(
+            "#!/bin/sh\nfor word; do action=$word; done\nanswer=$({shim} \"$@\") || exit\n\
+             [ $action = start ] && [ -e {still} ] && kill -STOP $(cat shim.pid) && mv {still} {still}-done\n\
+             printf %s \"$answer\"\n",
+            shim = shim.display(),
+            still = still.display(),
+        );
+        fs::remove_file(&link).unwrap();
+        fs::write(&link, script).unwrap();
+        fs::set_permissions(&link, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(&still, "").unwrap();
+        let names = daemon.names.clone();
+        let client = std::thread::spawn(move || {
+            let config = pod_config(&names, PodSpec::new("left"));
+            Calls::new(&names).run_pod(&config, "").is_err()
+        });
+        eventually(Duration::from_secs(20), || {
+            let done = still.with_file_name("still-done");
+            ok_if(done.exists(), || "no shim stands still".to_owned())
+        });
+        daemon.kill();
+        assert!(client.join().unwrap(), "the call is lost");
+        let left = daemon.shim();
+        shim_tests::proc::kill(left.pid, Signal::CONT);
+        daemon.start_again();
+        eventually(Duration::from_secs(20), || {
+            ok_if(!left.alive(), || left.describe())
+        });
+        // What containerd does next works: the kubelet removes what it finds, and makes the pod again.
+        daemon.cri().remove_all_pods();
+        daemon.assert_nothing_left();
+        let pod = PodSpec::new("left").run(&daemon);
+        assert!(pod.ready());
+        let found = daemon.shim();
+        std::thread::sleep(Duration::from_secs(4));
+        assert!(
+            found.alive() && pod.ready(),
+            "a pod that was started lives on"
+        );
+        pod.stop();
+        pod.remove();
+        daemon.end();
+    }
+
+    fn the_shim_is_executed_twice_and_runc_only_for_the_containers(version) {
+        ours_only!("the stock shim has no Sandbox API");
+        let daemon = Daemon::start(version);
+        let log = daemon.directory().join("runc.log");
+        let runc = daemon.directory().join("bin/runc");
+        let real = shim_tests::lab::runc();
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n",
+            log.display(),
+            real.display()
+        );
+        fs::write(&runc, script).unwrap();
+        fs::set_permissions(&runc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // A copy for this test alone: executions by other tests must not count.
+        let link = daemon
+            .directory()
+            .join("bin")
+            .join(ShimUnderTest::Pause.binary_name());
+        let shim = fs::canonicalize(&link).unwrap();
+        fs::remove_file(&link).unwrap();
+        fs::copy(&shim, &link).unwrap();
+        let opened = Opened::watch(&link);
+
+        let pod = PodSpec::new("counted").run(&daemon);
+        assert_eq!(opened.count(), 2, "start, and the server");
+        assert!(
+            !log.exists(),
+            "runc ran for the sandbox: {}",
+            fs::read_to_string(&log).unwrap()
+        );
+        let containers = ["one", "two", "three"].map(|name| pod.sleeper(name));
+        for container in &containers {
+            container.stop(0);
+            container.wait();
+            container.remove();
+        }
+        pod.stop();
+        assert_eq!(
+            opened.count(),
+            0,
+            "none for a container, or for the sandbox's end"
+        );
+        pod.remove();
+        let calls = fs::read_to_string(&log).unwrap();
+        assert!(
+            !calls.contains(&pod.id[..16]) || calls.lines().all(|call| !call.ends_with(&pod.id)),
+            "{calls}"
+        );
+        let of = |command: &str| calls.lines().filter(|call| call.contains(command)).count();
+        assert_eq!((of(" create "), of(" start ")), (3, 3), "{calls}");
+        daemon.end();
     }
 }
 

@@ -33,7 +33,7 @@ impl Runc {
     /// One for each release of the table in `shim/src/runtime/release.rs` that the lab has.
     fn each(daemon: &Daemon) -> [Self; 3] {
         [
-            lab::lab().join("host/runc"),
+            lab::runc(),
             lab::newer_runtime("runc-1.1.15"),
             lab::newer_runtime("runc"),
         ]
@@ -41,15 +41,9 @@ impl Runc {
     }
 
     fn new(daemon: &Daemon, real: &Path) -> Self {
-        let folder = daemon
-            .directory()
-            .join(format!("of-{}", real.file_name().unwrap().display()));
-        // Both are named `runc`: the machine's, and the newest.
-        let folder = if real.starts_with(lab::lab().join("host")) {
-            folder.with_extension("host")
-        } else {
-            folder
-        };
+        // Two are named `runc`.
+        let name = text(real).replace('/', "-");
+        let folder = daemon.directory().join(format!("of{name}"));
         Self {
             program: FakeRunc::new(&folder, real),
             root: folder.join("root"),
@@ -208,7 +202,7 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "unknown");
-        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        let runc = Runc::new(&daemon, &lab::runc());
         for (turn, release) in ["1.9.0", "1.3.7-rc.1", "1.3.6-dev", "1.3.6+dev"].iter().enumerate() {
             runc.program.replace();
             runc.program.set_version(Some(release));
@@ -232,7 +226,7 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "upgrade");
-        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        let runc = Runc::new(&daemon, &lab::runc());
         runc.ask(&group, "c1");
         let bundle = group.bundle("c2", "exit 3", |_| {});
         runc.create(&group, "c2", &bundle);
@@ -283,7 +277,7 @@ on_every_containerd! {
         ours_only!("it always runs runc");
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "left");
-        let runc = Runc::new(&daemon, &lab::lab().join("host/runc"));
+        let runc = Runc::new(&daemon, &lab::runc());
         runc.ask(&group, "first");
         let log = daemon.directory().join("log");
         let bundle = group.bundle("c", "exit 3", |spec| spec["hooks"] = recording_hooks(&log, &["poststop"]));

@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde_json::json;
 use shim_tests::direct::Group;
 use shim_tests::slot::text;
-use shim_tests::{Daemon, Version, lab, left_out, on_every_containerd, ours_only, vm};
+use shim_tests::{Daemon, lab, on_the_newest_containerd, ours_only, vm};
 
 /// The starts of one row of the table.
 fn starts() -> usize {
@@ -24,19 +24,13 @@ fn starts() -> usize {
 /// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most. The VM has its own runc only.
 fn rows() -> Vec<(PathBuf, i64)> {
     if vm::inside() {
-        return [8, 10, 12, 14]
-            .map(|mib| (lab::lab().join("host/runc"), mib))
-            .into();
+        return [8, 10, 12, 14].map(|mib| (lab::runc(), mib)).into();
     }
     let copies_itself = lab::newer_runtime("runc-1.1.15");
     if std::env::var_os("SMALL_LIMIT_STARTS").is_none() {
         return vec![(copies_itself, 8)];
     }
-    let runtimes = [
-        lab::lab().join("host/runc"),
-        copies_itself,
-        lab::newer_runtime("runc"),
-    ];
+    let runtimes = [lab::runc(), copies_itself, lab::newer_runtime("runc")];
     let row = |runtime: &PathBuf| [8, 10, 12, 14].map(|mib| (runtime.clone(), mib));
     runtimes.iter().flat_map(row).collect()
 }
@@ -109,12 +103,9 @@ fn options(daemon: &Daemon, runtime: &Path, shortcuts: bool) -> String {
     )
 }
 
-on_every_containerd! {
+on_the_newest_containerd! {
     fn a_small_limit_of_memory_fails_no_more_starts_than_runc_alone_does(version) {
         ours_only!("it compares two settings of ours");
-        if version != Version::V2_1 {
-            left_out!("containerd has no part in it");
-        }
         let daemon = Daemon::start(version);
         let group = Group::start(&daemon, "small");
         let starts = starts();

@@ -24,7 +24,7 @@ use shim_tests::leaks::{self, TaskId};
 use shim_tests::proc::{self, Process};
 use shim_tests::slot::Names;
 use shim_tests::until::ok_if;
-use shim_tests::{Container, Daemon, PodSpec, eventually, tests_of};
+use shim_tests::{Container, Daemon, PodSpec, eventually, on_the_newest_in_every_mode};
 
 /// How many pods at a time.
 const LANES: usize = 4;
@@ -222,7 +222,7 @@ fn assert_alive(container: &Container<'_>, pid: i32) {
     assert_eq!(container.output(&["echo", "works"]), "works");
 }
 
-tests_of! { [V2_1, V2_1SandboxApi]
+on_the_newest_in_every_mode! {
     fn thousands_of_pods_leave_nothing(version) {
         let daemon = Daemon::with(version, &Options { network: Network::Loopback, debug: false, ..Options::default() });
         let long = PodSpec::new("long").run(&daemon);

@@ -242,7 +242,7 @@ on_every_containerd! {
         if version == Version::V1_6 {
             left_out!("1.6 does not know the request for a user namespace");
         }
-        let runc = format!("BinaryName = '{}'", text(&lab::newer_runtime("runc")));
+        let runc = format!("BinaryName = '{}'", text(&lab::runc_for_user_namespaces()));
         let options = Options {
             handlers: vec![Handler::of_the_stock_type("userns", version, &runc)],
             ..Options::default()

@@ -8,6 +8,7 @@
 )]
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,41 +16,49 @@ use shim_tests::daemon::Handler;
 use shim_tests::proc::namespace;
 use shim_tests::slot::text;
 use shim_tests::{
-    Container, Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, lab,
+    Container, Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, in_every_mode,
+    lab, left_out, on_every_containerd,
 };
 
 /// The node's user id of the pods' root.
 const ROOT: u32 = 300_000;
 
-/// containerd 2.0 to 2.2 offer user namespaces only to handlers of the stock shim's type. The shim under test comes in
-/// by its path.
-fn options_with_runc(version: Version, runtime: &str) -> Options {
-    let runtime = format!("BinaryName = '{runtime}'");
-    Options {
-        handlers: vec![Handler::of_the_stock_type("userns", version, &runtime)],
-        ..Options::default()
+/// The handler of the pods where [`daemon`] makes one.
+const HANDLER: &str = "userns";
+
+/// A containerd with this runc. containerd 2.0 to 2.2 offer user namespaces only to handlers of the stock shim's type;
+/// the shim under test comes in by its path. With the Sandbox API they have no way to name a runc: the runc comes first in
+/// PATH.
+fn daemon(version: Version, runc: &Path) -> Daemon {
+    let runtime = format!("BinaryName = '{}'", text(runc));
+    if version >= Version::V2_3 {
+        return Daemon::with(version, &Options::runtime(&runtime));
     }
+    if version.sandbox_api() {
+        let daemon = Daemon::start(version);
+        std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
+        return daemon;
+    }
+    let options = Options {
+        handlers: vec![Handler::of_the_stock_type(HANDLER, version, &runtime)],
+        ..Options::default()
+    };
+    Daemon::with(version, &options)
 }
 
-/// A containerd with a runc that knows user namespaces.
-fn daemon_with_newer_runc(version: Version) -> Daemon {
-    let runc = lab::newer_runtime("runc");
-    if version != Version::V2_1SandboxApi {
-        return Daemon::with(version, &options_with_runc(version, &text(&runc)));
+/// The handler of the pods. None is the default one.
+fn handler(version: Version) -> &'static str {
+    if version >= Version::V2_3 || version.sandbox_api() {
+        ""
+    } else {
+        HANDLER
     }
-    // With the Sandbox API, containerd 2.0 to 2.2 have no way to name a runc: the newer runc comes first in PATH.
-    let daemon = Daemon::start(version);
-    std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
-    daemon
 }
 
 fn mapped_pod(version: Version) -> PodSpec {
-    let spec = PodSpec::new("mapped").user_namespace(ROOT);
-    if version == Version::V2_1SandboxApi {
-        spec
-    } else {
-        spec.handler("userns")
-    }
+    PodSpec::new("mapped")
+        .user_namespace(ROOT)
+        .handler(handler(version))
 }
 
 fn owner_of_file(path: String) -> u32 {
@@ -164,86 +173,71 @@ fn assert_log_is_written(pod: &Pod<'_>) {
     });
 }
 
-fn a_pod_with_a_user_namespace(version: Version) {
-    let daemon = daemon_with_newer_runc(version);
-    if version == Version::V2_1 {
-        assert!(daemon.cri().offers_user_namespaces("userns"));
-    }
-    let pod = mapped_pod(version)
-        .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
-        .run(&daemon);
-    assert_mapped_pod(&pod);
-    if ShimUnderTest::get() == ShimUnderTest::Pause {
-        let name = std::fs::read_to_string(format!("/proc/{}/comm", pod.pid())).unwrap();
-        assert_eq!(name.trim(), "pause");
-    }
-    daemon.end();
+macro_rules! unknown_to_1_6 {
+    ($version:ident) => {
+        if $version == Version::V1_6 {
+            left_out!("1.6 does not know the request, and would run such a pod as the node's root");
+        }
+    };
 }
 
-fn a_pod_with_a_user_and_a_shared_process_namespace(version: Version) {
-    let daemon = daemon_with_newer_runc(version);
-    let pod = mapped_pod(version)
-        .shared_processes()
-        .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
-        .run(&daemon);
-    assert_mapped_pod(&pod);
-    let one = pod.sleeper("three");
-    assert_eq!(one.shell("cat /proc/1/comm"), "pause");
-    assert_eq!(namespace(one.pid(), "pid"), namespace(pod.pid(), "pid"));
-    daemon.end();
+in_every_mode! {
+    fn a_pod_with_a_user_namespace(version) {
+        unknown_to_1_6!(version);
+        let daemon = daemon(version, &lab::runc_for_user_namespaces());
+        // 2.0 to 2.2 say nothing of the type that is not the stock shim's, and 1.7 of none.
+        if version >= Version::V2_3 || version == Version::V2_1 {
+            let handler = match handler(version) {
+                "" => shim_tests::daemon::HANDLER,
+                named => named,
+            };
+            assert!(daemon.cri().offers_user_namespaces(handler));
+        }
+        let pod = mapped_pod(version).sysctl("net.ipv4.ip_unprivileged_port_start", "0").run(&daemon);
+        assert_mapped_pod(&pod);
+        if ShimUnderTest::get() == ShimUnderTest::Pause {
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", pod.pid())).unwrap();
+            assert_eq!(name.trim(), "pause");
+        }
+        daemon.end();
+    }
+
+    fn a_pod_with_a_user_and_a_shared_process_namespace(version) {
+        unknown_to_1_6!(version);
+        let daemon = daemon(version, &lab::runc_for_user_namespaces());
+        let pod = mapped_pod(version)
+            .shared_processes()
+            .sysctl("net.ipv4.ip_unprivileged_port_start", "0")
+            .run(&daemon);
+        assert_mapped_pod(&pod);
+        let one = pod.sleeper("three");
+        assert_eq!(one.shell("cat /proc/1/comm"), "pause");
+        assert_eq!(namespace(one.pid(), "pid"), namespace(pod.pid(), "pid"));
+        daemon.end();
+    }
 }
 
-/// runc 1.1 cannot map the owners of mounts. containerd 1.7 does without (it copies the layers); 2.1 asks what runc
-/// can, does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
-fn a_runc_that_is_too_old(version: Version) {
-    let runc = text(&lab::lab().join("host/runc"));
-    let daemon = Daemon::with(version, &options_with_runc(version, &runc));
-    assert!(!daemon.cri().offers_user_namespaces("userns"));
-    let pod = mapped_pod(version).run(&daemon);
-    let started = pod.container("one").command(&["sleep", "3600"]).try_start();
-    match version {
-        Version::V2_1 | Version::V2_1SandboxApi => {
+on_every_containerd! {
+    /// runc 1.1 cannot map the owners of mounts. containerd 1.7 does without (it copies the layers); 2.x asks what runc
+    /// can, does not offer user namespaces to kubelet, and refuses the container of one who asks all the same.
+    fn a_runc_that_is_too_old(version) {
+        unknown_to_1_6!(version);
+        let runc = lab::runc();
+        if lab::runc_line(&runc) >= (1, 2) {
+            left_out!("RUNC is new enough");
+        }
+        let daemon = daemon(version, &runc);
+        assert!(!daemon.cri().offers_user_namespaces(HANDLER));
+        assert!(!daemon.cri().offers_user_namespaces(shim_tests::daemon::HANDLER));
+        let pod = mapped_pod(version).run(&daemon);
+        let started = pod.container("one").command(&["sleep", "3600"]).try_start();
+        if version < Version::V2_0 {
+            let map = started.unwrap().shell("cat /proc/self/uid_map");
+            assert!(map.contains(&ROOT.to_string()), "{map}");
+        } else {
             let refused = started.err().expect("it cannot start").0;
             assert!(refused.contains("idmap mounts not supported"), "{refused}");
         }
-        Version::V1_6 | Version::V1_7 => {
-            let map = started.unwrap().shell("cat /proc/self/uid_map");
-            assert!(map.contains(&ROOT.to_string()), "{map}");
-        }
+        daemon.end();
     }
-    daemon.end();
-}
-
-macro_rules! on_those_that_know_the_request {
-    ($($name:ident),*) => {$(
-        mod $name {
-            use super::Version;
-
-            #[test]
-            fn v1_7() {
-                super::$name(Version::V1_7);
-            }
-
-            #[test]
-            fn v2_1() {
-                super::$name(Version::V2_1);
-            }
-        }
-    )*};
-}
-
-on_those_that_know_the_request! {
-    a_pod_with_a_user_namespace,
-    a_pod_with_a_user_and_a_shared_process_namespace,
-    a_runc_that_is_too_old
-}
-
-#[test]
-fn a_pod_with_a_user_namespace_v2_1_sandbox_api() {
-    a_pod_with_a_user_namespace(Version::V2_1SandboxApi);
-}
-
-#[test]
-fn a_pod_with_a_user_and_a_shared_process_namespace_v2_1_sandbox_api() {
-    a_pod_with_a_user_and_a_shared_process_namespace(Version::V2_1SandboxApi);
 }

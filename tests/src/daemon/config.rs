@@ -190,15 +190,16 @@ impl Dialect {
     fn of(version: Version) -> Self {
         let plugins = text(&lab::cni_plugins());
         let pause_image = version.pause_image().unwrap_or("there-is.none/pause:0");
-        match version {
-            Version::V1_6 | Version::V1_7 => Self {
+        if version < Version::V2_0 {
+            Self {
                 file_version: "2",
                 cri: "io.containerd.grpc.v1.cri",
                 sandbox_image: format!("sandbox_image = '{pause_image}'\n"),
                 other_plugins: String::new(),
                 cni_plugins: format!("bin_dir = '{plugins}'"),
-            },
-            Version::V2_1 | Version::V2_1SandboxApi => Self {
+            }
+        } else {
+            Self {
                 file_version: "3",
                 cri: "io.containerd.cri.v1.runtime",
                 sandbox_image: String::new(),
@@ -207,7 +208,7 @@ impl Dialect {
                      [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
                 ),
                 cni_plugins: format!("bin_dirs = ['{plugins}']"),
-            },
+            }
         }
     }
 }
@@ -239,9 +240,12 @@ fn handlers(options: &Options) -> Vec<Handler> {
 fn handler_table(version: Version, cri: &str, names: &Names, handler: &Handler) -> String {
     let section = format!("plugins.'{cri}'.containerd.runtimes.{}", handler.name);
     let mut table = format!("[{section}]\nruntime_type = '{}'\n", handler.runtime_type);
-    let all_pods = version == Version::V2_1SandboxApi && handler.name != "runc";
+    let all_pods = version.sandbox_api() && handler.name != "runc";
     if all_pods || handler.sandbox_api {
         table += "sandboxer = 'shim'\n";
+        if version >= Version::V2_4 {
+            table += "disable_pause_image_pull = true\n";
+        }
     }
     if let Some(path) = &handler.runtime_path {
         table += &format!("runtime_path = '{}'\n", text(path));

@@ -101,7 +101,7 @@ fn random<S: Strategy<Value: Serialize>>(
 #[test]
 fn random_calls_to_containers() {
     ours_only!("the stock shim has other codes for calls that do not fit the state");
-    let daemon = Daemon::start(Version::V2_1);
+    let daemon = Daemon::start(Version::newest());
     let mut lane = Lane::new(&daemon);
     replay("tasks", |sequence| lane.run(sequence));
     random(&tasks::sequence(), cases(), |sequence| lane.run(sequence));
@@ -113,7 +113,7 @@ fn random_calls_to_containers() {
 #[test]
 fn random_calls_to_a_sandbox() {
     ours_only!("the stock shim has no Sandbox API");
-    let daemon = Daemon::start(Version::V2_1);
+    let daemon = Daemon::start(Version::newest());
     let mut number = 0;
     let mut run = |sequence: &sandbox::Sequence| {
         number += 1;
