@@ -347,6 +347,11 @@ through_the_sandbox_api! {
     fn the_shim_is_executed_twice_and_runc_only_for_the_containers(version) {
         ours_only!("the stock shim has no Sandbox API");
         let daemon = Daemon::start(version);
+        // containerd 2.3 executes a shim for its features, once, before the first container.
+        let before = PodSpec::new("before").run(&daemon);
+        before.sleeper("one");
+        before.stop();
+        before.remove();
         let log = daemon.directory().join("runc.log");
         let runc = daemon.directory().join("bin/runc");
         let real = shim_tests::lab::runc();

@@ -27,38 +27,37 @@ const ROOT: u32 = 300_000;
 const HANDLER: &str = "userns";
 
 /// A containerd with this runc. containerd 2.0 to 2.2 offer user namespaces only to handlers of the stock shim's type;
-/// the shim under test comes in by its path. With the Sandbox API they have no way to name a runc: the runc comes first in
-/// PATH.
+/// the shim under test comes in by its path. Elsewhere the runc comes first in PATH: a handler of another type may have no
+/// options table, with which containerd 2.x starts no container of a pod with a user namespace.
 fn daemon(version: Version, runc: &Path) -> Daemon {
-    let runtime = format!("BinaryName = '{}'", text(runc));
-    if version >= Version::V2_3 {
-        return Daemon::with(version, &Options::runtime(&runtime));
+    if has_handler(version) {
+        let runtime = format!("BinaryName = '{}'", text(runc));
+        let options = Options {
+            handlers: vec![Handler::of_the_stock_type(HANDLER, version, &runtime)],
+            ..Options::default()
+        };
+        return Daemon::with(version, &options);
     }
-    if version.sandbox_api() {
-        let daemon = Daemon::start(version);
-        std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
-        return daemon;
-    }
-    let options = Options {
-        handlers: vec![Handler::of_the_stock_type(HANDLER, version, &runtime)],
-        ..Options::default()
-    };
-    Daemon::with(version, &options)
+    let daemon = Daemon::start(version);
+    // containerd asks for the features of runc when it starts.
+    daemon.kill();
+    std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
+    daemon.start_again();
+    daemon
 }
 
-/// The handler of the pods. None is the default one.
-fn handler(version: Version) -> &'static str {
-    if version >= Version::V2_3 || version.sandbox_api() {
-        ""
-    } else {
-        HANDLER
-    }
+/// Whether [`daemon`] makes a handler for the pods.
+fn has_handler(version: Version) -> bool {
+    version < Version::V2_3 && !version.sandbox_api()
 }
 
 fn mapped_pod(version: Version) -> PodSpec {
-    PodSpec::new("mapped")
-        .user_namespace(ROOT)
-        .handler(handler(version))
+    let spec = PodSpec::new("mapped").user_namespace(ROOT);
+    if has_handler(version) {
+        spec.handler(HANDLER)
+    } else {
+        spec
+    }
 }
 
 fn owner_of_file(path: String) -> u32 {
@@ -185,13 +184,11 @@ in_every_mode! {
     fn a_pod_with_a_user_namespace(version) {
         unknown_to_1_6!(version);
         let daemon = daemon(version, &lab::runc_for_user_namespaces());
-        // 2.0 to 2.2 say nothing of the type that is not the stock shim's, and 1.7 of none.
-        if version >= Version::V2_3 || version == Version::V2_1 {
-            let handler = match handler(version) {
-                "" => shim_tests::daemon::HANDLER,
-                named => named,
-            };
-            assert!(daemon.cri().offers_user_namespaces(handler));
+        // 1.7 tells of no handler, and 2.0 to 2.2 only of those of the stock shim's type.
+        if version >= Version::V2_3 {
+            assert!(daemon.cri().offers_user_namespaces(shim_tests::daemon::HANDLER));
+        } else if version == Version::V2_1 {
+            assert!(daemon.cri().offers_user_namespaces(HANDLER));
         }
         let pod = mapped_pod(version).sysctl("net.ipv4.ip_unprivileged_port_start", "0").run(&daemon);
         assert_mapped_pod(&pod);

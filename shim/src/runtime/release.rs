@@ -87,9 +87,15 @@ fn tested(version: &str) -> Option<&'static Tested> {
 
 /// A program that passes for runc, as the file was at some time: the file is named `runc`, and is no script. Another
 /// program, or a script around runc, may do more in its start and its delete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
     path: PathBuf,
+    file: FileId,
+}
+
+/// A file as it was at some time, by whichever path it is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FileId {
     device: u64,
     inode: u64,
     size: u64,
@@ -121,10 +127,12 @@ impl Program {
         let file = file.metadata().ok()?;
         (magic == *b"\x7fELF").then(|| Self {
             path,
-            device: file.dev(),
-            inode: file.ino(),
-            size: file.size(),
-            changed: (file.ctime(), file.ctime_nsec()),
+            file: FileId {
+                device: file.dev(),
+                inode: file.ino(),
+                size: file.size(),
+                changed: (file.ctime(), file.ctime_nsec()),
+            },
         })
     }
 
@@ -136,12 +144,12 @@ impl Program {
     fn recall(&self, root: &Path) -> Option<String> {
         let text = std::fs::read(self.answer(root)).ok()?;
         let answer: Answer = serde_json::from_slice(&text).ok()?;
-        (answer.program == *self).then_some(answer.version)
+        (answer.file == self.file).then_some(answer.version)
     }
 
     /// The file of the answer. No containerd namespace has a name that begins with a dot.
     fn answer(&self, root: &Path) -> PathBuf {
-        root.join(format!(".release-{}-{}", self.device, self.inode))
+        root.join(format!(".release-{}-{}", self.file.device, self.file.inode))
     }
 
     /// Asks the program for its release, and keeps the answer in `root`, unless that is known.
@@ -188,7 +196,7 @@ impl Program {
         }
         let path = self.answer(root);
         let answer = Answer {
-            program: self,
+            file: self.file,
             version,
         };
         let text = serde_json::to_vec(&answer).map_err(|e| IoError::at("encode", &path)(e))?;
@@ -201,7 +209,7 @@ impl Program {
 /// What a program has answered.
 #[derive(Serialize, Deserialize)]
 struct Answer {
-    program: Program,
+    file: FileId,
     version: String,
 }
 
@@ -274,6 +282,11 @@ mod tests {
         assert_eq!(program.tested(&root), None);
         program.clone().keep(&root, "1.3.6".into()).unwrap();
         assert!(program.tested(&root).is_some());
+        // The same file by another path: neither takes the other's answer away.
+        let link = dir.path().join("bin");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let linked = Program::find(&link.join("runc")).unwrap();
+        assert!(linked != program && linked.tested(&root).is_some());
         // A copy in another place, and an upgrade in this place.
         let new = dir.path().join("new");
         fs::copy("/bin/true", &new).unwrap();

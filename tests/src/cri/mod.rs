@@ -129,6 +129,8 @@ impl Cri {
             .unwrap_or_default()
             .conditions
             .into_iter()
+            // Other conditions are advice: containerd 2.2 and later warn of cgroup v1.
+            .filter(|condition| ["RuntimeReady", "NetworkReady"].contains(&&*condition.r#type))
             .filter(|condition| !condition.status)
             .collect();
         ok_if(not_ready.is_empty(), || format!("{not_ready:?}"))
