@@ -133,10 +133,7 @@ impl Shim {
     /// As [`Self::connect`], where the socket has another address outside of the shim's mount namespace.
     #[track_caller]
     pub fn connect_at(started: &Ran, address: &str) -> Self {
-        let version = serde_json::from_str::<Value>(&started.text())
-            .ok()
-            .and_then(|answer| answer["version"].as_u64());
-        let service = if version >= Some(3) {
+        let service = if started.answer().0 >= 3 {
             "containerd.task.v3.Task"
         } else {
             "containerd.task.v2.Task"

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use containerd_shim_protos::bootstrap_api::BootstrapResult;
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
@@ -47,16 +49,28 @@ impl Ran {
         String::from_utf8_lossy(&self.output).trim().to_owned()
     }
 
-    /// The address in the answer: bare, or in JSON.
+    /// The address in the answer.
     #[track_caller]
     pub fn address(&self) -> String {
+        self.answer().1
+    }
+
+    /// The version of the Task service and the address in the answer of `start`: JSON, a `BootstrapResult` (the stock
+    /// shim of containerd 2.3 and later knows nothing else), or the bare address of a shim of version 2.
+    #[track_caller]
+    pub fn answer(&self) -> (u64, String) {
         let text = self.text();
-        match serde_json::from_str::<Value>(&text) {
-            Ok(answer) => answer["address"]
-                .as_str()
-                .unwrap_or_else(|| panic!("no address in {text}"))
-                .to_owned(),
-            Err(_) => text,
+        if let Ok(answer) = serde_json::from_str::<Value>(&text) {
+            let address = answer["address"].as_str();
+            let address = address.unwrap_or_else(|| panic!("no address in {text}"));
+            return (answer["version"].as_u64().unwrap_or(2), address.to_owned());
+        }
+        match BootstrapResult::parse_from_bytes(&self.output) {
+            Ok(answer) => (
+                u64::try_from(answer.version).unwrap(),
+                answer.address.clone(),
+            ),
+            Err(_) => (2, text),
         }
     }
 }

@@ -14,7 +14,9 @@ use std::time::Duration;
 use shim_tests::cgroups::{Hierarchy, directory, hierarchy};
 use shim_tests::daemon::Events;
 use shim_tests::until::{ok_if, within};
-use shim_tests::{Container, Daemon, PodSpec, eventually, on_every_containerd, ours_only};
+use shim_tests::{
+    Container, Daemon, Options, PodSpec, Version, eventually, on_every_containerd, ours_only,
+};
 
 const MIB: i64 = 1024 * 1024;
 /// One buffer of 256 MiB, filled at once.
@@ -160,7 +162,9 @@ on_every_containerd! {
 
     fn oom_is_waited_for_without_waking_up(version) {
         ours_only!("the Go runtime wakes up by itself");
-        let daemon = Daemon::start(version);
+        // containerd 2.3 asks for the figures of each container every second.
+        let seldom = if version >= Version::V2_3 { "stats_collect_period = '1h'" } else { "" };
+        let daemon = Daemon::with(version, &Options { cri: seldom.to_owned(), ..Options::default() });
         let pod = PodSpec::new("idle").run(&daemon);
         let _container = pod.container("one").memory_limit(32 * MIB).command(&["sleep", "3600"]).start();
         let shim = daemon.shim().pid;
