@@ -247,9 +247,11 @@ pub fn runc() -> PathBuf {
     runc
 }
 
-/// The runc for pods with a user namespace: `RUNC`, or the newest. With containerd 2.x that takes runc 1.2.
+/// The runc for pods with a user namespace. containerd 2.x wants 1.2 or later: `RUNC` if that is one, or the newest.
 pub fn runc_for_user_namespaces() -> PathBuf {
-    runtime_of("RUNC").unwrap_or_else(|| newer_runtime("runc"))
+    runtime_of("RUNC")
+        .filter(|runc| runc_line(runc) >= (1, 2))
+        .unwrap_or_else(|| newer_runtime("runc"))
 }
 
 /// The release of a runc: `1.3`.
