@@ -102,7 +102,7 @@ impl Wanted {
                 "--containerd" => wanted.containerds = list(&value, &versions, |one| one.line())?,
                 "--shims" => wanted.shims = list(&value, &Shim::ALL, |one| one.name().to_owned())?,
                 "--network" => {
-                    wanted.networks = list(&value, &CniOrHost::ALL, |one| one.name().to_owned())?
+                    wanted.networks = list(&value, &CniOrHost::ALL, |one| one.name().to_owned())?;
                 }
                 "--rounds" => wanted.rounds = number()?,
                 "--pods" => wanted.pods = number()?,

@@ -66,10 +66,7 @@ impl Ran {
             return (answer["version"].as_u64().unwrap_or(2), address.to_owned());
         }
         match BootstrapResult::parse_from_bytes(&self.output) {
-            Ok(answer) => (
-                u64::try_from(answer.version).unwrap(),
-                answer.address.clone(),
-            ),
+            Ok(answer) => (u64::try_from(answer.version).unwrap(), answer.address),
             Err(_) => (2, text),
         }
     }
