@@ -112,6 +112,7 @@ macro_rules! tests_on {{
     (every_containerd) => {{ {plain} }};
     (every_mode) => {{ {plain} {sandbox_api} }};
     (sandbox_api) => {{ {sandbox_api} }};
+    (two_newest_containerds) => {{ {plain} }};
     (newest_containerd) => {{ {plain} }};
     (newest_in_every_mode) => {{ {plain} {sandbox_api} }};
 }}

@@ -413,7 +413,7 @@ fn put_into_path(containerd: &Daemon, binaries: &Path) {
     for shim in [ShimUnderTest::Pause, ShimUnderTest::Runc] {
         let link = bin.join(shim.binary_name());
         if !link.exists() {
-            symlink(shim.binary(containerd.version), link).unwrap();
+            symlink(shim.binary(containerd.version()), link).unwrap();
         }
     }
     for helper in ["docker-init", "docker-proxy"] {

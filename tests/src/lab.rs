@@ -292,10 +292,11 @@ pub fn newer_runtime(name: &str) -> PathBuf {
     lab().join("runtimes").join(name)
 }
 
-/// The folder with dockerd and docker, those of the Debian that has this containerd.
+/// The folder with dockerd and docker, those of the Debian that has this containerd, or of the newest one.
 pub fn docker(version: Version) -> PathBuf {
     run_prepare(&["docker"]);
-    lab().join("docker").join(version.line())
+    let packaged = version.min(Version::V2_1);
+    lab().join("docker").join(packaged.line())
 }
 
 /// The root file system of a [`crate::node`].

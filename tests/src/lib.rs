@@ -99,6 +99,12 @@ macro_rules! on_the_newest_containerd {
     ($($tests:tt)*) => { $crate::tests_of! { newest_containerd $($tests)* } };
 }
 
+/// One test of each function, on the two newest containerds: those that Docker is packaged with.
+#[macro_export]
+macro_rules! on_the_two_newest_containerds {
+    ($($tests:tt)*) => { $crate::tests_of! { two_newest_containerds $($tests)* } };
+}
+
 /// As [`on_the_newest_containerd`], and one more test with pods made through the Sandbox API.
 #[macro_export]
 macro_rules! on_the_newest_in_every_mode {
@@ -139,6 +145,10 @@ macro_rules! tests_on {
     };
     (sandbox_api) => {
         $crate::test_on! { v2_1_sandbox_api $crate::Version::V2_1.through_the_sandbox_api() }
+    };
+    (two_newest_containerds) => {
+        $crate::test_on! { v1_7 $crate::Version::V1_7 }
+        $crate::tests_on! { newest_containerd }
     };
     (newest_containerd) => {
         $crate::test_on! { v2_1 $crate::Version::V2_1 }

@@ -28,13 +28,16 @@ use shim_tests::{
 /// The node's user id of root in a pod with a user namespace.
 const ROOT: u32 = 300_000;
 
+/// containerd 2.1, with pods made through the Sandbox API.
+const SANDBOX_API: Version = Version::V2_1.through_the_sandbox_api();
+
 /// Prints numbered lines for ever.
 const COUNT: &str = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
 
 /// A containerd with a handler for pods that a process holds, and one for pods with a user namespace.
 fn daemon(version: Version) -> Daemon {
     let runc = lab::newer_runtime("runc");
-    if version == Version::V2_1SandboxApi {
+    if version.sandbox_api() {
         // This version has no way to name a runc, and no handler of these pods can have options.
         let daemon = Daemon::start(version);
         std::os::unix::fs::symlink(runc, daemon.directory().join("bin/runc")).unwrap();
@@ -153,7 +156,7 @@ impl<'a> Node<'a> {
         node.counters
             .push(Counter::start(daemon, &plain, "terminal", true));
         node.run(PodSpec::new("shared").shared_processes());
-        if daemon.version() != Version::V2_1SandboxApi {
+        if daemon.version() != SANDBOX_API {
             // containerd 2.1 crashes on such a pod of the Sandbox API.
             node.run(PodSpec::new("host").host_network());
             node.run(PodSpec::new("process").handler("process"));
@@ -171,10 +174,11 @@ impl<'a> Node<'a> {
     /// A pod with a user namespace, where containerd knows the request.
     fn run_mapped(&mut self) {
         let spec = PodSpec::new(&format!("mapped{}", self.steps)).user_namespace(ROOT);
-        match self.daemon.version() {
-            Version::V1_6 => {}
-            Version::V1_7 | Version::V2_1 => self.run(spec.handler("userns")),
-            Version::V2_1SandboxApi => self.run(spec),
+        let version = self.daemon.version();
+        if version.sandbox_api() {
+            self.run(spec);
+        } else if version >= Version::V1_7 {
+            self.run(spec.handler("userns"));
         }
     }
 
@@ -299,14 +303,14 @@ fn down_1_7_to_1_6() {
 
 #[test]
 fn restart_v2_1_sandbox_api() {
-    go_through(&[Version::V2_1SandboxApi, Version::V2_1SandboxApi]);
+    go_through(&[SANDBOX_API, SANDBOX_API]);
 }
 
 /// containerd 1.x does not know pods of the Sandbox API: CRI lists none, their containers run on, and a 2.1 that comes
 /// back finds all again.
 fn a_pod_of_the_sandbox_api_goes_down_and_up_again(below: Version) {
     ours_only!("no Sandbox API");
-    let daemon = daemon(Version::V2_1SandboxApi);
+    let daemon = daemon(SANDBOX_API);
     let pod = PodSpec::new("hidden").run(&daemon);
     let mut counter = Counter::start(&daemon, &pod, "counter", false);
     daemon.stop();
@@ -316,7 +320,7 @@ fn a_pod_of_the_sandbox_api_goes_down_and_up_again(below: Version) {
     assert_eq!(counter.container.output(&["hostname"]), "hidden");
     counter.lost += 1;
     daemon.stop();
-    daemon.start_as(Version::V2_1SandboxApi);
+    daemon.start_as(SANDBOX_API);
     counter.assert_goes_on();
     assert_eq!(pod.sleeper("later").output(&["hostname"]), "hidden");
     daemon.end();
