@@ -182,8 +182,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The pods that this containerd can give a further container. 1.6 does not know user namespaces, and would run the
-    /// container as the node's root.
+    /// The pods that this containerd can give a further container. 1.6 does not know user namespaces.
     fn pods(&self) -> Vec<Pod<'a>> {
         let old = self.daemon.version() == Version::V1_6;
         let usable = self.counters.iter().filter(|one| !(old && one.mapped));
@@ -248,10 +247,26 @@ impl<'a> Node<'a> {
         for pod in self.pods() {
             self.assert_takes_a_later_container(&pod);
         }
+        self.assert_nobody_becomes_root_of_the_node();
         let pod = PodSpec::new(&format!("new{}", self.steps)).run(self.daemon);
         self.counters
             .push(Counter::start(self.daemon, &pod, "counter", false));
         self.run_mapped();
+    }
+
+    /// 1.6 asks for a container in the node's user namespace, in a pod that has one of its own.
+    #[track_caller]
+    fn assert_nobody_becomes_root_of_the_node(&self) {
+        let ours = ShimUnderTest::get() == ShimUnderTest::Pause;
+        if self.daemon.version() >= Version::V1_7 || !ours {
+            return;
+        }
+        for one in self.counters.iter().filter(|one| one.mapped) {
+            let root = one.pod().container(&format!("root{}", self.steps));
+            let refused = root.command(&["sleep", "3600"]).try_start().err();
+            let words = refused.expect("the shim refuses the container").0;
+            assert!(words.contains("has a user namespace"), "{words}");
+        }
     }
 
     #[track_caller]

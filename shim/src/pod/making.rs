@@ -2,6 +2,7 @@
 //! description.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -154,7 +155,9 @@ impl Pod {
     /// The sandbox whose namespaces a container joins; none where a spec joins no sandbox that was made here.
     ///
     /// # Errors
-    /// `FailedPrecondition` when the sandbox has ended: the pid in the spec's paths may be a stranger's by now.
+    /// `FailedPrecondition` when the sandbox has ended: the pid in the spec's paths may be a stranger's by now. Also when
+    /// the sandbox has a user namespace and the container would have none: containerd 1.6, after a downgrade, knows
+    /// nothing of the pod's, and root of the container would be the node's.
     fn joined_sandbox(&self, spec: &Spec) -> Result<Option<sandbox::Handle>> {
         let members = self.members();
         let mut sandboxes = members
@@ -170,12 +173,18 @@ impl Pod {
         let Some((id, sandbox)) = joined else {
             return Ok(None);
         };
-        match sandbox.view().status.exit() {
-            Some(_) => Err(Error::FailedPrecondition(format!(
-                "sandbox {id} has ended, and no container can join"
-            ))),
-            None => Ok(Some(sandbox)),
+        let view = sandbox.view();
+        let refused = |why: &str| Err(Error::FailedPrecondition(format!("sandbox {id} {why}")));
+        if view.status.exit().is_some() {
+            return refused("has ended, and no container can join");
         }
+        if !spec.has_user_namespace() && view.pid.is_some_and(has_user_namespace) {
+            return refused(
+                "has a user namespace, and the container would be the node's root: this containerd does not know \
+                 user namespaces, or was not told of this one",
+            );
+        }
+        Ok(Some(sandbox))
     }
 
     /// The process namespace for a container whose spec joins the sandbox's; none where the spec's path stays. The
@@ -190,5 +199,14 @@ impl Pod {
             return Ok(None);
         }
         sandbox.ask(Request::SharedProcesses).await.map(Some)
+    }
+}
+
+/// Whether a process has another user namespace than the shim. One that cannot be asked has not.
+fn has_user_namespace(pid: Pid) -> bool {
+    let of = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/user")).ok();
+    match (of(&pid.to_string()), of("self")) {
+        (Some(theirs), Some(ours)) => theirs.ino() != ours.ino(),
+        (None, _) | (_, None) => false,
     }
 }

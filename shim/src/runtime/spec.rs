@@ -196,6 +196,11 @@ impl Spec {
         self.namespace("pid").is_some()
     }
 
+    /// Whether the container has another user namespace than the node's.
+    pub fn has_user_namespace(&self) -> bool {
+        self.namespace("user").is_some()
+    }
+
     /// Whether processes of the container live on when its init ends, because the container shares a process namespace
     /// with others.
     pub fn shares_process_namespace(&self) -> bool {
