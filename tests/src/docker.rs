@@ -53,14 +53,14 @@ impl Docker {
     /// # Errors
     /// dockerd's last words, where dockerd cannot run on this machine.
     pub fn start(version: Version) -> Result<Self, String> {
-        Self::with(version, json!({}))
+        Self::with(version, &json!({}))
     }
 
     /// As [`Self::start`], with more of `daemon.json`.
     ///
     /// # Errors
     /// As those of [`Self::start`].
-    pub fn with(version: Version, more: Value) -> Result<Self, String> {
+    pub fn with(version: Version, more: &Value) -> Result<Self, String> {
         Self::in_etc(version, more, None)
     }
 
@@ -70,10 +70,10 @@ impl Docker {
     /// As those of [`Self::start`].
     pub fn remapped(version: Version) -> Result<Self, String> {
         let more = json!({"userns-remap": "remapped", "storage-driver": "vfs"});
-        Self::in_etc(version, more, Some(etc_with_subordinates))
+        Self::in_etc(version, &more, Some(etc_with_subordinates))
     }
 
-    fn in_etc(version: Version, more: Value, make_etc: Option<fn(&Path)>) -> Result<Self, String> {
+    fn in_etc(version: Version, more: &Value, make_etc: Option<fn(&Path)>) -> Result<Self, String> {
         let binaries = lab::docker(version);
         let containerd = Daemon::start(version);
         let directory = containerd.directory();
@@ -96,7 +96,7 @@ impl Docker {
         if let Err(why) = docker.launch() {
             // The machine's fault, unless dockerd starts without the settings of the test.
             docker.etc = None;
-            docker.write_config(json!({}));
+            docker.write_config(&json!({}));
             assert!(docker.launch().is_err(), "{why}");
             return Err(why);
         }
@@ -104,7 +104,7 @@ impl Docker {
         Ok(docker)
     }
 
-    fn write_config(&self, more: Value) {
+    fn write_config(&self, more: &Value) {
         let directory = self.containerd.directory();
         let path = |name: &str| text(&directory.join(name));
         let names = &self.containerd.names;

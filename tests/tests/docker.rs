@@ -273,7 +273,7 @@ on_the_two_newest_containerds! {
         };
         fs::write(path("good.toml"), format!("Root = '{}'\n", path("root"))).unwrap();
         fs::write(path("bad.toml"), "NoSuchOption = true\n").unwrap();
-        let docker = docker!(Docker::with(version, json!({
+        let docker = docker!(Docker::with(version, &json!({
             "default-runtime": "pause",
             "runtimes": {
                 "pause": with_options(json!({"ConfigPath": path("good.toml")})),
