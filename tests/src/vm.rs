@@ -31,6 +31,9 @@ pub const ADDRESS: &str = "SHIM_TESTS_VM";
 /// A variable that is set in the VM only.
 const INSIDE: &str = "SHIM_TESTS_IN_VM";
 
+/// The variable with the number of starts in each row of the whole table of `small_limits`.
+pub const WHOLE_TABLE: &str = "SMALL_LIMIT_STARTS";
+
 /// The folder in the VM with the lab (`tests/vm/main.rs` makes the disk), and with the files that tests bring.
 const LAB: &str = "/lab";
 
@@ -116,7 +119,10 @@ fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
         )?;
         environment["SHIM_BINARY"] = shim.into();
     }
-    for name in ["SHIM_UNDER_TEST", "RUST_BACKTRACE"] {
+    if std::env::var_os(WHOLE_TABLE).is_some() {
+        put_runtimes(agent)?;
+    }
+    for name in ["SHIM_UNDER_TEST", "RUST_BACKTRACE", WHOLE_TABLE] {
         if let Ok(value) = std::env::var(name) {
             environment[name] = value.into();
         }
@@ -128,6 +134,19 @@ fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
         &environment,
         &mut io::stderr(),
     )
+}
+
+/// Brings the newer runtimes into the VM. They find what they are linked with at the host's path.
+fn put_runtimes(agent: &mut TcpStream) -> io::Result<()> {
+    for name in ["runc", "runc-1.1.15"] {
+        let runtime = lab::newer_runtime(name);
+        put(agent, &runtime, &format!("{LAB}/runtimes/{name}"))?;
+        for library in fs::read_dir(runtime.with_file_name("lib"))? {
+            let library = library?.path();
+            put(agent, &library, &library.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Brings a file into the VM, unless the file is there.

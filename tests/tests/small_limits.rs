@@ -18,16 +18,18 @@ use shim_tests::{Daemon, lab, on_the_newest_containerd, ours_only, vm};
 
 /// The starts of one row of the table.
 fn starts() -> usize {
-    std::env::var("SMALL_LIMIT_STARTS").map_or(60, |starts| starts.parse().unwrap())
+    std::env::var(vm::WHOLE_TABLE).map_or(60, |starts| starts.parse().unwrap())
 }
 
-/// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most. The VM has its own runc only.
+/// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most; in the VM those of its
+/// own runc.
 fn rows() -> Vec<(PathBuf, i64)> {
-    if vm::inside() {
+    let whole = std::env::var_os(vm::WHOLE_TABLE).is_some();
+    if vm::inside() && !whole {
         return [8, 10, 12, 14].map(|mib| (lab::runc(), mib)).into();
     }
     let copies_itself = lab::newer_runtime("runc-1.1.15");
-    if std::env::var_os("SMALL_LIMIT_STARTS").is_none() {
+    if !whole {
         return vec![(copies_itself, 8)];
     }
     let runtimes = [lab::runc(), copies_itself, lab::newer_runtime("runc")];
