@@ -203,18 +203,6 @@ impl Tracer {
     }
 }
 
-/// What the end of a call that fails has still to be given.
-enum Failure {
-    /// The error is the answer.
-    Answers(Errno),
-    /// brk(2) was asked for address 0. The program's own address goes back into its register, which no call changes:
-    /// the program may read the register again.
-    Asked {
-        /// What the program asked for.
-        address: u64,
-    },
-}
-
 struct Tracing {
     pid: Pid,
     target: Target,
@@ -223,7 +211,7 @@ struct Tracing {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
     /// Tasks in a call that fails.
-    failing: BTreeMap<Pid, Failure>,
+    failing: BTreeMap<Pid, Errno>,
     /// Children that have not executed their program.
     children: BTreeSet<Pid>,
     /// Tasks that have not stopped for the first time.
@@ -344,15 +332,10 @@ impl Tracing {
             return;
         };
         if info.op == EXIT {
-            if let Some(failure) = self.failing.remove(&task)
+            if let Some(errno) = self.failing.remove(&task)
                 && let Ok(mut registers) = ptrace::getregs(task)
             {
-                match failure {
-                    Failure::Answers(errno) => {
-                        registers.rax = (-i64::from(errno as i32)).cast_unsigned();
-                    }
-                    Failure::Asked { address } => registers.rdi = address,
-                }
+                registers.rax = (-i64::from(errno as i32)).cast_unsigned();
                 let _ = ptrace::setregs(task, registers);
             }
             return;
@@ -369,18 +352,10 @@ impl Tracing {
             return;
         };
         match self.deed.clone() {
-            Deed::Fail(place, _) if call.is_at(&place) && call.name == "brk" => {
-                // brk(2) has no error: the call returns the end of the heap as it is, as it does for address 0.
-                let address = std::mem::take(&mut registers.rdi);
-                if ptrace::setregs(task, registers).is_ok() {
-                    self.failing.insert(task, Failure::Asked { address });
-                    self.seen.lock().unwrap().done = Some(call);
-                }
-            }
             Deed::Fail(place, errno) if call.is_at(&place) => {
                 registers.orig_rax = u64::MAX;
                 if ptrace::setregs(task, registers).is_ok() {
-                    self.failing.insert(task, Failure::Answers(errno));
+                    self.failing.insert(task, errno);
                     self.seen.lock().unwrap().done = Some(call);
                 }
             }
