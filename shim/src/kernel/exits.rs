@@ -93,12 +93,7 @@ impl Child {
     /// # Errors
     /// `ESRCH` when the process has been reaped, and the errors of kill(2).
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
-        // The lock keeps the reaper from reaping, so the pid stays the pid of this process.
-        let books = self.exits.books();
-        match books.claimed.get(&self.pid) {
-            Some(claimed) if claimed.number == self.claim => kill_process(self.pid, signal),
-            Some(_) | None => Err(Errno::SRCH),
-        }
+        self.unless_reaped(|pid| kill_process(pid, signal))
     }
 
     /// Sends SIGKILL to the process group that the process leads, see [`std::os::unix::process::CommandExt::process_group`].
@@ -106,11 +101,17 @@ impl Child {
     /// # Errors
     /// As [`Child::signal`].
     pub fn kill_group(&self) -> rustix::io::Result<()> {
+        self.unless_reaped(|pid| kill_process_group(pid, Signal::KILL))
+    }
+
+    fn unless_reaped(
+        &self,
+        send: impl FnOnce(Pid) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
+        // The lock keeps the reaper from reaping, so the pid stays the pid of this process.
         let books = self.exits.books();
         match books.claimed.get(&self.pid) {
-            Some(claimed) if claimed.number == self.claim => {
-                kill_process_group(self.pid, Signal::KILL)
-            }
+            Some(claimed) if claimed.number == self.claim => send(self.pid),
             Some(_) | None => Err(Errno::SRCH),
         }
     }
