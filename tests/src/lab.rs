@@ -268,6 +268,12 @@ pub fn crun() -> PathBuf {
     runtime_of("CRUN").unwrap_or_else(|| newer_runtime("crun"))
 }
 
+/// The name that a runtime must have for the shim to know it: `runc` for `runc-1.1.15`.
+pub fn program_name(runtime: &Path) -> String {
+    let name = runtime.file_name().unwrap().to_string_lossy();
+    name.split('-').next().unwrap_or_default().to_owned()
+}
+
 /// The program that a variable names.
 fn runtime_of(variable: &str) -> Option<PathBuf> {
     let named = std::env::var_os(variable).filter(|named| !named.is_empty())?;
@@ -306,7 +312,7 @@ pub fn node() -> PathBuf {
 }
 
 fn run_prepare(what: &[&str]) {
-    if crate::vm::inside() {
+    if crate::vm::inside() || crate::node::inside() {
         return;
     }
     let script = repository().join("tests/lab/prepare");

@@ -20,12 +20,12 @@ const LONGEST: Duration = Duration::from_secs(10);
 on_every_containerd! {
     fn a_node_with_a_container_powers_off_at_once(version) {
         for shim in [ShimUnderTest::Runc, ShimUnderTest::get()] {
-            let node = match Node::boot(version, shim) {
+            let node = match Node::with_containerd(version, shim) {
                 Ok(node) => node,
                 Err(why) => left_out!(&format!("no node with systemd can be made here: {why}")),
             };
             // As most servers do, and unlike a plain `sleep`, the container ends at SIGTERM.
-            node.run_container("app", "trap 'exit 0' TERM; sleep 3600 & wait");
+            node.run_container(shim, "app", "trap 'exit 0' TERM; sleep 3600 & wait");
             assert_eq!(node.processes_named("containerd-shim").len(), 1);
             eventually(Duration::from_secs(5), || {
                 ok_if(!node.processes_named("sleep").is_empty(), || "the container is not up".to_owned())
