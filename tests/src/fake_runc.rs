@@ -1,5 +1,5 @@
-//! A compiled program named `runc` that writes each command down, and then is a real runc. The program can say that it
-//! is of another release, and crash as Go programs do.
+//! A compiled program named `runc` that writes each command down, and then is a real runc; or the same for crun. The program
+//! can say that it is of another release of runc, and crash as Go programs do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ pub struct FakeRunc {
 }
 
 impl FakeRunc {
-    /// Puts the program into `folder`, which is made. `real` is the runc that does the work.
+    /// Puts the program into `folder`, which is made. `real` is the runc or the crun that does the work.
     pub fn new(folder: &Path, real: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
         let fake = Self {
-            program: folder.join("runc"),
+            program: folder.join(lab::program_name(real)),
         };
         fake.replace();
         fake.set("real", Some(real.to_str().unwrap()));

@@ -10,17 +10,20 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::inotify;
 use rustix::io::Errno;
 use serde_json::{Value, json};
+use shim_tests::daemon::Driver;
 use shim_tests::direct::Group;
 use shim_tests::fake_runc::FakeRunc;
 use shim_tests::slot::text;
 use shim_tests::until::ok_if;
 use shim_tests::{
-    Daemon, Options, PodSpec, cgroups, eventually, lab, on_every_containerd, ours_only,
+    Daemon, Options, PodSpec, cgroups, eventually, lab, left_out, node, on_every_containerd,
+    ours_only,
 };
 
 /// The runc of a test, which writes its calls down, and runc's root.
@@ -134,6 +137,31 @@ fn recording_hooks(log: &Path, names: &[&str]) -> Value {
     Value::Object(names.iter().map(hook).collect())
 }
 
+/// The hooks that crun runs itself: when it starts a container, and when it deletes one.
+#[track_caller]
+fn assert_hooks_are_for_crun(daemon: &Daemon, group: &Group, crun: &Runc) {
+    crun.ask(group, "crun");
+    for (hook, expected) in [
+        ("createRuntime", &["create"][..]),
+        ("poststart", &["create", "start"]),
+        ("poststop", &["create", "delete"]),
+    ] {
+        let id = format!("crun-{hook}");
+        let log = daemon.directory().join(&id);
+        let bundle = group.bundle(&id, "exit 7", |spec| {
+            spec["hooks"] = recording_hooks(&log, &[hook]);
+        });
+        crun.create(group, &id, &bundle);
+        group.shim.start(&id, "").unwrap();
+        assert_eq!(group.shim.wait(&id, "").unwrap(), 7);
+        assert_eq!(group.shim.delete(&id, "").unwrap(), 7);
+        group.remove_bundle(&id);
+        assert_eq!(crun.commands(), expected, "{hook}");
+        let ran = fs::read_to_string(&log).unwrap();
+        assert_eq!(ran.lines().count(), 1, "{hook}: {ran}");
+    }
+}
+
 on_every_containerd! {
     fn hooks_run_as_they_do_under_runc(version) {
         ours_only!("it always runs runc");
@@ -168,6 +196,49 @@ on_every_containerd! {
         group.end();
         // No state of runc's, no cgroup.
         daemon.end();
+    }
+
+    fn with_systemd_start_and_delete_need_no_runc_either(version) {
+        ours_only!("it always runs runc");
+        let in_a_node = node::in_a_node("with_systemd_start_and_delete_need_no_runc_either", version, || {
+            let daemon = Daemon::with(version, &Options { driver: Driver::Systemd, ..Options::default() });
+            let group = Group::start(&daemon, "scopes");
+            let crun = Runc::new(&daemon, &lab::crun());
+            assert_hooks_are_for_crun(&daemon, &group, &crun);
+            for (turn, runc) in Runc::each(&daemon).iter().chain([&crun]).enumerate() {
+                runc.ask(&group, &format!("c{turn}"));
+                for (fate, exit) in [("ends", 3), ("killed", 137), ("unstarted", 137)] {
+                    let id = format!("c{turn}-{fate}");
+                    let script = if fate == "ends" { "exit 3" } else { "exec sleep 3600" };
+                    let bundle = group.bundle(&id, script, |spec| {
+                        spec["linux"]["cgroupsPath"] = format!("{}:test:{id}", daemon.cgroup_parent()).into();
+                    });
+                    let options = format!("{}SystemdCgroup = true", runc.options());
+                    let pid = group.create_with_options(&id, &bundle, &options).unwrap();
+                    let scope = format!("test-{id}.scope");
+                    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+                    assert!(membership.contains(&scope), "{membership}");
+                    if fate != "unstarted" {
+                        group.shim.start(&id, "").unwrap();
+                        if fate == "killed" {
+                            group.shim.kill(&id, "", 9).unwrap();
+                        }
+                        assert_eq!(group.shim.wait(&id, "").unwrap(), exit);
+                    }
+                    assert_eq!(group.shim.delete(&id, "").unwrap(), exit, "{fate}");
+                    group.remove_bundle(&id);
+                    assert_eq!(runc.commands(), ["create"], "{fate}");
+                    assert!(!runc.namespace_root(&daemon).join(&id).exists(), "{fate}");
+                    let state = Command::new("systemctl").args(["show", "--value", "--property=LoadState", &scope]).output().unwrap();
+                    assert_eq!(state.stdout, b"not-found\n", "{fate}");
+                }
+            }
+            group.end();
+            daemon.end();
+        });
+        if let Err(why) = in_a_node {
+            left_out!(&format!("no node with systemd can be made here: {why}"));
+        }
     }
 
     fn start_and_delete_need_no_runc(version) {

@@ -22,17 +22,21 @@ fn starts() -> usize {
 }
 
 /// The whole table with `SMALL_LIMIT_STARTS`, else the row that has failed most; in the VM those of its
-/// own runc.
+/// own runc, and of crun.
 fn rows() -> Vec<(PathBuf, i64)> {
     let whole = std::env::var_os(vm::WHOLE_TABLE).is_some();
     if vm::inside() && !whole {
-        return [8, 10, 12, 14].map(|mib| (lab::runc(), mib)).into();
+        let runc = [8, 10, 12, 14].map(|mib| (lab::runc(), mib));
+        // crun needs cgroup v2 alone.
+        let crun = [8, 14].map(|mib| (lab::crun(), mib));
+        return runc.into_iter().chain(crun).collect();
     }
     let copies_itself = lab::newer_runtime("runc-1.1.15");
     if !whole {
         return vec![(copies_itself, 8)];
     }
-    let runtimes = [lab::runc(), copies_itself, lab::newer_runtime("runc")];
+    let mut runtimes = vec![lab::runc(), copies_itself, lab::newer_runtime("runc")];
+    runtimes.extend(vm::inside().then(lab::crun));
     let row = |runtime: &PathBuf| [8, 10, 12, 14].map(|mib| (runtime.clone(), mib));
     runtimes.iter().flat_map(row).collect()
 }
@@ -87,12 +91,12 @@ fn chance(failed: usize, starts: usize) -> f64 {
     1.0 + 3.5 * (2.0 * starts as f64 * each * (1.0 - each)).sqrt()
 }
 
-/// A program named `runc`, and runc's root.
+/// A program named `runc` or `crun`, and its root.
 fn options(daemon: &Daemon, runtime: &Path, shortcuts: bool) -> String {
     // Two of the runtimes are named `runc`.
     let name = text(runtime).replace('/', "-");
     let folder = daemon.directory().join(format!("small{name}"));
-    let program = folder.join("runc");
+    let program = folder.join(lab::program_name(runtime));
     if !program.exists() {
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::copy(runtime, &program).unwrap();

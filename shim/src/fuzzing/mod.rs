@@ -21,6 +21,7 @@ use crate::kernel::cgroup::{Driver, paths};
 use crate::runtime::log;
 use crate::runtime::options::Options;
 use crate::runtime::shortcuts::RuncState;
+use crate::runtime::shortcuts::crun::{CrunConfig, CrunStatus};
 use crate::runtime::spec::{Bind, Changes, Spec};
 
 /// A target: any bytes in, nothing out.
@@ -277,8 +278,10 @@ pub fn runc_log(data: &[u8]) {
     }
 }
 
-/// runc's `state.json`.
+/// runc's `state.json`, and crun's `status` and `config.json`.
 pub fn runc_state(data: &[u8]) {
+    let _ = serde_json::from_slice::<CrunStatus>(data);
+    let _ = serde_json::from_slice::<CrunConfig>(data);
     let state = serde_json::from_slice::<RuncState>(data);
     let _ = state.map(RuncState::cgroups_if_plain);
 }

@@ -1,4 +1,4 @@
-//! Which release of runc a program is, and what the shim knows of that release.
+//! Which release of runc or crun a program is, and what the shim knows of that release.
 //!
 //! ```text
 //!  the program that BinaryName means ──▶ Program: path, file, time of the last change
@@ -39,56 +39,108 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type Number = [u32; 3];
 
+/// An OCI runtime, by the name of its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runtime {
+    Runc,
+    Crun,
+}
+
+impl Runtime {
+    const ALL: [Self; 2] = [Self::Runc, Self::Crun];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Runc => RUNC,
+            Self::Crun => "crun",
+        }
+    }
+}
+
+/// For which runs the kernel is readied ([`crate::kernel::cgroup::MoveInPlace`]): those that gain and lose nothing. See
+/// [`TESTED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readies {
+    None,
+    Create,
+    CreateAndExec,
+}
+
 /// Releases of one series from a tested one to another, and what was learnt of them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tested {
+    pub(super) runtime: Runtime,
     first: Number,
     last: Number,
-    /// Whether runc gains from a readied kernel ([`crate::kernel::cgroup::MoveInPlace`]) and loses nothing. See
-    /// [`TESTED`].
-    pub(super) readies: bool,
+    readies: Readies,
 }
 
-/// The releases of runc that the shim knows: `start` and `delete` do no more than [`super::shortcuts`] does, and the keys
-/// of `state.json` are known. A row belongs here after `tests/tests/shortcuts.rs` and `tests/tests/small_limits.rs` have
-/// passed with its first and its last release; Debian's 1.1.5, 1.1.15 and 1.3.6 stay in the lab.
+impl Tested {
+    /// Whether the kernel is readied for this command, which moves a process into a cgroup.
+    pub(super) fn readies(&self, command: &str) -> bool {
+        match self.readies {
+            Readies::None => false,
+            Readies::Create => command != "exec",
+            Readies::CreateAndExec => true,
+        }
+    }
+}
+
+/// The releases that the shim knows: `start` and `delete` do no more than [`super::shortcuts`] does, and the keys of their
+/// state are known. A row belongs here after `tests/tests/shortcuts.rs` and `tests/tests/small_limits.rs` have passed with
+/// its first and its last release; Debian's runc 1.1.5, 1.1.15 and 1.3.6 and crun 1.28 stay in the lab.
 ///
-/// The kernel is not readied for the later 1.1: 1.1.15 copies its program into memory in the very process that runc moves
-/// into the container's cgroup, and a quick move charges the copy, 11 MB, to the container. (1.1.5 mounts the program
-/// instead, and from 1.2 on runc copies before there is that process.) From 1.4 on an exec is born in its cgroup.
+/// The kernel is not readied for the later runc 1.1: 1.1.15 copies its program into memory in the very process that runc
+/// moves into the container's cgroup, and a quick move charges the copy, 11 MB, to the container. (1.1.5 mounts the
+/// program instead, and from 1.2 on runc copies before there is that process. So does crun.) From 1.4 on an exec is born in
+/// its cgroup, and so is crun's.
 #[rustfmt::skip]
-const TESTED: [Tested; 6] = [
-    Tested { first: [1, 1, 5], last: [1, 1, 5], readies: true },
-    Tested { first: [1, 1, 6], last: [1, 1, 15], readies: false },
-    Tested { first: [1, 2, 0], last: [1, 2, 9], readies: true },
-    Tested { first: [1, 3, 0], last: [1, 3, 6], readies: true },
-    Tested { first: [1, 4, 0], last: [1, 4, 3], readies: false },
-    Tested { first: [1, 5, 1], last: [1, 5, 1], readies: false },
+const TESTED: [Tested; 7] = [
+    runc([1, 1, 5], [1, 1, 5], Readies::CreateAndExec),
+    runc([1, 1, 6], [1, 1, 15], Readies::None),
+    runc([1, 2, 0], [1, 2, 9], Readies::CreateAndExec),
+    runc([1, 3, 0], [1, 3, 6], Readies::CreateAndExec),
+    runc([1, 4, 0], [1, 4, 3], Readies::None),
+    runc([1, 5, 1], [1, 5, 1], Readies::None),
+    Tested { runtime: Runtime::Crun, first: [1, 28, 0], last: [1, 28, 0], readies: Readies::Create },
 ];
 
-/// What is known of a release, from the words of `runc --version`: `1.1.5`, `1.3.6+ds1`, `1.1.12-0ubuntu3`. Nothing is
-/// known of `1.2.0-rc.1`, `1.4.0-dev` and `1.1.0+dev`.
-fn tested(version: &str) -> Option<&'static Tested> {
+const fn runc(first: Number, last: Number, readies: Readies) -> Tested {
+    Tested {
+        runtime: Runtime::Runc,
+        first,
+        last,
+        readies,
+    }
+}
+
+/// What is known of a release, from the words of `--version`: `1.1.5`, `1.3.6+ds1`, `1.1.12-0ubuntu3`; crun's `1.28` is
+/// 1.28.0. Nothing is known of `1.2.0-rc.1`, `1.4.0-dev` and `1.1.0+dev`.
+fn tested(runtime: Runtime, version: &str) -> Option<&'static Tested> {
     let end = version.find(['+', '-', '~']).unwrap_or(version.len());
     let (number, rest) = version.split_at(end);
     let of_a_distribution = rest.starts_with('+') || rest.starts_with("-0ubuntu");
     if !(rest.is_empty() || of_a_distribution) || rest.contains("dev") || rest.contains("rc") {
         return None;
     }
-    let parts: Vec<u32> = number
+    let mut parts: Vec<u32> = number
         .split('.')
         .map(|part| part.parse().ok())
         .collect::<Option<_>>()?;
+    if runtime == Runtime::Crun && parts.len() == 2 {
+        parts.push(0);
+    }
     let number = Number::try_from(parts).ok()?;
     TESTED
         .iter()
-        .find(|tested| (tested.first..=tested.last).contains(&number))
+        .find(|tested| tested.runtime == runtime && (tested.first..=tested.last).contains(&number))
 }
 
-/// A program that passes for runc, as the file was at some time: the file is named `runc`, and is no script. Another
-/// program, or a script around runc, may do more in its start and its delete.
+/// A program that passes for runc or crun, as the file was at some time: the file has that name, and is no script. Another
+/// program, or a script around one of them, may do more in its start and its delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
+    runtime: Runtime,
     path: PathBuf,
     file: FileId,
 }
@@ -106,26 +158,26 @@ struct FileId {
 impl Program {
     /// The file that is run as `binary` now.
     pub(super) fn find(binary: &Path) -> Option<Self> {
-        if binary.file_name() != Some(OsStr::new(RUNC)) {
-            return None;
-        }
-        if binary != Path::new(RUNC) {
-            return Self::at(binary.to_owned());
+        let named = |runtime: &Runtime| binary.file_name() == Some(OsStr::new(runtime.name()));
+        let runtime = Runtime::ALL.into_iter().find(named)?;
+        if binary != Path::new(runtime.name()) {
+            return Self::at(runtime, binary.to_owned());
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
         // The first file in PATH is the one that is run.
         let found = std::env::split_paths(&path)
-            .map(|dir| dir.join(RUNC))
+            .map(|dir| dir.join(binary))
             .find(|path| path.is_file())?;
-        Self::at(found)
+        Self::at(runtime, found)
     }
 
-    fn at(path: PathBuf) -> Option<Self> {
+    fn at(runtime: Runtime, path: PathBuf) -> Option<Self> {
         let mut magic = [0; 4];
         let mut file = File::open(&path).ok()?;
         file.read_exact(&mut magic).ok()?;
         let file = file.metadata().ok()?;
         (magic == *b"\x7fELF").then(|| Self {
+            runtime,
             path,
             file: FileId {
                 device: file.dev(),
@@ -138,7 +190,7 @@ impl Program {
 
     /// What is known of this program's release; nothing when nobody has asked the program yet.
     pub(super) fn tested(&self, root: &Path) -> Option<&'static Tested> {
-        tested(&self.recall(root)?)
+        tested(self.runtime, &self.recall(root)?)
     }
 
     fn recall(&self, root: &Path) -> Option<String> {
@@ -161,9 +213,10 @@ impl Program {
             return debug!("{} tells no version", self.path.display());
         };
         info!(
-            "{} is runc {version}: {}",
+            "{} is {} {version}: {}",
             self.path.display(),
-            match tested(&version) {
+            self.runtime.name(),
+            match tested(self.runtime, &version) {
                 Some(_) => "containers are started and deleted without it",
                 None => "unknown to this shim, so it starts and deletes the containers itself",
             }
@@ -185,13 +238,14 @@ impl Program {
         let _running = Running::Alone(child);
         let exit = tokio::time::timeout(PATIENCE, exit).await.ok()?.ok()?;
         let text = answer.text();
-        let version = text.lines().next()?.strip_prefix("runc version ")?;
+        let words = text.lines().next()?.strip_prefix(self.runtime.name())?;
+        let version = words.strip_prefix(" version ")?;
         (exit.status == 0).then(|| version.trim().to_owned())
     }
 
     fn keep(self, root: &Path, version: String) -> Result<()> {
         // The answer may be that of a program that has been replaced since.
-        if Self::at(self.path.clone()).as_ref() != Some(&self) {
+        if Self::at(self.runtime, self.path.clone()).as_ref() != Some(&self) {
             return Ok(());
         }
         let path = self.answer(root);
@@ -229,7 +283,11 @@ mod tests {
             "1.3.6+ds1-1",
             "1.5.1",
         ] {
-            assert!(tested(known).is_some(), "{known}");
+            assert!(tested(Runtime::Runc, known).is_some(), "{known}");
+        }
+        for (version, known) in [("1.28", true), ("1.28.1", false), ("1.9", false)] {
+            let found = tested(Runtime::Crun, version);
+            assert_eq!(found.is_some(), known, "{version}");
         }
         for unknown in [
             "",
@@ -249,7 +307,7 @@ mod tests {
             "1.3.6 ",
             "unknown",
         ] {
-            assert!(tested(unknown).is_none(), "{unknown}");
+            assert!(tested(Runtime::Runc, unknown).is_none(), "{unknown}");
         }
     }
 
@@ -263,12 +321,15 @@ mod tests {
     #[test]
     fn a_script_is_not_runc_and_another_name_is_another_program() {
         let dir = tempfile::tempdir().unwrap();
-        let (runc, other) = (dir.path().join("runc"), dir.path().join("crun"));
+        let [runc, crun, other] = ["runc", "crun", "youki"].map(|name| dir.path().join(name));
         assert_eq!(Program::find(&runc), None);
-        for path in [&runc, &other] {
+        for path in [&runc, &crun, &other] {
             fs::copy("/proc/self/exe", path).unwrap();
         }
-        assert!(Program::find(&runc).is_some() && Program::find(&other).is_none());
+        let runtime = |path| Program::find(path).map(|program| program.runtime);
+        assert_eq!(runtime(&runc), Some(Runtime::Runc));
+        assert_eq!(runtime(&crun), Some(Runtime::Crun));
+        assert_eq!(runtime(&other), None);
         fs::write(&runc, "#!/bin/sh\nexec runc.real \"$@\"\n").unwrap();
         assert_eq!(Program::find(&runc), None);
     }

@@ -20,12 +20,12 @@ use super::call::{Call, Running};
 use super::criu::{Checkpoint, SavedStreams, Work};
 use super::log::reason;
 use super::options::Options;
-use super::release::{Program, Tested};
-use super::shortcuts::{self, Shortcut};
+use super::release::{Program, Runtime, Tested};
+use super::shortcuts::{self, Shortcut, crun};
 use crate::error::{Error, IoError, Result};
 use crate::io::Streams;
 use crate::kernel::blocking;
-use crate::kernel::cgroup::MoveInPlace;
+use crate::kernel::cgroup::{MoveInPlace, Unit};
 use crate::kernel::exits::{Claim, Exits};
 
 /// The file in the bundle that runc writes the init's pid into.
@@ -138,8 +138,9 @@ impl Runc {
     /// # Errors
     /// `Runc` with runc's own words.
     pub async fn start(&self, ended: impl Future<Output = ()>) -> Result<()> {
-        let direct = match self.direct() {
-            Some(state) => shortcuts::start(&state, ended).await,
+        let direct = match self.tested() {
+            Some(known) if known.runtime == Runtime::Crun => crun::start(&self.state()),
+            Some(_) => shortcuts::start(&self.state(), ended).await,
             None => Shortcut::NotHere,
         };
         match direct {
@@ -235,14 +236,21 @@ impl Runc {
         }
     }
 
-    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup. Ends in twice
-    /// [`DELETE`].
+    /// `runc delete` of a container whose processes have ended: removes runc's state and the cgroup, which has this path in
+    /// the container's spec. Ends in twice [`DELETE`].
     ///
     /// # Errors
     /// `Runc` with runc's own words.
-    pub async fn delete(&self) -> Result<()> {
-        if let Some(state) = self.direct() {
-            let deleted = blocking::run_anyway(move || Ok(shortcuts::delete(&state))).await?;
+    pub async fn delete(&self, cgroup: Option<&str>) -> Result<()> {
+        if let Some(known) = self.tested()
+            && self.systemd_is_done(cgroup).await
+        {
+            let state = self.state();
+            let delete = match known.runtime {
+                Runtime::Runc => shortcuts::delete,
+                Runtime::Crun => crun::delete,
+            };
+            let deleted = blocking::run_anyway(move || Ok(delete(&state))).await?;
             if deleted == Shortcut::Done {
                 return Ok(());
             }
@@ -298,11 +306,18 @@ impl Runc {
         (now == *program).then(|| program.tested(&self.releases))?
     }
 
-    /// The directory of runc's state of the container, if the shim may start and delete the container without a run of
-    /// runc. Not with systemd, which removes the cgroups that systemd has made.
-    fn direct(&self) -> Option<PathBuf> {
-        let may = !self.record.systemd_cgroup && self.tested().is_some();
-        may.then(|| self.record.root.join(&self.id))
+    /// The directory of runc's state of the container.
+    fn state(&self) -> PathBuf {
+        self.record.root.join(&self.id)
+    }
+
+    /// Whether systemd has nothing to remove: a cgroup that systemd has made goes with its unit, if need be at runc's wish.
+    async fn systemd_is_done(&self, cgroup: Option<&str>) -> bool {
+        match cgroup.and_then(Unit::of) {
+            _ if !self.record.systemd_cgroup => true,
+            Some(unit) => unit.is_gone().await,
+            None => false,
+        }
     }
 
     /// Learns the program's release while runc makes the container.
@@ -331,7 +346,7 @@ impl Runc {
         } else {
             Running::Alone(child)
         };
-        if call.moves() && self.tested().is_some_and(|release| release.readies) {
+        if call.moves() && self.tested().is_some_and(|known| known.readies(call.name)) {
             ready_the_kernel(&self.id);
         }
         // Closes the shim's copies of the streams, which the command holds. runc has its own copies.
@@ -372,13 +387,11 @@ fn ready_the_kernel(container: &str) {
 }
 
 fn cannot_run(binary: &Path, error: &std::io::Error) -> String {
+    let binary = binary.display();
     if error.kind() == ErrorKind::NotFound {
-        format!(
-            "{} is not there: install it, or name its path in the option BinaryName",
-            binary.display()
-        )
+        format!("{binary} is not there: install it, or name its path in the option BinaryName")
     } else {
-        format!("run {}: {error}", binary.display())
+        format!("run {binary}: {error}")
     }
 }
 

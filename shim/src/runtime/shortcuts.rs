@@ -1,5 +1,5 @@
 //! The two steps of a container's life for which runc need not run: the start and the delete. This module does what
-//! runc would do.
+//! runc would do; [`crun`] does the same for crun.
 //!
 //! ```text
 //!  <root>/<id>/state.json   from `runc create` to `runc delete`: cgroups, hooks
@@ -17,6 +17,8 @@
 //! In these releases poststart hooks run in `runc create`, and startContainer hooks in the init. Poststop hooks run in
 //! `runc delete`, so runc deletes a container that has such a hook. Everything else that looks unusual is left to runc,
 //! too: a state with a key that the shim does not know ([`RuncState`]).
+
+pub(crate) mod crun;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -234,8 +236,8 @@ impl RuncState {
     }
 }
 
-/// Removes runc's state of a container, and the container's cgroups. The container's processes must have ended, and its
-/// cgroups must not be systemd's. `dir` is the directory of the state. Blocks.
+/// Removes runc's state of a container, and the container's cgroups. The container's processes must have ended, and
+/// systemd must have forgotten the unit of a cgroup that systemd has made. `dir` is the directory of the state. Blocks.
 pub(super) fn delete(dir: &Path) -> Shortcut {
     let removed = RuncState::read(dir).and_then(|state| {
         let Some(cgroups) = state.cgroups_if_plain() else {

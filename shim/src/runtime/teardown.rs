@@ -73,7 +73,7 @@ pub async fn take_down(what: Remains, why: Why) -> Result<()> {
     };
     let deleted = match (&what.runc, why) {
         (None, _) => Ok(()),
-        (Some(runc), Why::Deleted) => runc.delete().await,
+        (Some(runc), Why::Deleted) => runc.delete(what.record.cgroups_path.as_deref()).await,
         (Some(runc), Why::NotMade | Why::ShimDied) => runc.delete_by_force().await,
     };
     blocking::run_anyway(move || {

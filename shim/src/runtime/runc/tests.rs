@@ -15,7 +15,7 @@ async fn a_delete_that_hangs_is_given_up() {
     };
     let exits = Exits::watch().unwrap();
     let runc = Runc::new("c1", dir.path(), "default", &options, &exits);
-    let (began, error) = (tokio::time::Instant::now(), runc.delete().await);
+    let (began, error) = (tokio::time::Instant::now(), runc.delete(None).await);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("still ran after 45s"), "{error}");
     // Once without --force and once with.
