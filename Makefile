@@ -1,5 +1,5 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
-# make bench    this shim beside the stock shim and the published Rust shim, measured: some 20 minutes (BENCH=… takes a part)
+# make bench    this shim beside the stock shim and the published Rust shim, measured: more than an hour (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1 (CONTAINERD_BIN=…, RUNC=…: on others, see tests/README.md)
 # make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
 # make faults   the campaign of faults at full size: every system call fails once, SIGKILL at every one, the node's limits,
@@ -42,7 +42,7 @@ BENCH ?=
 
 bench:
 	.ci/setup demo
-	tests/lab/prepare
+	$(SUDO) tests/lab/prepare runtimes node
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	# If this fails, the published shim's column in the report says so.

@@ -1,13 +1,15 @@
 //! The command line.
 
-use shim_tests::Version;
+use shim_tests::{Version, lab};
 
 use crate::columns::Shim;
 use crate::node::CniOrHost;
+use crate::place::Place;
 
-pub(crate) const USAGE: &str = "bench [WHAT…] [--containerd 2.1,1.7] [--shims this,api,stock,published] \
-     [--network host,loopback,bridge] [--rounds N] [--pods N] [--execs N] [--mib N] [--seconds N] [--out FOLDER]; \
-     WHAT: latency, throughput, memory, cpu, logs, idle, trace";
+pub(crate) const USAGE: &str = "bench [WHAT…] [--place systemd,busy,machine] [--containerd 2.1,1.7] \
+     [--shims this,this-crun,api,stock,stock-crun,published] [--network host,loopback,bridge] [--rounds N] [--pods N] \
+     [--standing N] [--execs N] [--calls N] [--mib N] [--seconds N] [--out FOLDER]; \
+     WHAT: latency, throughput, memory, cpu, execs, calls, density, logs, idle, trace";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +18,23 @@ pub(crate) enum What {
     Throughput,
     Memory,
     Cpu,
+    Execs,
+    Calls,
+    Density,
     Logs,
     Idle,
     Trace,
 }
 
 impl What {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Latency,
         Self::Throughput,
         Self::Memory,
         Self::Cpu,
+        Self::Execs,
+        Self::Calls,
+        Self::Density,
         Self::Logs,
         Self::Idle,
         Self::Trace,
@@ -38,6 +46,9 @@ impl What {
             Self::Throughput => "throughput",
             Self::Memory => "memory",
             Self::Cpu => "cpu",
+            Self::Execs => "execs",
+            Self::Calls => "calls",
+            Self::Density => "density",
             Self::Logs => "logs",
             Self::Idle => "idle",
             Self::Trace => "trace",
@@ -49,6 +60,9 @@ impl What {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) what: Vec<What>,
+    pub(crate) places: Vec<Place>,
+    /// This process is already in the node of this place, and measures.
+    pub(crate) inside: Option<Place>,
     pub(crate) containerds: Vec<Version>,
     pub(crate) shims: Vec<Shim>,
     pub(crate) networks: Vec<CniOrHost>,
@@ -56,8 +70,12 @@ pub(crate) struct Wanted {
     pub(crate) rounds: usize,
     /// As many pods at once as memory is measured with.
     pub(crate) pods: usize,
-    /// As many execs in one container as memory is measured after.
+    /// As many pods at once as density is measured with.
+    pub(crate) standing: usize,
+    /// As many execs in one container.
     pub(crate) execs: usize,
+    /// As many calls of each kind to one shim.
+    pub(crate) calls: usize,
     /// Output of a container.
     pub(crate) mib: usize,
     /// How long an idle pod is watched.
@@ -72,15 +90,22 @@ impl Wanted {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn of(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let versions = [Version::V2_1, Version::V1_7];
+        let versions = match lab::is_given() {
+            true => vec![Version::newest()],
+            false => vec![Version::V2_1, Version::V1_7],
+        };
         let mut wanted = Self {
             what: Vec::new(),
-            containerds: versions.to_vec(),
+            places: Place::ALL.to_vec(),
+            inside: None,
+            containerds: versions.clone(),
             shims: Shim::ALL.to_vec(),
             networks: CniOrHost::ALL.to_vec(),
             rounds: 50,
             pods: 100,
+            standing: 500,
             execs: 1000,
+            calls: 10_000,
             mib: 1024,
             seconds: 60,
             out: None,
@@ -99,6 +124,12 @@ impl Wanted {
                     .map_err(|_| format!("{word} {value}: no number"))
             };
             match word.as_str() {
+                "--place" => {
+                    wanted.places = list(&value, &Place::ALL, |one| one.name().to_owned())?;
+                }
+                "--inside" => {
+                    wanted.inside = list(&value, &Place::ALL, |one| one.name().to_owned())?.pop();
+                }
                 "--containerd" => wanted.containerds = list(&value, &versions, |one| one.line())?,
                 "--shims" => wanted.shims = list(&value, &Shim::ALL, |one| one.name().to_owned())?,
                 "--network" => {
@@ -106,7 +137,9 @@ impl Wanted {
                 }
                 "--rounds" => wanted.rounds = number()?,
                 "--pods" => wanted.pods = number()?,
+                "--standing" => wanted.standing = number()?,
                 "--execs" => wanted.execs = number()?,
+                "--calls" => wanted.calls = number()?,
                 "--mib" => wanted.mib = number()?,
                 "--seconds" => wanted.seconds = number()?,
                 "--out" => wanted.out = Some(value),

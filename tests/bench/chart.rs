@@ -16,8 +16,9 @@ const TOP: usize = 50;
 /// No bar is longer than that, as a ratio.
 const MOST: f64 = 1.25;
 
-const COLOURS: [(Shim, &str); 3] = [
+const COLOURS: [(Shim, &str); 4] = [
     (Shim::This, "#2f81f7"),
+    (Shim::ThisCrun, "#a371f7"),
     (Shim::Api, "#2da44e"),
     (Shim::Published, "#bf8700"),
 ];
@@ -26,11 +27,14 @@ const COLOURS: [(Shim, &str); 3] = [
 pub(crate) fn svg(run: &Run) -> String {
     let mut body = String::new();
     let mut y = TOP;
-    for target in targets() {
+    for target in targets(run.place) {
         let bars: Vec<_> = COLOURS
             .iter()
             .filter_map(|&(shim, colour)| {
-                let mode = if shim == Shim::Api { shim } else { Shim::This };
+                let mode = match shim {
+                    Shim::Published => Shim::This,
+                    Shim::This | Shim::ThisCrun | Shim::Api | Shim::Stock | Shim::StockCrun => shim,
+                };
                 let ratio = target.measured(run, shim, mode)?;
                 match target.kind {
                     Kind::AtMost => Some((colour, ratio)),

@@ -12,29 +12,45 @@ use crate::node::{CniOrHost, Node};
 /// After so many failures in one measurement a shim is left out of the rest of it.
 const GIVE_UP: usize = 2;
 
+/// The units of figures; a count has none.
+const UNITS: [&str; 4] = ["", "ms", "s", "kB"];
+
 /// A shim, and how containerd drives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shim {
     /// Ours, in podsandbox mode.
     This,
+    /// The same, with crun.
+    ThisCrun,
     /// Ours, through the Sandbox API.
     Api,
     /// The containerd version's own.
     Stock,
+    /// The same, with crun.
+    StockCrun,
     /// `containerd-runc-shim`, the newest that is published.
     Published,
 }
 
 impl Shim {
     /// In the order of the tables.
-    pub(crate) const ALL: [Self; 4] = [Self::This, Self::Api, Self::Stock, Self::Published];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::This,
+        Self::ThisCrun,
+        Self::Api,
+        Self::Stock,
+        Self::StockCrun,
+        Self::Published,
+    ];
 
     /// Its name on the command line, in the JSON, and of its handler.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::This => "this",
+            Self::ThisCrun => "this-crun",
             Self::Api => "api",
             Self::Stock => "stock",
+            Self::StockCrun => "stock-crun",
             Self::Published => "published",
         }
     }
@@ -43,8 +59,10 @@ impl Shim {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::This => "this shim",
+            Self::ThisCrun => "this shim, crun",
             Self::Api => "Sandbox API",
             Self::Stock => "stock shim",
+            Self::StockCrun => "stock shim, crun",
             Self::Published => "published Rust shim",
         }
     }
@@ -52,10 +70,15 @@ impl Shim {
     /// `runtime_type`: containerd looks for a binary of that name.
     pub(crate) fn runtime_type(self) -> &'static str {
         match self {
-            Self::This | Self::Api => "io.containerd.pause.v2",
-            Self::Stock => "io.containerd.runc.v2",
+            Self::This | Self::ThisCrun | Self::Api => "io.containerd.pause.v2",
+            Self::Stock | Self::StockCrun => "io.containerd.runc.v2",
             Self::Published => "io.containerd.runc.v2-rs",
         }
+    }
+
+    /// Whether its OCI runtime is crun.
+    pub(crate) fn crun(self) -> bool {
+        matches!(self, Self::ThisCrun | Self::StockCrun)
     }
 
     /// Why it cannot be measured on this containerd at all.
@@ -68,7 +91,12 @@ impl Shim {
             Self::Published if !crate::node::published().is_file() => {
                 Some("it is not installed: `make bench` does that")
             }
-            Self::This | Self::Api | Self::Stock | Self::Published => None,
+            Self::This
+            | Self::ThisCrun
+            | Self::Api
+            | Self::Stock
+            | Self::StockCrun
+            | Self::Published => None,
         }
     }
 
@@ -151,6 +179,7 @@ impl Column {
                 "p99": spread.percentile(99),
                 "least": spread.least(),
                 "most": spread.most(),
+                "values": figure.values,
             });
             (name.clone(), value)
         });
@@ -159,6 +188,25 @@ impl Column {
             "figures": figures.collect::<serde_json::Map<_, _>>(),
             "notes": self.notes,
         })
+    }
+
+    /// The inverse of [`Self::json`].
+    pub(crate) fn from_json(json: &Value) -> Self {
+        let shim = Shim::ALL
+            .into_iter()
+            .find(|shim| json["shim"] == shim.name());
+        let mut column = Self::new(shim.unwrap());
+        for (name, figure) in json["figures"].as_object().unwrap() {
+            let unit = UNITS.into_iter().find(|unit| figure["unit"] == *unit);
+            for value in figure["values"].as_array().unwrap() {
+                column.add(name, unit.unwrap(), value.as_f64().unwrap());
+            }
+        }
+        let notes = json["notes"].as_array().unwrap().iter();
+        column.notes = notes
+            .map(|note| note.as_str().unwrap().to_owned())
+            .collect();
+        column
     }
 }
 

@@ -1,8 +1,9 @@
-//! CPU time of all that a containerd starts, however short it lives: containerd has a cgroup of its own.
+//! CPU time of all that a containerd starts, however short it lives.
 //!
-//! Shims, runc, CNI plugins stay in that cgroup, and containers are in others below the same parent; the parent's time
-//! is everybody's. containerd's own is known from the kernel's count of it, in ticks: one pod's figure is rough, the median
-//! of many is not.
+//! On cgroup v1, containerd gets a cgroup of its own. Shims, runc, CNI plugins stay in that cgroup, and containers are in
+//! others below the same parent; the parent's time is everybody's. On cgroup v2 the node is the bench's alone, so all that
+//! is not containerd's and not the bench's counts: systemd and D-Bus, too, which work for pods there. containerd's own time
+//! is known from the kernel's count, in ticks: one pod's figure is rough, the median of many is not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,15 @@ use std::path::{Path, PathBuf};
 use shim_tests::cgroups::{self, Hierarchy, hierarchy};
 use shim_tests::{Daemon, proc};
 
-/// The cgroup with containerd in it.
+/// Whose time is counted.
 pub(crate) struct Accounting {
     daemon: i32,
+    /// On cgroup v1.
+    own: Option<Own>,
+}
+
+/// The cgroup with containerd in it.
+struct Own {
     parent: PathBuf,
     /// Where containerd was before.
     home: PathBuf,
@@ -27,38 +34,44 @@ pub(crate) struct Used {
 }
 
 impl Accounting {
-    /// Puts containerd into its cgroup.
+    /// Puts containerd into its cgroup, where it needs one.
     pub(crate) fn of(daemon: &Daemon) -> Self {
-        let home = cgroups::directory(daemon.pid(), "cpuacct").unwrap();
-        let parent = cgroups::root("cpuacct").join(daemon.names.name());
-        let own = parent.join("containerd");
-        fs::create_dir_all(&own).unwrap();
-        enter(&own, daemon.pid()).unwrap();
+        let own = (hierarchy() == Hierarchy::V1).then(|| {
+            let home = cgroups::directory(daemon.pid(), "cpuacct").unwrap();
+            let parent = cgroups::root("cpuacct").join(daemon.names.name());
+            let own = parent.join("containerd");
+            fs::create_dir_all(&own).unwrap();
+            enter(&own, daemon.pid()).unwrap();
+            Own { parent, home }
+        });
         Self {
             daemon: daemon.pid(),
-            parent,
-            home,
+            own,
         }
     }
 
     /// Takes it out again.
     pub(crate) fn end(&self) {
-        // It may have crashed.
-        let _ = enter(&self.home, self.daemon);
-        let _ = fs::remove_dir(self.parent.join("containerd"));
+        if let Some(own) = &self.own {
+            // It may have crashed.
+            let _ = enter(&own.home, self.daemon);
+            let _ = fs::remove_dir(own.parent.join("containerd"));
+        }
     }
 
     /// What was used until now.
     pub(crate) fn used(&self) -> Used {
-        let all = match hierarchy() {
-            Hierarchy::V1 => number(&self.parent.join("cpuacct.usage"), "") / 1e6,
-            Hierarchy::V2 => number(&self.parent.join("cpu.stat"), "usage_usec ") / 1e3,
+        let milliseconds = |pid| proc::cpu_time(pid).as_secs_f64() * 1e3;
+        let containerd = milliseconds(self.daemon);
+        let others = match &self.own {
+            Some(own) => number(&own.parent.join("cpuacct.usage"), "") / 1e6 - containerd,
+            None => {
+                let all = cgroups::root("cpu").join("cpu.stat");
+                let ourselves = rustix::process::getpid().as_raw_nonzero().get();
+                number(&all, "usage_usec ") / 1e3 - containerd - milliseconds(ourselves)
+            }
         };
-        let containerd = proc::cpu_time(self.daemon).as_secs_f64() * 1e3;
-        Used {
-            containerd,
-            others: all - containerd,
-        }
+        Used { containerd, others }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a pod costs beside its app: memory, threads, processes, cgroups.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
 use shim_tests::cri::Failure;
@@ -14,17 +15,11 @@ use crate::throughput::together;
 /// How long what was started may still be busy with that.
 const CALM: Duration = Duration::from_secs(1);
 
-/// So that it does not take so long.
-const CLIENTS: usize = 4;
+/// So many clients start and end many pods, so that it does not take so long.
+pub(crate) const CLIENTS: usize = 4;
 
-/// With so many pods at once, and after so many execs in one container.
-pub(crate) fn run(
-    node: &Node,
-    columns: &mut [Column],
-    network: CniOrHost,
-    most: usize,
-    execs: usize,
-) {
+/// With so many pods at once.
+pub(crate) fn run(node: &Node, columns: &mut [Column], network: CniOrHost, most: usize) {
     in_turn(node, columns, "memory", network, 1, |column, _| {
         let mut pods = Vec::new();
         for number in [1, 10, 50, 100] {
@@ -37,20 +32,19 @@ pub(crate) fn run(
             })?);
             let plural = if number == 1 { "" } else { "s" };
             look(node, column, &pods, &format!("{number} pod{plural}"))?;
-            if number == 1 && execs > 0 {
-                let app = &pods[0].app;
-                together(node, CLIENTS, vec![(); execs], |calls, ()| {
-                    calls.exec(app, &["true"])
-                })?;
-                look(node, column, &pods, &format!("1 pod after {execs} execs"))?;
-            }
         }
         together(node, CLIENTS, pods, |calls, pod| remove(calls, &pod))?;
         node.settle()
     });
 }
 
-fn look(node: &Node, column: &mut Column, pods: &[Running], when: &str) -> Result<(), Failure> {
+/// Notes what the pods cost together, as `memory WHEN: …`.
+pub(crate) fn look(
+    node: &Node,
+    column: &mut Column,
+    pods: &[Running],
+    when: &str,
+) -> Result<(), Failure> {
     std::thread::sleep(CALM);
     let apps: Result<BTreeSet<i32>, Failure> =
         pods.iter().map(|pod| node.calls.pid(&pod.app)).collect();
@@ -68,8 +62,26 @@ fn look(node: &Node, column: &mut Column, pods: &[Running], when: &str) -> Resul
     add("RSS", "kB", kb(memory.rss));
     add("threads", "", threads);
     add("processes", "", others.len());
+    add(
+        "descriptors of shims",
+        "",
+        descriptors(others.iter().map(|one| one.pid)),
+    );
+    add(
+        "descriptors of containerd",
+        "",
+        descriptors([node.daemon.pid()]),
+    );
     add("cgroups", "", groups(node));
     Ok(())
+}
+
+/// How many files these processes have open.
+fn descriptors(pids: impl IntoIterator<Item = i32>) -> usize {
+    let folders = pids
+        .into_iter()
+        .map(|pid| fs::read_dir(format!("/proc/{pid}/fd")));
+    folders.flatten().map(Iterator::count).sum()
 }
 
 /// The pods' cgroups, in one hierarchy.
@@ -79,6 +91,6 @@ fn groups(node: &Node) -> usize {
     all.iter().filter(|group| group.starts_with(&root)).count()
 }
 
-fn float(number: usize) -> f64 {
+pub(crate) fn float(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap())
 }

@@ -1,8 +1,10 @@
 //! The containerd of a measurement, its pods, and the life of one of them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_cri::v1::PodSandboxConfig;
@@ -10,13 +12,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use shim_tests::cri::Failure;
 use shim_tests::cri_calls::{self, Calls};
-use shim_tests::daemon::{Handler, Network};
+use shim_tests::daemon::{Driver, Handler, Network};
 use shim_tests::image::{self, PauseImage};
 use shim_tests::until::{ok_if, within};
 use shim_tests::{Daemon, Options, PodSpec, ShimUnderTest, Version, footprint, lab, proc, screen};
 
 use crate::columns::Shim;
 use crate::cpu::Accounting;
+use crate::place::Place;
+
+/// The options of our shim where a handler has none.
+const OPTIONS: &str = "/etc/containerd-shim-pause-v2/config.toml";
 
 /// A program that ends at once on SIGTERM.
 pub(crate) const APP: [&str; 3] = ["sh", "-c", "trap exit TERM; sleep 3600 & wait"];
@@ -73,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) calls: Calls,
     pub(crate) accounting: Accounting,
     pods: Cell<usize>,
+    /// Pods whose shims stay, with all that they start: not those of the measurement.
+    standing: RefCell<BTreeSet<i32>>,
 }
 
 /// A pod that runs, with one container.
@@ -82,30 +90,37 @@ pub(crate) struct Running {
 }
 
 impl Node {
-    pub(crate) fn start(version: Version, network: Network, shims: &[Shim]) -> Self {
-        let handlers = shims.iter().map(|&shim| Handler {
-            name: shim.name().to_owned(),
-            runtime_type: shim.runtime_type().to_owned(),
-            runtime_path: None,
-            options: match shim {
-                // Without a table, it would be the machine's own options.
-                Shim::This => "SystemdCgroup = false".to_owned(),
-                Shim::Api | Shim::Stock | Shim::Published => String::new(),
-            },
-            sandbox_api: shim == Shim::Api,
-        });
+    pub(crate) fn start(place: Place, version: Version, network: Network, shims: &[Shim]) -> Self {
+        let mut shims = shims.to_vec();
+        if place == Place::Busy && !shims.contains(&Shim::Stock) {
+            // The other client's.
+            shims.push(Shim::Stock);
+        }
         let options = Options {
-            handlers: handlers.collect(),
+            handlers: shims.iter().map(|&shim| handler(shim, place)).collect(),
             pause_image: PauseImage::Works,
             debug: false,
             network,
+            driver: place.driver(),
             ..Options::default()
         };
+        if place != Place::Machine {
+            // The node is ours. Through the Sandbox API, options come from this file only.
+            fs::create_dir_all("/etc/containerd-shim-pause-v2").unwrap();
+            fs::write(OPTIONS, "SystemdCgroup = true\n").unwrap();
+        }
         let daemon = Daemon::with(version, &options);
-        let binaries = [ShimUnderTest::Runc.binary(version), published()];
-        for binary in binaries {
-            let link = daemon.directory().join("bin");
-            symlink(&binary, link.join(binary.file_name().unwrap())).unwrap();
+        let bin = daemon.directory().join("bin");
+        let mut programs = vec![
+            ShimUnderTest::Runc.binary(version),
+            published(),
+            lab::runc(),
+        ];
+        if shims.iter().any(|shim| shim.crun()) {
+            programs.push(lab::crun());
+        }
+        for program in programs {
+            place_program(&program, &bin);
         }
         let calls = Calls::new(&daemon.names);
         calls
@@ -116,6 +131,7 @@ impl Node {
             daemon,
             calls,
             pods: Cell::new(0),
+            standing: RefCell::default(),
         }
     }
 
@@ -127,7 +143,24 @@ impl Node {
             CniOrHost::Host => pod.host_network(),
             CniOrHost::Cni(_) => pod,
         };
-        cri_calls::pod_config(&self.daemon.names, pod)
+        let mut config = cri_calls::pod_config(&self.daemon.names, pod);
+        if let Some(linux) = &mut config.linux {
+            linux.cgroup_parent = self.daemon.cgroup_parent();
+        }
+        config
+    }
+
+    /// This shim's pod stays while others are measured.
+    pub(crate) fn leave_standing(&self, shim: &proc::Process) {
+        self.standing.borrow_mut().insert(shim.pid);
+    }
+
+    /// The processes of the pods that are measured.
+    fn processes(&self) -> Vec<proc::Process> {
+        let mut all = self.daemon.processes();
+        let standing = proc::with_descendants(&self.standing.borrow(), &all);
+        all.retain(|one| standing.iter().all(|other| other.pid != one.pid));
+        all
     }
 
     /// A pod with one container, both started.
@@ -137,7 +170,7 @@ impl Node {
 
     /// The shims that are there now.
     pub(crate) fn shims(&self) -> Vec<proc::Process> {
-        let mut all = self.daemon.processes();
+        let mut all = self.processes();
         all.retain(footprint::is_shim);
         all
     }
@@ -146,7 +179,7 @@ impl Node {
     /// time of the next one.
     pub(crate) fn settle(&self) -> Result<(), Failure> {
         within(Duration::from_secs(10), || {
-            let left = self.daemon.processes();
+            let left = self.processes();
             ok_if(left.is_empty(), || {
                 let left: Vec<_> = left.iter().map(proc::Process::describe).collect();
                 format!("still there: {}", left.join("; "))
@@ -167,7 +200,7 @@ impl Node {
         };
         remove();
         if self.settle().is_err() {
-            for process in self.daemon.processes() {
+            for process in self.processes() {
                 // It may end by itself meanwhile.
                 let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, Signal::KILL));
             }
@@ -189,6 +222,38 @@ impl Node {
             // Dropping it takes everything down.
             Err(left) => screen::note("left behind", &left),
         }
+    }
+}
+
+/// The handler of a shim in this place.
+fn handler(shim: Shim, place: Place) -> Handler {
+    let mut options = format!("SystemdCgroup = {}\n", place.driver() == Driver::Systemd);
+    if shim.crun() {
+        options += "BinaryName = 'crun'\n";
+    }
+    if shim == Shim::Api {
+        options.clear();
+    }
+    Handler {
+        name: shim.name().to_owned(),
+        runtime_type: shim.runtime_type().to_owned(),
+        runtime_path: None,
+        options,
+        sandbox_api: shim == Shim::Api,
+    }
+}
+
+/// Puts a program into the folder that is first in PATH. An OCI runtime gets `no-limits` before it where the node's cgroups
+/// have no controllers.
+fn place_program(program: &Path, bin: &Path) {
+    let place = bin.join(program.file_name().unwrap());
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    let is_runtime = place.ends_with("runc") || place.ends_with("crun");
+    if is_runtime && controllers.is_ok_and(|all| !all.contains("memory")) {
+        fs::copy(lab::helper("no-limits"), &place).unwrap();
+        symlink(program, place.with_extension("real")).unwrap();
+    } else {
+        symlink(program, place).unwrap();
     }
 }
 

@@ -2,18 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use shim_tests::Version;
+use shim_tests::{Version, lab};
 
 use crate::columns::{Column, Shim};
+use crate::place::Place;
 use crate::targets;
 use crate::throughput::PER_SECOND;
 use crate::trace::{REST, RUNS, TRACE};
 
-/// All that was measured on one containerd.
+/// All that was measured on one containerd, in one place.
 pub(crate) struct Run {
+    pub(crate) place: Place,
     pub(crate) version: Version,
+    /// The OCI runtimes.
+    runtimes: String,
     pub(crate) columns: Vec<Column>,
     /// Which shims cannot be measured, and why.
     absent: Vec<String>,
@@ -21,24 +27,69 @@ pub(crate) struct Run {
 
 impl Run {
     /// Without figures. What cannot be measured at all is only said.
-    pub(crate) fn new(version: Version, shims: &[Shim]) -> Self {
+    pub(crate) fn new(place: Place, version: Version, shims: &[Shim]) -> Self {
+        let shims = shims.iter().copied().filter(|&shim| place.has(shim));
         let mut run = Self {
+            place,
             version,
+            runtimes: String::new(),
             columns: Vec::new(),
             absent: Vec::new(),
         };
-        for &shim in shims {
+        let mut runtimes = vec![lab::runc()];
+        for shim in shims {
             match shim.missing(version) {
                 Some(why) => run.absent.push(format!("{}: {why}", shim.title())),
                 None => run.columns.push(Column::new(shim)),
             }
         }
+        if run.columns.iter().any(|column| column.shim.crun()) {
+            runtimes.push(lab::crun());
+        }
+        let runtimes: Vec<String> = runtimes.iter().map(|runtime| named(runtime)).collect();
+        run.runtimes = runtimes.join(", ");
         run
     }
 
-    /// The exact version.
+    /// The exact versions, and the place.
     pub(crate) fn title(&self) -> String {
-        format!("containerd {}", self.version.exact())
+        let (exact, place) = (self.version.exact(), self.place.title());
+        format!("containerd {exact}, {}: {place}", self.runtimes)
+    }
+
+    /// For bench.json.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "place": self.place.name(),
+            "containerd": self.version.line(),
+            "title": self.title(),
+            "runtimes": self.runtimes,
+            "absent": self.absent,
+            "columns": self.columns.iter().map(Column::json).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The inverse of [`Self::json`].
+    pub(crate) fn from_json(json: &[u8], place: Place, version: Version) -> Self {
+        let json: Value = serde_json::from_slice(json).unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Self {
+            place,
+            version,
+            runtimes: text(&json["runtimes"]),
+            columns: json["columns"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(Column::from_json)
+                .collect(),
+            absent: json["absent"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(text)
+                .collect(),
+        }
     }
 
     /// The column of this shim.
@@ -47,17 +98,17 @@ impl Run {
     }
 }
 
+/// `runc 1.3.6`: the first line of what it says of itself.
+fn named(runtime: &Path) -> String {
+    let output = Command::new(runtime).arg("--version").output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}", runtime.display()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().next().unwrap_or("?").replace(" version", "")
+}
+
 /// For bench.json.
 pub(crate) fn json(machine: &str, runs: &[Run]) -> Value {
-    let runs = runs.iter().map(|run| {
-        json!({
-            "containerd": run.version.line(),
-            "title": run.title(),
-            "absent": run.absent,
-            "columns": run.columns.iter().map(Column::json).collect::<Vec<_>>(),
-        })
-    });
-    json!({ "machine": machine, "runs": runs.collect::<Vec<_>>() })
+    json!({ "machine": machine, "runs": runs.iter().map(Run::json).collect::<Vec<_>>() })
 }
 
 /// For the screen and bench.md.

@@ -159,6 +159,13 @@ impl Calls {
         call!(self, stop_container, request).map(drop)
     }
 
+    /// `RemoveContainer`.
+    pub fn remove(&self, container: &str) -> Result<(), Failure> {
+        let container_id = container.to_owned();
+        let request = api::RemoveContainerRequest { container_id };
+        call!(self, remove_container, request).map(drop)
+    }
+
     /// `StopPodSandbox`.
     pub fn stop_pod(&self, pod: &str) -> Result<(), Failure> {
         let pod_sandbox_id = pod.to_owned();
@@ -171,6 +178,21 @@ impl Calls {
         let pod_sandbox_id = pod.to_owned();
         let request = api::RemovePodSandboxRequest { pod_sandbox_id };
         call!(self, remove_pod_sandbox, request).map(drop)
+    }
+
+    /// What kubelet asks all the time: `ListPodSandbox` and `ListContainers`, and `ListPodSandboxStats`, if `statistics`.
+    pub fn list(&self, statistics: bool) -> Result<(), Failure> {
+        call!(
+            self,
+            list_pod_sandbox,
+            api::ListPodSandboxRequest::default()
+        )?;
+        call!(self, list_containers, api::ListContainersRequest::default())?;
+        if statistics {
+            let request = api::ListPodSandboxStatsRequest::default();
+            call!(self, list_pod_sandbox_stats, request)?;
+        }
+        Ok(())
     }
 
     /// The pid of a container's first process.
