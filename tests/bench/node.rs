@@ -155,6 +155,11 @@ impl Node {
         self.standing.borrow_mut().insert(shim.pid);
     }
 
+    /// Whether another client is at work.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.standing.borrow().is_empty()
+    }
+
     /// The processes of the pods that are measured.
     fn processes(&self) -> Vec<proc::Process> {
         let mut all = self.daemon.processes();
