@@ -92,6 +92,23 @@ impl Runc {
         created.unwrap_or_else(|refusal| panic!("create {id}: {refusal:?}"));
     }
 
+    /// The rest of the life of a created container, which "ends", is "killed", or stays "unstarted", with this exit code:
+    /// without another run of runc, and nothing is left.
+    #[track_caller]
+    fn end(&self, daemon: &Daemon, group: &Group, id: &str, (fate, exit): (&str, u32)) {
+        if fate != "unstarted" {
+            group.shim.start(id, "").unwrap();
+            if fate == "killed" {
+                group.shim.kill(id, "", 9).unwrap();
+            }
+            assert_eq!(group.shim.wait(id, "").unwrap(), exit);
+        }
+        assert_eq!(group.shim.delete(id, "").unwrap(), exit, "{fate}");
+        group.remove_bundle(id);
+        assert_eq!(self.commands(), ["create"], "{fate}");
+        assert!(!self.namespace_root(daemon).join(id).exists(), "{fate}");
+    }
+
     /// The commands since the last look.
     fn commands(&self) -> Vec<String> {
         let known = ["create", "start", "delete", "exec", "--version"];
@@ -218,17 +235,7 @@ on_every_containerd! {
                     let scope = format!("test-{id}.scope");
                     let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
                     assert!(membership.contains(&scope), "{membership}");
-                    if fate != "unstarted" {
-                        group.shim.start(&id, "").unwrap();
-                        if fate == "killed" {
-                            group.shim.kill(&id, "", 9).unwrap();
-                        }
-                        assert_eq!(group.shim.wait(&id, "").unwrap(), exit);
-                    }
-                    assert_eq!(group.shim.delete(&id, "").unwrap(), exit, "{fate}");
-                    group.remove_bundle(&id);
-                    assert_eq!(runc.commands(), ["create"], "{fate}");
-                    assert!(!runc.namespace_root(&daemon).join(&id).exists(), "{fate}");
+                    runc.end(&daemon, &group, &id, (fate, exit));
                     let state = Command::new("systemctl").args(["show", "--value", "--property=LoadState", &scope]).output().unwrap();
                     assert_eq!(state.stdout, b"not-found\n", "{fate}");
                 }
@@ -252,17 +259,7 @@ on_every_containerd! {
                 let id = format!("c{turn}-{fate}");
                 let bundle = group.bundle(&id, if fate == "ends" { "exit 3" } else { "exec sleep 3600" }, |_| {});
                 runc.create(&group, &id, &bundle);
-                if fate != "unstarted" {
-                    group.shim.start(&id, "").unwrap();
-                    if fate == "killed" {
-                        group.shim.kill(&id, "", 9).unwrap();
-                    }
-                    assert_eq!(group.shim.wait(&id, "").unwrap(), exit);
-                }
-                assert_eq!(group.shim.delete(&id, "").unwrap(), exit, "{fate}");
-                group.remove_bundle(&id);
-                assert_eq!(runc.commands(), ["create"], "{fate}");
-                assert!(!runc.namespace_root(&daemon).join(&id).exists(), "{fate}");
+                runc.end(&daemon, &group, &id, (fate, exit));
             }
         }
         group.end();

@@ -65,8 +65,7 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
         debug!("left to runc: {error}");
         return Shortcut::NotHere;
     }
-    let is_fifo = |data: fs::Metadata| data.file_type().is_fifo();
-    if !fs::symlink_metadata(&fifo).is_ok_and(is_fifo) {
+    if !is_fifo(&fifo) {
         return Shortcut::NotHere;
     }
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
@@ -98,6 +97,10 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
         warn!("{}", IoError::at("remove", &fifo)(error));
     }
     Shortcut::Done
+}
+
+fn is_fifo(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_fifo())
 }
 
 /// Waits for the first writer, and reads until the last writer has closed the FIFO. `any` becomes true when something

@@ -15,7 +15,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use log::debug;
@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::{EXEC_FIFO, Shortcut};
+use super::{EXEC_FIFO, Shortcut, is_fifo};
 use crate::error::IoError;
 use crate::kernel::cgroup::{self, v2_directory};
 
@@ -101,8 +101,7 @@ pub(in super::super) fn start(dir: &Path) -> Shortcut {
         }
     }
     let fifo = dir.join(EXEC_FIFO);
-    let is_fifo = |data: fs::Metadata| data.file_type().is_fifo();
-    if !fs::symlink_metadata(&fifo).is_ok_and(is_fifo) {
+    if !is_fifo(&fifo) {
         return Shortcut::NotHere;
     }
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
