@@ -48,18 +48,6 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Exists if systemd is the init of this system: `sd_booted(3)`.
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
-/// The directory of the cgroup with this path, which is relative to the root; none where v1 has the controllers.
-///
-/// # Errors
-/// The error of asking for the version, and `InvalidInput` for a path that leads out of the hierarchy.
-pub fn v2_directory(path: &str) -> Result<Option<PathBuf>, IoError> {
-    if Hierarchy::detect()? == Hierarchy::V1 {
-        return Ok(None);
-    }
-    let relative = paths::relative(path).map_err(failed("find the cgroup", Path::new(path)))?;
-    Ok(Some(Path::new(ROOT).join(relative)))
-}
-
 /// The list of a cgroup's processes. A pid written to this file moves the process into the cgroup.
 const PROCS: &str = "cgroup.procs";
 

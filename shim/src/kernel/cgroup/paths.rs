@@ -95,7 +95,7 @@ fn slice_path(slice: &str) -> io::Result<PathBuf> {
 }
 
 /// Removes a leading `/`. Refuses `..`, which would lead out of the hierarchy.
-pub(super) fn relative(path: &str) -> io::Result<PathBuf> {
+fn relative(path: &str) -> io::Result<PathBuf> {
     let mut relative = PathBuf::new();
     for component in Path::new(path).components() {
         match component {

@@ -26,7 +26,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::{EXEC_FIFO, Shortcut, is_fifo};
 use crate::error::IoError;
-use crate::kernel::cgroup::{self, v2_directory};
+use crate::kernel::cgroup::{self, Cgroup, Driver, Hierarchy};
 
 /// Where crun pins the programs that guard the devices, one for each scope.
 const PINNED: &str = "/sys/fs/bpf/crun";
@@ -129,12 +129,14 @@ pub(in super::super) fn start(dir: &Path) -> Shortcut {
 /// must have forgotten the unit of a cgroup that systemd has made. Blocks.
 pub(in super::super) fn delete(dir: &Path) -> Shortcut {
     let removed = read(dir).and_then(|(status, config)| {
-        let directory = v2_directory(&status.cgroup_path)?;
-        let Some(directory) = directory.filter(|_| config.ends_plainly()) else {
+        if Hierarchy::detect()? == Hierarchy::V1 || !config.ends_plainly() {
             return Ok(Shortcut::NotHere);
-        };
+        }
         if !status.cgroup_path.is_empty() {
-            cgroup::remove_leaves([directory].into_iter())?;
+            let cgroup = Cgroup::at(&status.cgroup_path, Driver::Cgroupfs)?;
+            // v2 has one directory for all controllers.
+            let directory = cgroup.directory("memory").map(Path::to_owned);
+            cgroup::remove_leaves(directory.into_iter())?;
         }
         if status.systemd_cgroup && !status.scope.is_empty() {
             remove(&pinned(&status.scope))?;
