@@ -386,3 +386,37 @@ fn our_shim() -> PathBuf {
         )
     })
 }
+
+/// A criu that works on this machine: the one named by `CRIU`, the installed one, or the one of `lab/prepare criu`.
+///
+/// # Errors
+/// Why no criu works.
+pub fn criu() -> Result<PathBuf, String> {
+    if let Some(given) = std::env::var_os("CRIU") {
+        return check_criu(PathBuf::from(given));
+    }
+    let path = path(&lab().join("criu"));
+    let mut found = std::env::split_paths(&path)
+        .map(|folder| folder.join("criu"))
+        .filter(|criu| criu.is_file())
+        .map(check_criu);
+    let advice = "`tests/lab/prepare criu` gets the newest, for most kernels";
+    match (found.next(), found.next()) {
+        (Some(Ok(criu)), _) | (_, Some(Ok(criu))) => Ok(criu),
+        (Some(Err(why)), _) => Err(format!("{why}: {advice}")),
+        (None, _) => Err(format!("criu is not installed: {advice}")),
+    }
+}
+
+fn check_criu(criu: PathBuf) -> Result<PathBuf, String> {
+    let output = Command::new(&criu)
+        .arg("check")
+        .output()
+        .map_err(|error| format!("{}: {error}", criu.display()))?;
+    if output.status.success() {
+        return Ok(criu);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let first = errors.lines().next().unwrap_or_default();
+    Err(format!("{} check: {first}", criu.display()))
+}

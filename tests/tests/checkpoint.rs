@@ -10,8 +10,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
@@ -39,41 +38,9 @@ fn is_our_shim() -> bool {
     ShimUnderTest::get() == ShimUnderTest::Pause
 }
 
-/// A criu that works on this machine: the one named by `CRIU`, the installed one, or the one of `lab/prepare criu`. The
-/// error says why no criu works.
-fn find_criu() -> Result<PathBuf, String> {
-    if let Some(given) = std::env::var_os("CRIU") {
-        return check_criu(PathBuf::from(given));
-    }
-    let path = lab::path(&lab::lab().join("criu"));
-    let mut found = std::env::split_paths(&path)
-        .map(|folder| folder.join("criu"))
-        .filter(|criu| criu.is_file())
-        .map(check_criu);
-    let advice = "`tests/lab/prepare criu` gets the newest, for most kernels";
-    match (found.next(), found.next()) {
-        (Some(Ok(criu)), _) | (_, Some(Ok(criu))) => Ok(criu),
-        (Some(Err(why)), _) => Err(format!("{why}: {advice}")),
-        (None, _) => Err(format!("criu is not installed: {advice}")),
-    }
-}
-
-fn check_criu(criu: PathBuf) -> Result<PathBuf, String> {
-    let output = Command::new(&criu)
-        .arg("check")
-        .output()
-        .map_err(|error| format!("{}: {error}", criu.display()))?;
-    if output.status.success() {
-        return Ok(criu);
-    }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let first = errors.lines().next().unwrap_or_default();
-    Err(format!("{} check: {first}", criu.display()))
-}
-
 /// A containerd with a working criu in its PATH; or the reason why no criu works.
 fn daemon_with_criu(version: shim_tests::Version) -> Result<Daemon, String> {
-    let criu = find_criu()?;
+    let criu = lab::criu()?;
     let daemon = Daemon::start(version);
     symlink(criu, daemon.directory().join("bin/criu")).unwrap();
     Ok(daemon)

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use shim_tests::docker::{Docker, SUBORDINATE};
 use shim_tests::slot::text;
 use shim_tests::until::ok_if;
 use shim_tests::{
-    Terminal, eventually, image, lab, left_out, on_the_two_newest_containerds, ours_only,
+    ShimUnderTest, Terminal, eventually, image, lab, left_out, on_the_two_newest_containerds,
+    ours_only,
 };
 
 /// A Docker daemon, or the end of the test where none can run.
@@ -234,6 +236,73 @@ on_the_two_newest_containerds! {
         });
         assert_eq!((&paused["Paused"], &paused["Running"]), (&json!(true), &json!(true)));
         assert_eq!(limits, ["67108864", "64MiB"]);
+        docker.end();
+    }
+
+    fn the_hosts_network_is_the_hosts(version) {
+        let docker = docker!(Docker::start(version));
+        let (networks, _) = docker.on_both(|runtime| {
+            let flags = ["--detach", "--name", "app", "--network", "host"];
+            docker.run(&run(runtime, &flags, "readlink /proc/self/ns/net; hostname; exec sleep 1000"));
+            docker.wait_for_log("app", "\n");
+            let network = docker.run(&["exec", "app", "readlink", "/proc/self/ns/net"]);
+            let logs = docker.answer(&["logs", "app"]).stdout;
+            docker.run(&["rm", "--force", "app"]);
+            [network, logs]
+        });
+        let host = text(&fs::read_link("/proc/self/ns/net").unwrap());
+        assert_eq!(networks[0], host);
+        assert!(networks[1].starts_with(&host), "{networks:?}");
+        docker.end();
+    }
+
+    fn a_checkpoint_is_started_again(version) {
+        let criu = match lab::criu() {
+            Ok(criu) => criu,
+            Err(why) => left_out!(&why),
+        };
+        let docker = docker!(Docker::with(version, &json!({"experimental": true})));
+        symlink(criu, docker.containerd.directory().join("bin/criu")).unwrap();
+        docker.on_both(|runtime| {
+            let say = "word=$(cat /proc/sys/kernel/random/uuid); while :; do echo $word; sleep 0.1; done";
+            // criu cannot open a seccomp filter that another program has set, and nobody reads standard input.
+            let flags = ["--detach", "--name", "app", "--security-opt", "seccomp=unconfined"];
+            docker.run(&run(runtime, &flags, say));
+            docker.wait_for_log("app", "-");
+            docker.run(&["checkpoint", "create", "--leave-running", "app", "one"]);
+            assert_eq!(docker.state("app")["Running"], true);
+            docker.run(&["kill", "app"]);
+            docker.wait_for("app", "Running", &json!(false));
+            let lines = docker.answer(&["logs", "app"]).stdout.lines().count();
+            docker.run(&["start", "--checkpoint", "one", "app"]);
+            let logs = eventually(Duration::from_secs(10), || {
+                let logs = docker.answer(&["logs", "app"]).stdout;
+                ok_if(logs.lines().count() > lines + 3, || logs.clone()).map(|()| logs)
+            });
+            let mut words: Vec<_> = logs.lines().collect();
+            words.dedup();
+            assert_eq!(words.len(), 1, "a restored program has its memory: {words:?}");
+            assert_eq!(docker.answer(&["exec", "app", "true"]).code, 0);
+            docker.run(&["rm", "--force", "app"]);
+        });
+        docker.end();
+    }
+
+    fn a_checkpoint_leaves_the_container_running(version) {
+        ours_only!("Docker tells the stock shim to end the container, and no other");
+        let criu = match lab::criu() {
+            Ok(criu) => criu,
+            Err(why) => left_out!(&why),
+        };
+        let docker = docker!(Docker::with(version, &json!({"experimental": true})));
+        symlink(criu, docker.containerd.directory().join("bin/criu")).unwrap();
+        let runtime = ShimUnderTest::get().runtime_type();
+        let flags = ["--detach", "--name", "app", "--security-opt", "seccomp=unconfined"];
+        docker.run(&run(runtime, &flags, "exec sleep 1000"));
+        docker.run(&["checkpoint", "create", "app", "one"]);
+        assert_eq!(docker.state("app")["Running"], true);
+        assert_eq!(docker.answer(&["exec", "app", "true"]).code, 0);
+        docker.run(&["rm", "--force", "app"]);
         docker.end();
     }
 
