@@ -12,8 +12,8 @@ use containerd_shim_protos::api::{
     StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
     WaitResponse,
 };
-use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::ProcessInfo;
@@ -383,5 +383,19 @@ impl Shim {
             ..ShutdownRequest::default()
         };
         let _ = self.call_for::<Empty>("Shutdown", &request, Duration::from_secs(10));
+    }
+}
+
+/// An options table as containerd sends it: `runtimeoptions.v1.Options` with these lines as `config_body`.
+pub fn runtime_options(lines: &str) -> Any {
+    let mut value = Vec::new();
+    let mut output = CodedOutputStream::vec(&mut value);
+    output.write_string(3, lines).unwrap();
+    output.flush().unwrap();
+    drop(output);
+    Any {
+        type_url: "runtimeoptions.v1.Options".to_owned(),
+        value,
+        ..Any::default()
     }
 }

@@ -11,10 +11,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
-use crate::calls::{Answer, Shim, Streams};
+use crate::calls::{Answer, Shim, Streams, runtime_options};
 use crate::daemon::Daemon;
 use crate::raw::{Bundle, Ran};
 use crate::slot::text;
@@ -219,7 +218,7 @@ impl Tasks {
         let request = CreateTaskRequest {
             id: id.to_owned(),
             bundle: text(bundle),
-            options: Some(options_table(options)).into(),
+            options: Some(runtime_options(options)).into(),
             ..CreateTaskRequest::default()
         };
         self.shim
@@ -258,21 +257,5 @@ impl Tasks {
             .delete(id, "")
             .unwrap_or_else(|refusal| panic!("delete {id}: {refusal:?}"));
         self.remove_bundle(id);
-    }
-}
-
-/// An options table as containerd sends it: `runtimeoptions.v1.Options`, the text in field 3.
-fn options_table(options: &str) -> Any {
-    let length = u16::try_from(options.len())
-        .ok()
-        .filter(|&length| length < 1 << 14)
-        .expect("two bytes of a varint");
-    let [low, high] = [(length & 127 | 128), length >> 7].map(|byte| byte.to_le_bytes()[0]);
-    let mut value = vec![3 << 3 | 2, low, high];
-    value.extend_from_slice(options.as_bytes());
-    Any {
-        type_url: "runtimeoptions.v1.Options".to_owned(),
-        value,
-        ..Any::default()
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, SandboxStatusRequest, SandboxStatusResponse,
     ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest, StartSandboxResponse,
@@ -16,7 +16,7 @@ use containerd_shim_protos::sandbox_api::{
 use k8s_cri::v1 as api;
 use prost::Message as _;
 
-use crate::calls::{Answer, Shim};
+use crate::calls::{Answer, Shim, runtime_options};
 use crate::daemon::Daemon;
 use crate::leaks::{TaskId, grpc_address, shim_socket};
 use crate::raw::Bundle;
@@ -199,20 +199,6 @@ impl<'a> Driver<'a> {
     pub fn shim(&self) -> i32 {
         let text = fs::read_to_string(self.bundle.path.join("shim.pid")).unwrap();
         text.trim().parse().unwrap()
-    }
-}
-
-/// `runtimeoptions.v1.Options` with these lines as `config_body`.
-fn runtime_options(lines: &str) -> Any {
-    let mut value = Vec::new();
-    let mut output = CodedOutputStream::vec(&mut value);
-    output.write_string(3, lines).unwrap();
-    output.flush().unwrap();
-    drop(output);
-    Any {
-        type_url: "runtimeoptions.v1.Options".to_owned(),
-        value,
-        ..Any::default()
     }
 }
 

@@ -9,11 +9,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use crate::proc::{self, Process};
 use crate::slot::{Names, text};
+use crate::until::eventually;
 
 /// The variable with the slot's directory, in the environment of every process that a test starts.
 pub const MARK: &str = "SHIM_TESTS_SLOT";
@@ -114,6 +116,21 @@ pub fn cgroups(names: &Names) -> Vec<PathBuf> {
         });
     }
     found
+}
+
+/// Removes the cgroups with the name `of-shims`, which the option `ShimCgroup` of a test names: such a cgroup is the
+/// operator's, and stays. Gives how many there were.
+#[track_caller]
+pub fn remove_cgroups_of_shims(names: &Names) -> usize {
+    let mut found = cgroups(names);
+    found.retain(|path| path.ends_with("of-shims"));
+    for path in &found {
+        // An ending process leaves its cgroup a moment after its name is gone.
+        eventually(Duration::from_secs(10), || {
+            fs::remove_dir(path).map_err(|error| error.to_string())
+        });
+    }
+    found.len()
 }
 
 /// systemd's units of a task. A failed or forgotten scope stays in this folder when its cgroup is gone.

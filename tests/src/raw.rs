@@ -222,6 +222,11 @@ impl<'a> Bundle<'a> {
         command
     }
 
+    /// containerd's namespace.
+    pub fn namespace(&self) -> String {
+        self.daemon.names.name()
+    }
+
     /// Runs `start` with these bytes on stdin.
     #[track_caller]
     pub fn start(&self, stdin: &[u8]) -> Ran {

@@ -228,17 +228,6 @@ impl Drop for Stranger {
     }
 }
 
-/// Removes the shim's own cgroup, which is the operator's and stays.
-fn remove_shim_cgroups(daemon: &Daemon) {
-    for path in leaks::cgroups(&daemon.names) {
-        if path.ends_with("of-shims") {
-            eventually(Duration::from_secs(10), || {
-                fs::remove_dir(&path).map_err(|error| error.to_string())
-            });
-        }
-    }
-}
-
 on_every_containerd! {
     fn a_shim_that_gets_no_thread_serves_its_pod(version) {
         ours_only!("it makes the cgroup of ShimCgroup itself; the stock shim wants that cgroup to be there");
@@ -271,7 +260,7 @@ on_every_containerd! {
         eventually(Duration::from_secs(10), || {
             ok_if(daemon.shims().is_empty(), || "the shim is there".to_owned())
         });
-        remove_shim_cgroups(&daemon);
+        leaks::remove_cgroups_of_shims(&daemon.names);
         daemon.end();
     }
 

@@ -12,9 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use containerd_shim_protos::protobuf::Message;
 use rustix::process::Signal;
-use serde_json::Value;
-use shim_tests::calls::Shim;
+use serde_json::{Value, json};
+use shim_tests::calls::{Shim, runtime_options};
 use shim_tests::daemon::Handler;
 use shim_tests::proc::{Process, kill, namespace};
 use shim_tests::raw::Bundle;
@@ -22,7 +23,7 @@ use shim_tests::slot::text;
 use shim_tests::until::ok_if;
 use shim_tests::{
     Container, Daemon, Options, Pod, PodSpec, ShimUnderTest, Version, eventually, in_every_mode,
-    lab, ours_only,
+    lab, leaks, ours_only,
 };
 
 /// The node's user id of root in a pod with a user namespace.
@@ -408,14 +409,65 @@ fn golden_files() -> Vec<PathBuf> {
     found
 }
 
-/// A golden record, with the paths of a real container in the place of its own.
-fn record_of(golden: &Path, bundle: &Bundle<'_>, cgroups_path: &str, namespace: &str) -> Value {
-    let record = fs::read_to_string(golden.join("container/pause.json")).unwrap();
-    let record = record
-        .replace("/bundles/web", &text(&bundle.path))
-        .replace("/kubepods/pod1/web", cgroups_path)
-        .replace("runc/k8s.io", &format!("runc/{namespace}"));
+/// A golden record of this kind, with the paths of a real container or sandbox in the place of its own.
+fn record_of(golden: &Path, kind: &str, bundle: &Bundle<'_>, cgroups_path: &str) -> Value {
+    let namespace = bundle.namespace();
+    let record = fs::read_to_string(golden.join(kind).join("pause.json")).unwrap();
+    let record = ["web", "pod1"].iter().fold(record, |record, id| {
+        record
+            .replace(&format!("/bundles/{id}"), &text(&bundle.path))
+            .replace(&format!("/kubepods/pod1/{id}"), cgroups_path)
+    });
+    let record = record.replace("runc/k8s.io", &format!("runc/{namespace}"));
     serde_json::from_str(&record).unwrap()
+}
+
+fn kept(bundle: &Bundle<'_>, name: &str) -> Value {
+    serde_json::from_slice(&fs::read(bundle.path.join(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn a_running_shim_writes_the_latest_golden_record_of_a_sandbox() {
+    ours_only!("the stock shim keeps no record");
+    let daemon = Daemon::start(Version::V2_1);
+    let bundle = Bundle::new(&daemon, "pod1");
+    let mut spec = bundle.sandbox_spec("");
+    spec["linux"]["namespaces"][4] = json!({"type": "network"});
+    let cgroups_path = spec["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
+    let bundle = bundle.write_spec(&spec);
+    let shim = Shim::connect(&bundle.start(b""));
+    bundle.create(&shim).unwrap();
+    let golden = golden_files().pop().unwrap();
+    let expected = record_of(&golden, "sandbox", &bundle, &cgroups_path);
+    assert_eq!(kept(&bundle, "pause.json"), expected);
+    shim.start("pod1", "").unwrap();
+    shim.kill("pod1", "", 9).unwrap();
+    shim.wait("pod1", "").unwrap();
+    shim.delete("pod1", "").unwrap();
+    bundle.shut_down(&shim);
+    drop(bundle);
+    daemon.end();
+}
+
+#[test]
+fn start_writes_the_latest_golden_options_for_the_sandbox_api() {
+    ours_only!("the stock shim keeps no options");
+    let daemon = Daemon::start(Version::V2_1);
+    let bundle = Bundle::empty(&daemon, "pod1");
+    let golden = fs::read_to_string(golden_files().pop().unwrap().join("options.json")).unwrap();
+    let group = format!("{}/of-shims", daemon.names.cgroup_parent());
+    let golden: Value = serde_json::from_str(&golden.replace("/shims", &group)).unwrap();
+    let lines: Vec<_> = golden.as_object().unwrap().iter().collect();
+    let lines = lines
+        .iter()
+        .map(|(name, value)| format!("{name} = {value}\n"));
+    let options = runtime_options(&lines.collect::<String>());
+    let shim = Shim::connect(&bundle.start(&options.write_to_bytes().unwrap()));
+    assert_eq!(kept(&bundle, "options.json"), golden);
+    bundle.shut_down(&shim);
+    drop(bundle);
+    leaks::remove_cgroups_of_shims(&daemon.names);
+    daemon.end();
 }
 
 #[test]
@@ -439,8 +491,8 @@ fn delete_takes_down_what_the_record_of_each_release_names() {
 
         // The record of that release in the place of ours, with what a later one may add.
         let place = bundle.path.join("pause.json");
-        let ours: Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
-        let mut record = record_of(&golden, &bundle, &cgroups_path, &daemon.names.name());
+        let ours = kept(&bundle, "pause.json");
+        let mut record = record_of(&golden, "container", &bundle, &cgroups_path);
         record["mounts_rootfs"] = ours["mounts_rootfs"].clone();
         if Some(&golden) == golden_files().last() {
             assert_eq!(record, ours, "{}", golden.display());
