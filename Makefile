@@ -1,4 +1,5 @@
 # make demo     show a pod without a pause container on this machine (Debian 12, root or sudo)
+# make kind     the same in a kind cluster of two nodes, with kubectl (Docker, kind and kubectl must be there)
 # make bench    this shim beside the stock shim and the published Rust shim, measured: more than an hour (BENCH=… takes a part)
 # make test     all tests, on containerd 1.6, 1.7 and 2.1 (CONTAINERD_BIN=…, RUNC=…: on others, see tests/README.md)
 # make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
@@ -23,7 +24,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo bench test test-vm faults lint pause-image install clean
+.PHONY: build demo kind bench test test-vm faults lint pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -36,6 +37,13 @@ demo:
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	cargo run --quiet --locked -p shim-tests --bin demo
+
+kind:
+	.ci/setup demo
+	$(MAKE) build
+	cargo build --locked -p shim-tests --bins
+	# Not as root: Docker, kind and kubectl are the user's.
+	$(TARGET)/$(HOST)/debug/kind
 
 # What the bench measures, such as `latency --containerd 2.1 --rounds 10`; empty means everything.
 BENCH ?=
