@@ -1,13 +1,14 @@
 //! The owner, the task that owns a sandbox: carries out one call after the other, and ends the sandbox.
 
 use log::{info, warn};
+use pause::Signalled;
 use rustix::process::{Pid, Signal};
 use tokio::sync::{mpsc, watch};
 
 use super::{Origin, ProcessNamespace, Request};
 use crate::container::Shared;
 use crate::container::event::Event;
-use crate::container::mailbox::{Deleted, View, answer};
+use crate::container::mailbox::{Deleted, Reply, View, answer};
 use crate::container::state::{Call, Status};
 use crate::error::{Error, Result, first_failure};
 use crate::kernel::blocking;
@@ -61,12 +62,12 @@ impl Owner {
         match request {
             Request::Start(reply) => answer(reply, self.start()),
             Request::Kill(signal, reply) => {
-                answer(reply, self.kill(signal));
-                self.clear_up().await;
+                let signalled = self.kill(signal);
+                self.answer_and_end(reply, signalled).await;
             }
             Request::Stop(reply) => {
-                answer(reply, self.stop());
-                self.clear_up().await;
+                let signalled = self.stop();
+                self.answer_and_end(reply, signalled).await;
             }
             Request::Delete(reply) => {
                 let deleted = self.delete().await;
@@ -82,6 +83,21 @@ impl Owner {
             Request::SharedProcesses(reply) => answer(reply, self.shared_processes().await),
         }
         false
+    }
+
+    /// Answers the caller, and then ends the sandbox if the signal does. The answer is on its way before the exit, also to
+    /// whoever waits: containerd deletes a sandbox whose exit it hears of, and closes the connection, on which the caller
+    /// may still be waiting.
+    async fn answer_and_end(&mut self, reply: Reply<()>, signalled: Result<Signalled>) {
+        let end = match signalled {
+            Ok(Signalled::Ends(status)) => Some(Exit::now(status)),
+            Ok(Signalled::Delivered | Signalled::Nothing) | Err(_) => None,
+        };
+        answer(reply, signalled.map(drop));
+        if let Some(exit) = end {
+            self.end(exit);
+        }
+        self.clear_up().await;
     }
 
     fn status(&self) -> Status {
@@ -132,32 +148,28 @@ impl Owner {
         Ok(pid)
     }
 
-    fn kill(&mut self, signal: u32) -> Result<()> {
+    fn kill(&self, signal: u32) -> Result<Signalled> {
         self.status().check(Call::Kill)?;
         let number = i32::try_from(signal).unwrap_or_default();
         match Signal::from_named_raw(number) {
             Some(signal) => self.signal(signal),
             // No error, as for a pause program: a real-time signal, or a number that is no signal, has no effect.
-            None => Ok(()),
+            None => Ok(Signalled::Nothing),
         }
     }
 
-    fn stop(&mut self) -> Result<()> {
+    fn stop(&self) -> Result<Signalled> {
         match self.status().exit() {
-            Some(_) => Ok(()),
+            Some(_) => Ok(Signalled::Nothing),
             None => self.signal(Signal::KILL),
         }
     }
 
-    fn signal(&mut self, signal: Signal) -> Result<()> {
+    fn signal(&self, signal: Signal) -> Result<Signalled> {
         let Some(sandbox) = &self.held else {
             return Err(Error::NotFound(format!("sandbox {} has ended", self.id)));
         };
-        match sandbox.signal(signal)? {
-            pause::Signalled::Ends(status) => self.end(Exit::now(status)),
-            pause::Signalled::Delivered | pause::Signalled::Nothing => {}
-        }
-        Ok(())
+        Ok(sandbox.signal(signal)?)
     }
 
     /// Ends the sandbox: releases the namespaces and publishes the exit. A second end changes nothing.
