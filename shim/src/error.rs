@@ -108,7 +108,7 @@ pub fn first_failure<E: Into<Error>>(steps: impl IntoIterator<Item = Result<(), 
         return Ok(());
     };
     for other in failures {
-        log::warn!("{other}");
+        log::warn!(error:% = other; "another step failed, too");
     }
     Err(first)
 }

@@ -9,14 +9,119 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::json;
 use shim_tests::cgroups::{self, Hierarchy, hierarchy};
 use shim_tests::direct::Group;
 use shim_tests::lab::ShimUnderTest;
-use shim_tests::{Daemon, PodSpec, in_every_mode, on_every_containerd, ours_only};
+use shim_tests::slot::text;
+use shim_tests::until::ok_if;
+use shim_tests::{
+    Daemon, Options, PodSpec, Terminal, eventually, in_every_mode, on_every_containerd, ours_only,
+};
+
+/// The fields of a line of logrus' text format; none for a line in another format. Values in quotes are left as they are.
+fn fields(line: &str) -> Option<Vec<(&str, &str)>> {
+    let mut rest = line;
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let (key, value) = rest.split_once('=')?;
+        let quoted = value.starts_with('"');
+        let mut escaped = false;
+        let end = value
+            .char_indices()
+            .skip(usize::from(quoted))
+            .find(|&(_, c)| {
+                let ends = !escaped && c == if quoted { '"' } else { ' ' };
+                escaped = quoted && c == '\\' && !escaped;
+                ends
+            });
+        let end = match end {
+            Some((end, _)) => end + usize::from(quoted),
+            None if quoted => return None,
+            None => value.len(),
+        };
+        found.push((key, &value[..end]));
+        rest = value[end..].trim_start_matches(' ');
+    }
+    Some(found)
+}
+
+/// The lines of the log that have this field, without what is the same in all of them or another in each run: time, pids
+/// and the place of the socket.
+fn story(log: &str, key: &str, value: &str) -> Vec<String> {
+    let ever = [
+        "time",
+        "pid",
+        "socket",
+        "version",
+        "pod",
+        "namespace",
+        "runtime",
+    ];
+    let lines = log.lines().filter_map(fields);
+    let of_ours = lines.filter(|line| line.contains(&("runtime", "io.containerd.pause.v2")));
+    let of_pod = of_ours.filter(|line| line.contains(&(key, value)));
+    of_pod
+        // The first pod of a node has one more line, on the runtime that the shim has found.
+        .filter(|line| line.iter().all(|(key, _)| *key != "program"))
+        .map(|mut line| {
+            line.retain(|(key, _)| !ever.contains(key));
+            let words = line.iter().map(|(key, value)| match *key {
+                "level" | "msg" => value.trim_matches('"').to_owned(),
+                key => format!("{key}={value}"),
+            });
+            words.collect::<Vec<_>>().join(" ")
+        })
+        .collect()
+}
 
 in_every_mode! {
+    fn the_log_tells_the_story_of_a_pod(version) {
+        ours_only!("the stock shim logs no story");
+        let daemon = Daemon::with(version, &Options { debug: false, ..Options::default() });
+        let other = PodSpec::new("other").run(&daemon);
+        let of_other = other.sleeper("one");
+        let pod = PodSpec::new("web").run(&daemon);
+        let (one, two) = (pod.sleeper("one"), pod.sleeper("two"));
+        // A probe: no line at info.
+        one.output(&["true"]);
+        let mut look = daemon.ctr_command_in("k8s.io");
+        look.args(["tasks", "exec", "--tty", "--exec-id", "look", "--fifo-dir"])
+            .args([&text(&daemon.directory().join("fifo")), &one.id, "sh", "-c", "exit 3"]);
+        Terminal::start(look).wait();
+        other.stop();
+        one.stop(0);
+        two.stop(0);
+        pod.stop();
+        pod.remove();
+        other.remove();
+        let end = "info shim ends reason=\"shutdown: nothing is left\"";
+        let ended = |id: &str| story(&daemon.log(), "pod", id).last().is_some_and(|last| last == end);
+        eventually(Duration::from_secs(10), || {
+            ok_if(ended(&pod.id) && ended(&other.id), || daemon.log_tail(30))
+        });
+
+        let expected = [
+            "info shim serves".to_owned(),
+            "info sandbox started name=default/web holder=thread".to_owned(),
+            format!("info container started container={} name=one", one.id),
+            format!("info container started container={} name=two", two.id),
+            format!("info exec started container={} exec=look", one.id),
+            format!("info exec exited container={} exec=look status=3", one.id),
+            format!("info container exited container={} status=137", one.id),
+            format!("info container exited container={} status=137", two.id),
+            "info sandbox exited status=137".to_owned(),
+            end.to_owned(),
+        ];
+        assert_eq!(story(&daemon.log(), "pod", &pod.id), expected);
+        let of_one: Vec<_> = expected.into_iter().filter(|line| line.contains(&one.id)).collect();
+        assert_eq!(story(&daemon.log(), "container", &one.id), of_one);
+        assert_eq!(story(&daemon.log(), "container", &of_other.id).len(), 2, "started, exited");
+        daemon.end();
+    }
+
     fn the_cgroup_of_a_sandbox_has_the_least_cpu_weight(version) {
         let daemon = Daemon::start(version);
         let pod = PodSpec::new("light").run(&daemon);

@@ -33,13 +33,14 @@ use crate::runtime::options::Options;
 /// `Io` when the kernel refuses.
 pub(super) fn launch(
     start: &Start,
+    pod: &str,
     socket: &Path,
     listener: UnixListener,
     options: &Options,
 ) -> Result<()> {
     isolate_cores()?;
     let (told, mut tell) = std::io::pipe().map_err(IoError::at("make a pipe to", program()))?;
-    let mut server = spawn(start, socket, listener, told)?;
+    let mut server = spawn(start, pod, socket, listener, told)?;
     let placed = place(&server, &start.bundle, options).and_then(|()| {
         let told = tell.write_all(&[1]);
         Ok(told.map_err(IoError::at("tell the server of", &start.bundle))?)
@@ -52,13 +53,19 @@ pub(super) fn launch(
     placed
 }
 
-fn spawn(start: &Start, socket: &Path, listener: UnixListener, told: PipeReader) -> Result<Child> {
+fn spawn(
+    start: &Start,
+    pod: &str,
+    socket: &Path,
+    listener: UnixListener,
+    told: PipeReader,
+) -> Result<Child> {
     let program = program();
     let mut command = Command::new(&program);
     command
         .arg0("containerd-shim-pause-v2")
         .args(["-namespace", &start.namespace])
-        .args(["-id", &start.id])
+        .args(["-id", pod])
         .args(["-address", &start.address])
         .arg("-socket")
         .arg(socket)
@@ -114,7 +121,7 @@ fn place(server: &Child, first_bundle: &Path, options: &Options) -> Result<()> {
     }
     if let Err(error) = adjust_oom_score(pid) {
         // Without its own score the server is as killable as containerd, which is no reason to refuse a pod.
-        log::warn!("{error}");
+        log::warn!(error:%; "OOM score not set");
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
                 namespace,
                 socket,
             };
-            server::serve(settings).inspect_err(|error| log::error!("{error}"))
+            server::serve(settings).inspect_err(|error| log::error!(error:%; "shim fails"))
         }
     }
 }

@@ -74,7 +74,7 @@ pub fn start(start: &Start) -> Result<Vec<u8>> {
     // `delete` reads there which socket to remove: this process may be killed as soon as the socket is there.
     let address = bundle::save_address(&start.bundle, &socket)?;
     if let Some(listener) = socket::listen(&socket)? {
-        launch::launch(start, &socket, listener, &options)
+        launch::launch(start, group, &socket, listener, &options)
             .inspect_err(|_| socket::remove_quietly(&socket))?;
     }
     Ok(start.answer(&input, &purpose, address))

@@ -47,6 +47,8 @@ pub(super) enum Done {
 /// The state of the actor.
 pub(super) struct Actor {
     pub(super) id: String,
+    /// The container's name in Kubernetes, for the log; empty elsewhere.
+    pub(super) name: Box<str>,
     /// What the deletion takes down. Has the path of the bundle, too.
     pub(super) remains: Remains,
     /// The owner of the processes' streams.
@@ -245,7 +247,7 @@ impl Actor {
     }
 
     pub(super) fn publish_oom(&self) {
-        info!("container {}: out of memory, a process was killed", self.id);
+        info!(container = self.id; "out of memory, a process was killed");
         self.shared.events.send(Event::Oom {
             container: self.id.clone(),
         });

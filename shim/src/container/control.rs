@@ -92,7 +92,7 @@ impl Actor {
         self.jobs.spawn(async move {
             let thawed = blocking::run_anyway(move || Ok(cgroup.thaw_if_frozen()?)).await;
             if let Err(error) = &thawed {
-                warn!("container {id}: thaw what is to die: {error}");
+                warn!(container = id, error:%; "not thawed for its end");
             }
             if let Some(reply) = reply {
                 answer(reply, thawed);
@@ -125,7 +125,9 @@ impl Actor {
         let id = self.id.clone();
         self.jobs.spawn(async move {
             let killed = blocking::run_anyway(move || Ok(cgroup.kill_all()?)).await;
-            killed.unwrap_or_else(|e| warn!("container {id}: end the remaining processes: {e}"));
+            killed.unwrap_or_else(
+                |e| warn!(container = id, error:% = e; "remaining processes not killed"),
+            );
             Done::Answered
         });
     }
@@ -163,6 +165,7 @@ impl Actor {
         let container = self.id.clone();
         if call == Call::Pause {
             self.init.go_on(|_| Life::Paused);
+            info!(container; "container paused");
             self.shared.events.send(Event::Paused { container });
             if self
                 .init
@@ -175,6 +178,7 @@ impl Actor {
             }
         } else {
             self.init.go_on(|_| Life::Running);
+            info!(container; "container resumed");
             self.shared.events.send(Event::Resumed { container });
         }
         Ok(())
@@ -216,7 +220,7 @@ impl Actor {
     pub(super) fn saved(&mut self, image: PathBuf, result: Result<()>) -> Result<()> {
         self.checkpointing = Checkpointing::No;
         result?;
-        info!("container {}: saved into {}", self.id, image.display());
+        info!(container = self.id, image:% = image.display(); "container checkpointed");
         self.shared.events.send(Event::Checkpointed {
             container: self.id.clone(),
             image,

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use log::info;
+use log::{debug, info, log};
 use rustix::process::Signal;
 use tokio::sync::Notify;
 
@@ -31,7 +31,9 @@ impl Actor {
         self.look_for_oom();
         let (id, events) = (&self.id, &self.shared.events);
         for (exec, Exec { process, .. }) in &mut self.execs {
-            process.publish_exit(id, exec, Whose::Exec, events);
+            if let Some(exit) = process.publish_exit(id, exec, Whose::Exec, events) {
+                log!(process.log_level(), container = id, exec, status = exit.status; "exec exited");
+            }
         }
         let execs: Vec<&Life> = self
             .execs
@@ -40,7 +42,7 @@ impl Actor {
             .collect();
         let whose = Whose::Init(&execs, self.checkpointing);
         if let Some(exit) = self.init.publish_exit(id, id, whose, events) {
-            info!("container {id}: exited, status {}", exit.status);
+            info!(container = id, status = exit.status; "container exited");
             if let Some(kills) = self.oom_kills.take() {
                 kills.end();
             }
@@ -189,7 +191,7 @@ impl Actor {
             pid: self.init.pid(),
             exit: self.init.status().exit().unwrap_or(Exit::now(0)),
         };
-        info!("container {}: deleted", self.id);
+        debug!(container = self.id; "container deleted");
         self.shared.events.send(Event::Delete {
             container: self.id.clone(),
             pid: deleted.pid,

@@ -155,12 +155,30 @@ impl Events {
         if let Event::Oom { container } = &event
             && !self.queued_ooms.lock().insert(container.clone())
         {
-            return debug!("{container}: an OOM event is in the queue already");
+            return debug!(container; "OOM event is in the queue already");
         }
-        debug!("event {event:?}");
+        debug!(event:?; "event queued");
         let sent = self.sender.send((SystemTime::now(), event));
         if let Err(mpsc::error::SendError((_, event))) = sent {
-            warn!("event after the end of the publisher: {event:?}");
+            warn!(event:?; "event after the end of the publisher");
+        }
+    }
+}
+
+impl Event {
+    /// The container that the event is about.
+    pub fn container(&self) -> &str {
+        match self {
+            Self::Create(created) => &created.container,
+            Self::Start { container, .. }
+            | Self::ExecAdded { container, .. }
+            | Self::ExecStarted { container, .. }
+            | Self::Oom { container }
+            | Self::Paused { container }
+            | Self::Resumed { container }
+            | Self::Checkpointed { container, .. }
+            | Self::Exit { container, .. }
+            | Self::Delete { container, .. } => container,
         }
     }
 }

@@ -30,7 +30,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use log::{info, warn};
+use log::{debug, warn};
 use rustix::process::Pid;
 use tokio::task::JoinSet;
 
@@ -112,7 +112,7 @@ impl Create {
             return None;
         }
         Cgroup::at(path, Driver::Cgroupfs)
-            .inspect_err(|e| warn!("container {}: {e}", self.id))
+            .inspect_err(|e| warn!(container = self.id, error:% = e; "cgroup unknown"))
             .ok()
     }
 
@@ -177,7 +177,7 @@ pub async fn create(
         Ok(made) => Ok(hand_over(shared, create, remains, runc, made)),
         Err(error) => {
             if let Err(e) = take_down(remains.clone(), Why::NotMade).await {
-                warn!("take down {} after a failed create: {e}", create.id);
+                warn!(container = create.id, error:% = e; "not taken down after a failed create");
                 shared.leftovers.keep(remains);
             }
             Err(error)
@@ -210,6 +210,7 @@ fn hand_over(
     let mut actor = Actor {
         init: Process::new(inbox.views.add(ProcessId::Init, view)),
         id: create.id,
+        name: create.spec.container_name().into(),
         remains,
         stream_owner,
         writer: create.spec.output_writer(),
@@ -229,10 +230,10 @@ fn hand_over(
         deleted: Vec::new(),
     };
     if let Some((claim, io)) = made {
-        info!("container {}: created, pid {}", actor.id, claim.child.pid());
+        debug!(container = actor.id, pid:% = claim.child.pid(); "container created");
         actor.began(&ProcessId::Init, claim, io);
     } else {
-        info!("container {}: created, to be restored", actor.id);
+        debug!(container = actor.id; "container created, to be restored");
     }
     tokio::spawn(actor.run());
     (handle, pid)
@@ -285,7 +286,7 @@ async fn make(
 /// The cgroup of a process that lives, as the kernel knows the cgroup.
 fn known_cgroup(id: &str, pid: Pid) -> Option<Cgroup> {
     Cgroup::of_pid(pid)
-        .inspect_err(|e| warn!("container {id}: {e}"))
+        .inspect_err(|e| warn!(container = id, error:% = e; "cgroup unknown"))
         .ok()
 }
 
@@ -293,7 +294,7 @@ fn known_cgroup(id: &str, pid: Pid) -> Option<Cgroup> {
 fn watched(id: &str, cgroup: Option<&Cgroup>) -> Option<OomKills> {
     cgroup?
         .watch_oom_kills()
-        .inspect_err(|e| warn!("container {id}: {e}"))
+        .inspect_err(|e| warn!(container = id, error:% = e; "OOM kills not watched"))
         .ok()
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use log::Level;
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -80,6 +81,15 @@ impl Process {
         async move {
             // An error means that the container is deleted.
             let _ = view.wait_for(|view| view.status.exit().is_some()).await;
+        }
+    }
+
+    /// The level of the log's lines on this exec. A terminal is a person's; probes, which come all the time, have none.
+    pub(super) fn log_level(&self) -> Level {
+        if self.view.borrow().io.terminal {
+            Level::Info
+        } else {
+            Level::Debug
         }
     }
 

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use log::info;
+use log::{Level, info, log};
 use rustix::process::Pid;
 use tokio::sync::watch;
 
@@ -178,7 +178,7 @@ impl Actor {
     pub(super) fn init_started(&mut self, started: Result<Pid>, reply: Reply<Pid>) {
         let waiting = self.init.end_start(&started);
         if let Ok(pid) = &started {
-            info!("container {}: started", self.id);
+            info!(container = self.id, name = self.name, pid:%; "container started");
             self.shared.events.send(Event::Start {
                 container: self.id.clone(),
                 pid: *pid,
@@ -238,11 +238,16 @@ impl Actor {
             Err(_) => Vec::new(),
         };
         match &started {
-            Ok(pid) => self.shared.events.send(Event::ExecStarted {
-                container: self.id.clone(),
-                exec: exec.to_owned(),
-                pid: *pid,
-            }),
+            Ok(pid) => {
+                let of_exec = self.execs.get(exec).map(|exec| exec.process.log_level());
+                let level = of_exec.unwrap_or(Level::Debug);
+                log!(level, container = self.id, exec, pid:%; "exec started");
+                self.shared.events.send(Event::ExecStarted {
+                    container: self.id.clone(),
+                    exec: exec.to_owned(),
+                    pid: *pid,
+                });
+            }
             Err(_) => {
                 if let Ok(process) = self.process(&id) {
                     // The exec never ran and has no exit. Without this exit, pending waits would never resolve.

@@ -56,7 +56,7 @@ pub fn counted(listener: UnixListener) -> (Listener, Callers) {
                 }
                 Err(error) => {
                     if !refused {
-                        warn!("accept a connection, tried again: {error}");
+                        warn!(error:%; "connection not accepted, tried again");
                     }
                     refused = true;
                     sleep(REFUSED).await;

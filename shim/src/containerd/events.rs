@@ -29,7 +29,7 @@ use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code};
-use log::{error, info, warn};
+use log::{Level, info, log};
 use rustix::process::Pid;
 use tokio::task::JoinHandle;
 
@@ -243,13 +243,16 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self, mut queue: EventQueue) {
         while let Some((at, event)) = queue.next().await {
-            let name = format!("{event:?}");
+            let container = event.container().to_owned();
             let is_exit = matches!(event, Event::Exit { .. });
             let envelope = envelope(at, event, &self.namespace);
+            let topic = envelope.topic.clone();
             match self.publish(envelope).await {
                 Ok(()) => {}
-                Err(refusal) if is_exit => error!("lost, containerd refuses {name}: {refusal}"),
-                Err(refusal) => warn!("lost, containerd refuses {name}: {refusal}"),
+                Err(refusal) => log!(
+                    if is_exit { Level::Error } else { Level::Warn },
+                    container, event = topic, error:% = refusal; "event lost, containerd refuses it"
+                ),
             }
         }
     }
@@ -270,7 +273,7 @@ impl Publisher {
         loop {
             let error = match self.forward(&request).await {
                 Ok(()) if delay > RETRY.0 => {
-                    info!("containerd is back, event {topic} sent");
+                    info!(event = topic; "containerd is back, event sent");
                     return Ok(());
                 }
                 Ok(()) => return Ok(()),
@@ -286,7 +289,7 @@ impl Publisher {
                 }
             }
             if delay == RETRY.0 {
-                info!("event {topic} waits for containerd: {error}");
+                info!(event = topic, error:%; "event waits for containerd");
             }
             self.client = None;
             tokio::time::sleep(delay).await;

@@ -84,7 +84,10 @@ async fn run(settings: Settings) -> Result<()> {
         .await
         .map_err(|e| IoError::at("serve at", &settings.socket)(std::io::Error::other(e)))?;
     lifecycle::take_terminations(&pod, callers.count())?;
-    info!("serving at {}", settings.socket.display());
+    info!(
+        version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), socket:% = settings.socket.display();
+        "shim serves"
+    );
     pod.settle(Occasion::Begin);
     // The pod keeps the queue of events open, and the publisher ends when the queue is closed.
     drop(pod);

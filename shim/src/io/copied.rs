@@ -258,7 +258,7 @@ impl Lines {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!("{error}; output is lost until it can be written again");
+                    warn!(error:%; "output is lost until it can be written again");
                 }
             }
         }
@@ -338,7 +338,7 @@ async fn write(to: &mut pipe::Sender, read: std::io::Result<&[u8]>) -> bool {
         Ok(()) => true,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => false,
         Err(error) => {
-            warn!("write a stream: {error}");
+            warn!(error:%; "stream not written");
             false
         }
     }
@@ -351,7 +351,7 @@ fn checked(read: std::io::Result<&[u8]>) -> Option<&[u8]> {
         Ok(bytes) => Some(bytes),
         Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => None,
         Err(error) => {
-            warn!("read a stream: {error}");
+            warn!(error:%; "stream not read");
             None
         }
     }

@@ -162,7 +162,7 @@ impl Output {
             Err(error) => Err(error),
         };
         if let Err(error) = released {
-            warn!("let go of {}: {error}", path.display());
+            warn!(fifo:% = path.display(), error:%; "FIFO not let go");
         }
     }
 

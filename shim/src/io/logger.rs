@@ -106,7 +106,7 @@ impl Logger {
             return Err(Error::FailedPrecondition(format!("logger {name}: {why}")));
         }
         let (end, ending) = oneshot::channel();
-        let supervisor = supervise(name.clone(), child, exit, ending);
+        let supervisor = supervise((name.clone(), source.id.to_owned()), child, exit, ending);
         let logger = Self {
             name,
             _end: end,
@@ -160,8 +160,14 @@ async fn until_ready(ready: PipeReader, readiness: Readiness) -> Result<(), Stri
     }
 }
 
-/// Follows a logger to its end. The one waiter, [`Exits`], reaps the logger.
-async fn supervise(name: String, child: Child, mut exit: Exited, end: oneshot::Receiver<()>) {
+/// Follows a logger to its end. The log names the logger and the process whose output the logger takes. The one waiter,
+/// [`Exits`], reaps the logger.
+async fn supervise(
+    (name, process): (String, String),
+    child: Child,
+    mut exit: Exited,
+    end: oneshot::Receiver<()>,
+) {
     let by_itself = tokio::select! {
         exit = &mut exit => Some(exit),
         // Nothing is ever sent: the drop of the sender is the message.
@@ -169,15 +175,18 @@ async fn supervise(name: String, child: Child, mut exit: Exited, end: oneshot::R
     };
     match by_itself {
         Some(Ok(exit)) if exit.status != 0 => {
-            return warn!("logger {name} ended with status {}", exit.status);
+            return warn!(logger = name, process, status = exit.status; "logger ended");
         }
-        Some(_) => return info!("logger {name} ended"),
+        Some(_) => return info!(logger = name, process; "logger ended"),
         None => {}
     }
     // A logger that has ended meanwhile needs no signal.
     let _ = child.signal(Signal::TERM);
     if timeout(FLUSH, exit).await.is_err() {
-        warn!("logger {name} did not end within {FLUSH:?} of SIGTERM and is killed");
+        warn!(
+            logger = name, process, after = FLUSH.as_secs();
+            "logger did not end after SIGTERM and is killed"
+        );
         let _ = child.signal(Signal::KILL);
     }
 }

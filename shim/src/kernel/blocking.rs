@@ -79,7 +79,7 @@ pub async fn run_anyway<T: Send + 'static>(
 /// As [`run_anyway`], for work that nobody waits for.
 pub fn spawn(work: impl FnOnce() + Send + 'static) {
     if let Err((work, error)) = POOL.give(Box::new(work)) {
-        log::debug!("no thread for blocking work, done in place: {error}");
+        log::debug!(error:%; "no thread for blocking work, done in place");
         work();
     }
 }

@@ -176,7 +176,7 @@ impl Books {
             let during = self.last_expected;
             self.unclaimed.insert(pid, (during, exit));
         } else {
-            debug!("reaped orphan {pid}, status {}", exit.status);
+            debug!(pid:%, status = exit.status; "orphan reaped");
         }
     }
 }
@@ -235,7 +235,7 @@ impl Exits {
                 Ok(Some((pid, status))) => books.ended(pid, Exit::from_wait(status)),
                 Ok(None) | Err(Errno::CHILD) => return,
                 Err(Errno::INTR) => {}
-                Err(error) => return warn!("wait for children: {error}"),
+                Err(error) => return warn!(error:%; "children not waited for"),
             }
         }
     }
@@ -318,7 +318,7 @@ fn raise_open_files() -> Option<Rlimit> {
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => Some(before),
         Err(error) => {
-            warn!("raise the limit of open files: {error}");
+            warn!(error:%; "limit of open files not raised");
             None
         }
     }

@@ -210,7 +210,7 @@ impl Lifecycle {
             return;
         }
         if let Err(error) = std::fs::remove_file(&self.socket) {
-            warn!("remove {}: {error}", self.socket.display());
+            warn!(socket:% = self.socket.display(), error:%; "socket not removed");
         }
     }
 
@@ -219,7 +219,7 @@ impl Lifecycle {
         if self.ending.borrow().is_some() {
             return;
         }
-        info!("{}, ending", reason.words());
+        info!(reason = reason.words(); "shim ends");
         self.leave();
         self.ending.send_replace(Some(reason));
     }
@@ -314,11 +314,13 @@ impl Pod {
     async fn terminate(self: Arc<Self>, name: &str, mut callers: watch::Receiver<usize>) {
         if *callers.borrow_and_update() > 0 {
             return warn!(
-                "{name} ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it"
+                signal = name;
+                "signal ignored: a pod ends through containerd; SIGKILL ends the shim and the pod with it"
             );
         }
         info!(
-            "{name}: the shim ends when no process of a container is left, unless somebody connects"
+            signal = name;
+            "the shim ends when no process of a container is left, unless somebody connects"
         );
         let mut order = self.lifecycle.order_to_end();
         let no_process_is_left = async {
@@ -328,14 +330,14 @@ impl Pod {
         };
         tokio::select! {
             biased;
-            _ = callers.changed() => return info!("somebody connects: {name} is forgotten"),
+            _ = callers.changed() => return info!(signal = name; "somebody connects: signal forgotten"),
             _ = order.wait_for(Option::is_some) => return,
             () = no_process_is_left => {}
         }
         // Before the teardown: a containerd that comes back now gets a new shim, and no member here.
         self.lifecycle.leave();
         if timeout(TAKING_DOWN, self.take_down_all()).await.is_err() {
-            warn!("not everything was taken down within {TAKING_DOWN:?}");
+            warn!(after = TAKING_DOWN.as_secs(); "not everything was taken down in time");
         }
         self.lifecycle.end(Reason::Terminated);
     }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::process::Pid;
 use serde_json::Value;
 
-use super::config::PodConfig;
+use super::config::{Metadata, PodConfig};
 use super::files::PodFiles;
 use super::sandbox::{self, Origin, Plan, ProcessNamespace, Request, pid_namespace};
 use super::task::Task;
@@ -67,6 +67,12 @@ pub(super) enum Wanted {
     Task(Create),
     /// The sandbox, through the Sandbox API.
     Sandbox(CreateSandbox),
+}
+
+/// The pod's name in Kubernetes, as `NAMESPACE/NAME`; empty without Kubernetes.
+fn pod_name(config: &PodConfig) -> String {
+    let name = |pod: &Metadata| format!("{}/{}", pod.namespace, pod.name);
+    config.metadata.as_ref().map(name).unwrap_or_default()
 }
 
 impl Pod {
@@ -127,6 +133,7 @@ impl Pod {
             options: options.clone(),
             origin: Origin::Sandbox(files.clone()),
             id: id.clone(),
+            name: pod_name(&config),
             bundle,
         };
         let made = sandbox::create(&self.shared, plan).await?;

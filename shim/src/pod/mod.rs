@@ -152,7 +152,7 @@ impl Pod {
             match &made {
                 Ok(_) => pod.expect_start(&id),
                 Err(error) => {
-                    log::warn!("create {id}: {error}");
+                    log::warn!(container = id, error:%; "create failed");
                     pod.settle(Occasion::CreateFailed);
                 }
             }
@@ -342,7 +342,7 @@ impl Pod {
                 Ok(()) => self.delete(id.clone(), ProcessId::Init).await.map(drop),
                 Err(error) => Err(error),
             };
-            deleted.unwrap_or_else(|error| log::warn!("take down {id}: {error}"));
+            deleted.unwrap_or_else(|error| log::warn!(container = id, error:%; "not taken down"));
         }
     }
 

@@ -45,11 +45,11 @@ impl Pod {
                 let Some(pod) = pod.upgrade() else {
                     return;
                 };
-                warn!("sandbox {id}: made {patience:?} ago and not started");
+                warn!(after = patience.as_secs(); "sandbox not started in time");
                 match pod.delete_now(&id, ProcessId::Init).await {
                     Ok(_) => return pod.settle(Occasion::NeverStarted),
                     // Started in the last moment, which ends the wait. Otherwise what is left is tried again later.
-                    Err(error) => warn!("sandbox {id}: {error}"),
+                    Err(error) => warn!(error:%; "sandbox not deleted"),
                 }
             }
         });

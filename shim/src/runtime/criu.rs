@@ -284,7 +284,7 @@ impl Work {
         if let Err(error) = std::fs::copy(&from, &kept)
             && error.kind() != ErrorKind::NotFound
         {
-            warn!("keep {} as {}: {error}", from.display(), kept.display());
+            warn!(container = id, log:% = from.display(), error:%; "log of criu not kept");
         }
         Error::Runc {
             command,

@@ -41,12 +41,14 @@ impl Leftovers {
                 sleep(pause).await;
                 match take_down(remains.clone(), Why::NotMade).await {
                     Ok(()) => break,
-                    Err(error) => warn!("{}: still left of a failed create: {error}", remains.id),
+                    Err(error) => {
+                        warn!(container = remains.id, error:%; "still left of a failed create");
+                    }
                 }
                 pause = (pause * 2).min(LONGEST);
             }
             leftovers.ids().remove(&remains.id);
-            info!("{}: nothing is left of the failed create", remains.id);
+            info!(container = remains.id; "nothing is left of the failed create");
         });
     }
 

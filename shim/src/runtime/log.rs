@@ -37,7 +37,7 @@ pub(super) fn reason(log: &Path, stderr: Option<Captured>, status: u32) -> Optio
     let Some(first) = printed.lines().next() else {
         return Some(failed);
     };
-    warn!("{}: {failed}; it printed: {printed}", log.display());
+    warn!(log:% = log.display(), status, stderr = printed; "runtime failed, with nothing in its log");
     Some(format!("{failed}; it printed: {first}"))
 }
 

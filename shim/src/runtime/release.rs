@@ -210,11 +210,11 @@ impl Program {
             return;
         }
         let Some(version) = self.ask(&exits).await else {
-            return debug!("{} tells no version", self.path.display());
+            return debug!(program:% = self.path.display(); "program tells no version");
         };
         info!(
-            "{} is {} {version}: {}",
-            self.path.display(),
+            program:% = self.path.display(), release = version;
+            "{}: {}",
             self.runtime.name(),
             match tested(self.runtime, &version) {
                 Some(_) => "containers are started and deleted without it",
@@ -222,7 +222,7 @@ impl Program {
             }
         );
         let kept = blocking::run_anyway(move || self.keep(&root, version)).await;
-        kept.unwrap_or_else(|error| debug!("{error}"));
+        kept.unwrap_or_else(|error| debug!(error:%; "release not kept"));
     }
 
     async fn ask(&self, exits: &Arc<Exits>) -> Option<String> {

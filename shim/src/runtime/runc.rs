@@ -347,7 +347,7 @@ impl Runc {
             Running::Alone(child)
         };
         if call.moves() && self.tested().is_some_and(|known| known.readies(call.name)) {
-            ready_the_kernel(&self.id);
+            ready_the_kernel();
         }
         // Closes the shim's copies of the streams, which the command holds. runc has its own copies.
         drop(call.command);
@@ -379,10 +379,11 @@ pub fn read_pid(file: &Path) -> Result<Pid> {
 
 /// Readies the kernel for runc's move of a process into a cgroup, see [`MoveInPlace`]. Nobody waits: runc goes on in
 /// any case.
-fn ready_the_kernel(container: &str) {
+fn ready_the_kernel() {
+    let failed = |error: IoError| debug!(error:%; "kernel not readied");
     match MoveInPlace::of_the_shim() {
-        Ok(moved) => blocking::spawn(|| moved.make().unwrap_or_else(|error| debug!("{error}"))),
-        Err(error) => debug!("container {container}: {error}"),
+        Ok(moved) => blocking::spawn(move || moved.make().unwrap_or_else(failed)),
+        Err(error) => failed(error),
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) enum Shortcut {
 pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortcut {
     let fifo = dir.join(EXEC_FIFO);
     if let Err(error) = RuncState::read(dir) {
-        debug!("left to runc: {error}");
+        debug!(error:%; "left to runc");
         return Shortcut::NotHere;
     }
     if !is_fifo(&fifo) {
@@ -94,7 +94,7 @@ pub(super) async fn start(dir: &Path, ended: impl Future<Output = ()>) -> Shortc
     if let Err(error) = fs::remove_file(&fifo) {
         // The program runs. `runc start` would wait for ever for an init that was released before. While the FIFO
         // exists, runc takes the container for one that has not been started, and refuses a checkpoint.
-        warn!("{}", IoError::at("remove", &fifo)(error));
+        warn!(error:% = IoError::at("remove", &fifo)(error); "FIFO of the start stays");
     }
     Shortcut::Done
 }
@@ -254,7 +254,7 @@ pub(super) fn delete(dir: &Path) -> Shortcut {
         Ok(outcome) => outcome,
         // runc goes on from here, or says what is wrong.
         Err(error) => {
-            debug!("left to runc: {error}");
+            debug!(error:%; "left to runc");
             Shortcut::NotHere
         }
     }

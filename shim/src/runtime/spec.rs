@@ -1,6 +1,8 @@
 //! The part of an OCI bundle's `config.json` that the shim itself looks at. Everything else is runc's business, and
 //! stays as containerd wrote it.
 
+mod names;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -118,11 +120,7 @@ impl Spec {
     /// sandbox. The annotation of the type alone, which `docker run --annotation` can set, makes no sandbox: the
     /// container would be up and run nothing.
     pub fn role(&self, id: &str) -> Role {
-        let is = |key, value| {
-            self.annotations
-                .get(key)
-                .is_some_and(|given| given == value)
-        };
+        let is = |key, value| self.annotation(key) == Some(value);
         if is(CONTAINER_TYPE, "sandbox") && is(SANDBOX_ID, id) {
             Role::Sandbox
         } else {
@@ -132,10 +130,13 @@ impl Spec {
 
     /// The id that all containers of one shim share: an explicit group, else the pod's sandbox, else nothing.
     pub fn group(&self) -> Option<&str> {
-        let annotation = |key| self.annotations.get(key).map(String::as_str);
-        annotation(GROUP)
-            .or_else(|| annotation(SANDBOX_ID))
+        self.annotation(GROUP)
+            .or_else(|| self.annotation(SANDBOX_ID))
             .filter(|id| !id.is_empty())
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
     }
 
     /// Whether the spec can only have been written by containerd 2.0 or later.

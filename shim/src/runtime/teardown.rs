@@ -116,7 +116,7 @@ impl Remains {
             Ok(cgroup) => Ok(Some(cgroup)),
             // No cgroup can have such a path.
             Err(error) if error.source.kind() == ErrorKind::InvalidInput => {
-                warn!("{}: {error}", self.id);
+                warn!(container = self.id, error:%; "no cgroup removed");
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -147,7 +147,7 @@ impl Remains {
             // No failure: a process of the sandbox may still be dying, and the pod's cgroup goes with the pod in any
             // case.
             (Err(error), Why::Deleted) => {
-                warn!("{}: {error}", self.id);
+                warn!(container = self.id, error:%; "cgroup stays");
                 Ok(())
             }
             (removed, _) => removed,
@@ -161,7 +161,7 @@ impl Remains {
                 // No failure: nothing is left, and a full disk is no reason to delete once more.
                 if let Err(error) = bundle::set_deleted(&self.record.bundle).and_then(|()| forget())
                 {
-                    warn!("{}: {error}", self.id);
+                    warn!(container = self.id, error:%; "record stays");
                 }
                 Ok(())
             }
@@ -196,7 +196,7 @@ fn remove_mount_points(directory: &Path) {
             _ => continue,
         };
         if let Err(error) = removed {
-            warn!("{}", IoError::at("remove", &path)(error));
+            warn!(error:% = IoError::at("remove", &path)(error); "mount point stays");
         }
     }
 }

@@ -16,7 +16,8 @@ impl Daemon {
         self.ctr_command_in(&self.names.name())
     }
 
-    fn ctr_command_in(&self, namespace: &str) -> Command {
+    /// `ctr` in another containerd namespace, without a subcommand yet.
+    pub fn ctr_command_in(&self, namespace: &str) -> Command {
         let mut command = Command::new(self.version().binaries().join("ctr"));
         command
             .args([

@@ -267,9 +267,14 @@ impl Daemon {
         Events::listen(self)
     }
 
+    /// containerd's log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
     /// The end of containerd's log.
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let log = self.log();
         let all: Vec<&str> = log.lines().collect();
         // Lines are cut: debug lines of CRI hold whole specs.
         let short = |line: &&str| line.chars().take(400).collect::<String>();

@@ -33,8 +33,8 @@ impl Cgroup {
             for path in made.iter().rev() {
                 if let Err(error) = fs::remove_dir(path) {
                     log::warn!(
-                        "undo after a cgroup that could not be made: {}: {error}",
-                        path.display()
+                        cgroup:% = path.display(), error:%;
+                        "cgroup stays after one that could not be made"
                     );
                 }
             }

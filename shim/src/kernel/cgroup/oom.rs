@@ -157,7 +157,7 @@ impl OomKills {
                 new
             }
             Err(error) => {
-                log::debug!("{} is gone: {error}", self.directory.display());
+                log::debug!(cgroup:% = self.directory.display(), error:%; "cgroup is gone");
                 self.notified = None;
                 false
             }

@@ -118,7 +118,7 @@ impl Cgroup {
         if frozen.as_ref().is_err_and(|error| !gone(error))
             && let Err(error) = self.thaw()
         {
-            log::warn!("undo after a freeze that failed: {error}");
+            log::warn!(error:%; "cgroup stays frozen after a freeze that failed");
         }
         frozen
     }
@@ -201,7 +201,7 @@ impl Cgroup {
             for (pid, process) in opened.iter().filter(|(pid, _)| still_here.contains(pid)) {
                 match pidfd_send_signal(process, signal) {
                     Ok(()) | Err(Errno::SRCH) => {}
-                    Err(error) => log::warn!("signal process {}: {error}", pid.as_raw_nonzero()),
+                    Err(error) => log::warn!(pid:%, error:%; "process not signalled"),
                 }
             }
         }

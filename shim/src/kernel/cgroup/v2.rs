@@ -15,7 +15,7 @@ pub(super) fn enable_controllers(path: &Path) {
     let available = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
     for controller in available.split_ascii_whitespace() {
         if let Err(error) = write(path, "cgroup.subtree_control", &format!("+{controller}")) {
-            log::debug!("enable the controller {controller}: {error}");
+            log::debug!(controller, error:%; "controller not enabled");
         }
     }
 }

@@ -85,7 +85,7 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<Mounted, IoError> {
     for mount in mounts {
         if let Err(error) = mount::mount_one(mount, &rootfs, &mut done.mounts) {
             for failure in done.unmount() {
-                log::warn!("undo after a mount that failed: {failure}");
+                log::warn!(error:% = failure; "mount stays after one that failed");
             }
             return Err(error);
         }

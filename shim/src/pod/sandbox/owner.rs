@@ -1,6 +1,6 @@
 //! The owner, the task that owns a sandbox: carries out one call after the other, and ends the sandbox.
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use pause::Signalled;
 use rustix::process::{Pid, Signal};
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,8 @@ const STOPPED: u32 = 128 + 9;
 /// The state of the owner.
 pub(super) struct Owner {
     pub(super) id: String,
+    /// The pod's name in Kubernetes, for the log; empty elsewhere.
+    pub(super) name: String,
     pub(super) remains: Remains,
     pub(super) shared: Shared,
     /// The namespaces; none after the end of the sandbox.
@@ -140,7 +142,11 @@ impl Owner {
             .ok_or(Error::Internal("a sandbox without a pid"))?;
         self.view.send_modify(|view| view.status = Status::Running);
         self.started.send_replace(true);
-        info!("sandbox {}: started", self.id);
+        let holder = match self.held.as_ref().map(pause::Sandbox::holder_kind) {
+            Some(pause::HolderKind::Process) => "process",
+            Some(pause::HolderKind::Thread) | None => "thread",
+        };
+        info!(name = self.name, pid:%, holder; "sandbox started");
         self.publish(Event::Start {
             container: self.id.clone(),
             pid,
@@ -179,7 +185,7 @@ impl Owner {
             return;
         };
         sandbox.end();
-        info!("sandbox {}: ended, status {}", self.id, exit.status);
+        info!(status = exit.status; "sandbox exited");
         self.view
             .send_modify(|view| view.status = Status::Stopped(exit));
         self.publish(Event::Exit {
@@ -211,7 +217,7 @@ impl Owner {
             pid: self.pid(),
             exit: self.status().exit().unwrap_or(Exit::now(STOPPED)),
         };
-        info!("sandbox {}: deleted", self.id);
+        debug!("sandbox deleted");
         self.publish(Event::Delete {
             container: self.id.clone(),
             pid: deleted.pid,
@@ -257,12 +263,9 @@ impl Owner {
                 && let Err(error) = cgroup.add(pid)
             {
                 // No error: PID 1 works in any cgroup. The few kilobytes of PID 1 are then counted elsewhere.
-                warn!("sandbox {}: {error}", self.id);
+                warn!(error:%; "PID 1 is in another cgroup");
             }
-            info!(
-                "sandbox {}: shared process namespace, PID 1 is {pid}",
-                self.id
-            );
+            info!(pid:%; "PID 1 of the shared process namespace started");
         }
         drop(expected);
         open.map(ProcessNamespace::of_pod).ok_or(Error::Internal(

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use rustix::process::Pid;
 use tokio::sync::watch;
 
@@ -33,6 +33,8 @@ use crate::runtime::teardown::{Remains, Why, take_down};
 pub struct Plan {
     /// The id.
     pub id: String,
+    /// The pod's name in Kubernetes, for the log; empty elsewhere.
+    pub name: String,
     /// The bundle.
     pub bundle: PathBuf,
     /// The namespaces, the settings in the namespaces, and the holder.
@@ -78,6 +80,7 @@ impl Plan {
     pub fn of_task(create: Create) -> Self {
         Self {
             id: create.id.clone(),
+            name: create.spec.pod_name(),
             bundle: create.bundle.clone(),
             config: create.spec.sandbox(create.options.holder_choice()),
             cgroups_path: create.spec.cgroups_path().map(str::to_owned),
@@ -150,7 +153,9 @@ pub async fn create(shared: &Shared, plan: Plan) -> Result<Made> {
         }
         Err(error) => {
             let taken_down = take_down(remains, Why::NotMade).await;
-            taken_down.unwrap_or_else(|left| warn!("after a failed create: {left}"));
+            taken_down.unwrap_or_else(
+                |left| warn!(error:% = left; "not taken down after a failed create"),
+            );
             Err(error)
         }
     }
@@ -173,7 +178,7 @@ fn hand_over(
         io: plan.streams(),
     });
     let (started, has_started) = watch::channel(false);
-    info!("sandbox {}: namespaces made, held by {pid}", plan.id);
+    debug!(pid:%; "sandbox created");
     let handle = Handle {
         bundle: plan.bundle.into(),
         requests: mailbox,
@@ -182,6 +187,7 @@ fn hand_over(
     };
     let owner = Owner {
         id: plan.id,
+        name: plan.name,
         remains,
         shared: shared.clone(),
         held: Some(sandbox),
@@ -250,7 +256,7 @@ fn place(sandbox: &pause::Sandbox, cgroup: Option<&Cgroup>, cpu_shares: Option<u
     cgroup.create()?;
     if let Some(Err(error)) = cpu_shares.map(|shares| cgroup.set_cpu_shares(shares)) {
         // No error: a sandbox takes no processor, and the controller may not be there.
-        info!("{error}");
+        info!(error:%; "CPU shares not set");
     }
     match sandbox.holder_kind() {
         pause::HolderKind::Thread => Ok(()),

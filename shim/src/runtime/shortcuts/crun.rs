@@ -96,7 +96,7 @@ pub(in super::super) fn start(dir: &Path) -> Shortcut {
         Ok((_, config)) if config.starts_plainly() => {}
         Ok(_) => return Shortcut::NotHere,
         Err(error) => {
-            debug!("left to crun: {error}");
+            debug!(error:%; "left to crun");
             return Shortcut::NotHere;
         }
     }
@@ -148,7 +148,7 @@ pub(in super::super) fn delete(dir: &Path) -> Shortcut {
         Ok(outcome) => outcome,
         // crun goes on from here, or says what is wrong.
         Err(error) => {
-            debug!("left to crun: {error}");
+            debug!(error:%; "left to crun");
             Shortcut::NotHere
         }
     }
