@@ -8,6 +8,7 @@
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
+# make docs     these pages as a book, as target/docs/index.html
 # make lint     what CI asks for besides the tests
 
 SHIM     := containerd-shim-pause-v2
@@ -24,7 +25,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo kind bench test test-vm faults lint pause-image install clean
+.PHONY: build demo kind bench test test-vm faults lint docs pause-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -102,6 +103,18 @@ lint:
 	cargo machete
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# The book has the folders of the project, so that a link between two pages is the same in both. mdBook wants the list of
+# the chapters at the top.
+docs:
+	.ci/setup docs
+	rm -rf target/book target/docs
+	mkdir -p target/book/src
+	cp docs/book/* target/book
+	git ls-files -z --cached --others --exclude-standard -- '*.md' config docs/bench.svg | \
+	  xargs -0 cp --parents -t target/book/src
+	sed -E 's#\]\(#&docs/#; s#\(docs/\.\./#(#' docs/SUMMARY.md > target/book/src/SUMMARY.md
+	target/tools/mdbook/bin/mdbook build target/book
 
 pause-image:
 	mkdir -p target/dist

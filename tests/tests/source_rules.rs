@@ -417,6 +417,49 @@ fn links_between_the_pages_lead_somewhere() -> Result {
     Ok(())
 }
 
+/// The chapters of the book that `make docs` builds.
+const CHAPTERS: &str = "docs/SUMMARY.md";
+
+#[test]
+fn every_page_is_a_chapter_of_the_book_and_leads_to_pages_alone() -> Result {
+    let root = root().canonicalize()?;
+    let mut pages = files(&root)?;
+    pages.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    let chapters = fs::read_to_string(root.join(CHAPTERS))?;
+    let folder = root.join("docs");
+    let chapters = links(&chapters);
+    let chapters = chapters.iter().map(|link| folder.join(link).canonicalize());
+    let chapters = chapters.collect::<std::io::Result<Vec<_>>>()?;
+    let missing: Vec<_> = pages
+        .iter()
+        .filter(|page| !page.ends_with(CHAPTERS) && !chapters.contains(page))
+        .map(|page| shown(page))
+        .collect();
+    assert!(missing.is_empty(), "{CHAPTERS} does not have {missing:?}");
+
+    // What `make docs` copies into the book besides the pages.
+    let copied = ["config", "docs/bench.svg"].map(|name| root.join(name));
+    let mut wrong = Vec::new();
+    for page in &pages {
+        let text = fs::read_to_string(page)?;
+        for link in links(&text) {
+            let (path, _) = link.split_once('#').unwrap_or((link, ""));
+            if path.is_empty() || link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let target = page.parent().unwrap_or(&root).join(path).canonicalize()?;
+            if !pages.contains(&target) && !copied.iter().any(|copied| target.starts_with(copied)) {
+                wrong.push(format!("{}: {link}", shown(page)));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "the book does not have what these lead to; name a file of the source in backquotes: {wrong:#?}"
+    );
+    Ok(())
+}
+
 /// The lines of a page that are not in a fenced block.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
