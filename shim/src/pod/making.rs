@@ -15,6 +15,7 @@ use super::files::PodFiles;
 use super::sandbox::{self, Origin, Plan, ProcessNamespace, Request, pid_namespace};
 use super::task::Task;
 use super::{Making, Member, Pod};
+use crate::container::mailbox::ProcessId;
 use crate::container::{self, Create};
 use crate::error::{Error, Result};
 use crate::kernel::cgroup::Driver;
@@ -86,6 +87,7 @@ impl Pod {
             let made = sandbox::create(&self.shared, Plan::of_task(create)).await?;
             return Ok((Member::Task(Task::Sandbox(made.handle)), Some(made.pid)));
         }
+        self.refuse_strangers(&create)?;
         let mut changes = Changes::default();
         if let Some(files) = self.files() {
             if let Some(label) = create.spec.mount_label() {
@@ -157,6 +159,26 @@ impl Pod {
             Member::Sandbox(_, described) => Some(described.files.clone()),
             Member::Coming(_) | Member::Task(_) => None,
         })
+    }
+
+    /// Refuses a container that would join namespaces by the pid of a sandbox that this shim does not have. After the
+    /// death of a pod's shim, `start` makes another shim, and the pid may be a stranger's by then: the container would
+    /// run in namespaces of the stranger, or of the node.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when the sandbox is not here, or has ended.
+    fn refuse_strangers(&self, create: &Create) -> Result<()> {
+        let sandbox = create.spec.sandbox_to_join();
+        let Some(id) = sandbox.filter(|id| *id != create.id) else {
+            return Ok(());
+        };
+        let view = self.task(id).and_then(|task| task.view(&ProcessId::Init));
+        match view {
+            Ok(view) if view.status.exit().is_none() => Ok(()),
+            Ok(_) | Err(_) => Err(Error::FailedPrecondition(format!(
+                "sandbox {id} has ended, and no container can join"
+            ))),
+        }
     }
 
     /// The sandbox whose namespaces a container joins; none where a spec joins no sandbox that was made here.

@@ -139,6 +139,14 @@ impl Spec {
         self.annotations.get(key).map(String::as_str)
     }
 
+    /// The sandbox of the container's pod, where the container joins namespaces by the pid of their holder.
+    pub fn sandbox_to_join(&self) -> Option<&str> {
+        let mut paths = self.linux.namespaces.iter().filter_map(Namespace::path);
+        let id = self.annotation(SANDBOX_ID);
+        id.filter(|_| paths.any(|path| path.starts_with("/proc")))
+            .filter(|id| self.group() == Some(id))
+    }
+
     /// Whether the spec can only have been written by containerd 2.0 or later.
     pub fn is_from_containerd_2(&self) -> bool {
         self.annotations.contains_key(SANDBOX_IMAGE)

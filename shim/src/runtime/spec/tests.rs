@@ -29,6 +29,24 @@ fn a_sandbox_names_itself_as_its_sandbox() {
 }
 
 #[test]
+fn a_container_joins_its_sandbox_by_the_pid_of_the_holder() {
+    let of = |annotations: &str, path: &str| {
+        let namespaces = format!(r#"[{{"type": "ipc"}}, {{"type": "network", "path": "{path}"}}]"#);
+        let text = format!(
+            r#"{{"annotations": {{{annotations}}}, "linux": {{"namespaces": {namespaces}}}}}"#
+        );
+        spec(&text).sandbox_to_join().map(str::to_owned)
+    };
+    let sandbox = format!(r#""{SANDBOX_ID}": "s""#);
+    assert_eq!(of(&sandbox, "/proc/7/ns/net"), Some("s".to_owned()));
+    assert_eq!(of(&sandbox, "/run/netns/x"), None, "the path needs no pid");
+    assert_eq!(of(&sandbox, ""), None, "the namespace is new");
+    assert_eq!(of("", "/proc/7/ns/net"), None, "there is no sandbox");
+    let another_shim = format!(r#"{sandbox}, "{GROUP}": "g""#);
+    assert_eq!(of(&another_shim, "/proc/7/ns/net"), None);
+}
+
+#[test]
 fn root_of_a_user_namespace_is_somebody_else_on_the_node() {
     let of = |linux: &str| spec(&format!(r#"{{"linux": {{{linux}}}}}"#)).mapped_root();
     let map = |host: u32| format!(r#"[{{"containerID": 0, "hostID": {host}, "size": 65536}}]"#);
