@@ -18,6 +18,8 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 
 use log::LevelFilter;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use self::args::Action;
 use self::start::Start;
@@ -33,6 +35,7 @@ const MOST_INPUT: u64 = 16 << 20;
 /// # Errors
 /// `InvalidArgument` for a command line that cannot be understood, and the errors of the command.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
+    deny_others_to_write();
     match Action::parse(arguments)? {
         Action::Version => print(info::version().as_bytes()),
         Action::Info => print(&info::runtime_info(&read_input()?)?),
@@ -76,6 +79,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             server::serve(settings).inspect_err(|error| log::error!(error:%; "shim fails"))
         }
     }
+}
+
+/// Nobody but root may write what this process makes, also where containerd has no umask. What containerd's umask denies
+/// stays denied.
+fn deny_others_to_write() {
+    let of_containerd = umask(Mode::RWXG | Mode::RWXO);
+    umask(of_containerd | Mode::from_raw_mode(0o022));
 }
 
 /// The path of containerd's ttrpc socket, for events.
