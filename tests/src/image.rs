@@ -186,6 +186,70 @@ pub fn busybox() -> PathBuf {
     )
 }
 
+/// A place of busybox's image that is a link to a folder of the node, to catch whoever follows links outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// The files that every container of a pod gets: `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf`.
+    Files,
+    /// `/etc/passwd` and `/etc/group`, in which users are looked up.
+    Users,
+    /// `/etc`.
+    Etc,
+    /// `/dev`.
+    Dev,
+    /// `/proc`.
+    Proc,
+    /// `/sys`.
+    Sys,
+}
+
+impl Trap {
+    /// Every trap.
+    pub const ALL: [Self; 6] = [
+        Self::Files,
+        Self::Users,
+        Self::Etc,
+        Self::Dev,
+        Self::Proc,
+        Self::Sys,
+    ];
+
+    /// The image's name.
+    pub fn name(self) -> String {
+        format!("shim-tests.local/trap-{self:?}:latest").to_lowercase()
+    }
+
+    fn places(self) -> &'static [&'static str] {
+        match self {
+            Self::Files => &["etc/hostname", "etc/hosts", "etc/resolv.conf"],
+            Self::Users => &["etc/passwd", "etc/group"],
+            Self::Etc => &["etc"],
+            Self::Dev => &["dev"],
+            Self::Proc => &["proc"],
+            Self::Sys => &["sys"],
+        }
+    }
+
+    /// busybox, with links into `victim`, a folder of the node.
+    fn layer(self, victim: &str) -> Vec<Entry> {
+        let mut entries = busybox_layer();
+        for place in self.places() {
+            entries.retain(|entry| !Path::new(&entry.path).starts_with(place));
+            let up = "../".repeat(16);
+            entries.push(link(place, &format!("{up}{victim}/{place}")));
+        }
+        entries
+    }
+}
+
+/// The archive of an image with links into `victim`, a folder of the node.
+pub fn trapped(trap: Trap, victim: &Path) -> PathBuf {
+    let victim = crate::slot::text(victim);
+    let config = json!({"Env": ["PATH=/bin", format!("VICTIM={victim}")]});
+    let busybox = lab::lab().join("rootfs/busybox");
+    archive(&trap.name(), &[&busybox], &config, || trap.layer(&victim))
+}
+
 /// The archive of nginx.
 pub fn nginx() -> PathBuf {
     let config =

@@ -100,6 +100,13 @@ impl Daemon {
         }
     }
 
+    /// Imports an image with links into `victim`, a folder of the node. Gives the image's name.
+    pub fn import_trap(&self, trap: image::Trap, victim: &Path) -> String {
+        let name = trap.name();
+        self.import(&image::trapped(trap, victim), &name);
+        name
+    }
+
     fn import(&self, archive: &Path, name: &str) {
         self.ctr_in("k8s.io", &["images", "import", &text(archive)]);
         // CRI hears of a new image through an event, which takes a moment.
