@@ -460,6 +460,72 @@ fn every_page_is_a_chapter_of_the_book_and_leads_to_pages_alone() -> Result {
     Ok(())
 }
 
+#[test]
+fn every_row_of_the_threat_model_names_tests_that_exist() -> Result {
+    let page = fs::read_to_string(root().join("SECURITY.md"))?;
+    let (_, rows) = page
+        .split_once("## Who can do what")
+        .ok_or("SECURITY.md has no threat model")?;
+    let (rows, _) = rows
+        .split_once("\n## ")
+        .ok_or("SECURITY.md ends with the threat model")?;
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for row in rows.lines().filter(|line| is_row(line)) {
+        count += 1;
+        let column = row.trim_end_matches('|').rsplit('|').next();
+        let tests: Vec<_> = column.into_iter().flat_map(code_spans).collect();
+        if tests.is_empty() {
+            wrong.push(format!("no test in the last column: {row}"));
+        }
+        wrong.extend(
+            tests
+                .iter()
+                .filter(|test| !is_a_test(test))
+                .map(|test| format!("no such test: {test}")),
+        );
+    }
+    assert!(wrong.is_empty(), "SECURITY.md:\n{}", wrong.join("\n"));
+    assert!(count > 20, "SECURITY.md: {count} rows of the threat model");
+    Ok(())
+}
+
+/// Whether a line is a table's row, and neither the head nor the rule below the head.
+fn is_row(line: &str) -> bool {
+    line.starts_with('|') && !line.starts_with("|---") && !line.ends_with("| test |")
+}
+
+/// What stands between backticks.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether there is a test by this name: `FILE::NAME`, where the file is one of `tests/tests/` or has a path.
+fn is_a_test(test: &str) -> bool {
+    let Some((file, name)) = test.rsplit_once("::") else {
+        return false;
+    };
+    let places = [format!("tests/tests/{file}.rs"), format!("{file}.rs")];
+    let texts = places.map(|place| fs::read_to_string(root().join(place)).unwrap_or_default());
+    // A test of the harness's macros has the version of containerd, any other has the attribute.
+    texts.iter().any(|text| {
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        lines.iter().enumerate().any(|(at, line)| {
+            let begins = line
+                .strip_prefix("async ")
+                .unwrap_or(line)
+                .strip_prefix("fn ")
+                .and_then(|line| line.strip_prefix(name));
+            let before = at.checked_sub(1).map_or("", |before| lines[before]);
+            begins.is_some_and(|rest| {
+                rest.starts_with("(version)")
+                    || (rest.starts_with("()")
+                        && (before.starts_with("#[test]") || before.starts_with("#[tokio::test")))
+            })
+        })
+    })
+}
+
 /// The lines of a page that are not in a fenced block.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
@@ -583,6 +649,24 @@ fn links_and_anchors_are_read_as_a_browser_does() {
     let page = "# The shim's options\nSee [a](b.md#c), [d](#e).\n```\n# no [f](g)\n```\n## `x://`, or y\n## `x://`, or y\n";
     assert_eq!(links(page), ["b.md#c", "#e"]);
     assert_eq!(anchors(page), ["the-shims-options", "x-or-y", "x-or-y-1"]);
+}
+
+#[test]
+fn a_test_is_told_from_a_function_and_from_nothing() {
+    assert!(
+        is_a_test("binary::it_prints_its_version"),
+        "by its attribute"
+    );
+    assert!(
+        is_a_test("bad_input::garbage_on_the_socket"),
+        "by its version"
+    );
+    assert!(is_a_test(
+        "shim/src/cli/socket::nobody_but_root_may_connect"
+    ));
+    assert!(!is_a_test("bad_input::pod_refused") && !is_a_test("bad_input::garbage"));
+    assert!(!is_a_test("no_such_file::garbage_on_the_socket"));
+    assert!(!is_a_test("garbage_on_the_socket"));
 }
 
 #[test]
