@@ -23,6 +23,18 @@
 #![no_builtins]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+// The lines that follow would only say that a module is missing.
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_endian = "little",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+)))]
+compile_error!(
+    "the pause program, and so containerd-shim-pause-v2, is for Linux on x86-64 and arm64: \
+     another machine needs a file as pause/init/src/x86_64.rs and aarch64.rs"
+);
+
 mod filter;
 mod final_loop;
 mod hold;
