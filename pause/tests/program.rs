@@ -137,8 +137,43 @@ fn the_memfd_is_sealed_against_every_change() {
     assert!(seals.contains(rustix::fs::SealFlags::SEAL | rustix::fs::SealFlags::WRITE));
 }
 
+/// The one segment that is loaded, by the ELF file's header and program headers: its alignment and its length in the file
+/// and in memory.
+fn loaded() -> [u64; 3] {
+    let word = |at: usize| u64::from_le_bytes(pause::PROGRAM[at..at + 8].try_into().unwrap());
+    let half = |at: usize| {
+        usize::from(u16::from_le_bytes(
+            pause::PROGRAM[at..at + 2].try_into().unwrap(),
+        ))
+    };
+    let (table, size, count) = (usize::try_from(word(32)).unwrap(), half(54), half(56));
+    let headers = (0..count).map(|index| table + index * size);
+    const PT_LOAD: u32 = 1;
+    let loads: Vec<usize> = headers
+        .filter(|&at| u32::try_from(word(at) & 0xffff_ffff) == Ok(PT_LOAD))
+        .collect();
+    let [load] = loads[..] else {
+        panic!("{} segments are loaded", loads.len());
+    };
+    let flags = word(load) >> 32;
+    assert_eq!(
+        flags, 5,
+        "the segment is readable and executable, and no more"
+    );
+    [word(load + 48), word(load + 32), word(load + 40)]
+}
+
 #[test]
 fn the_program_is_a_static_elf_file_of_one_page() {
     assert!(pause::PROGRAM.starts_with(b"\x7fELF"));
-    assert!(pause::PROGRAM.len() <= 4096, "{}", pause::PROGRAM.len());
+    let [alignment, in_file, in_memory] = loaded();
+    assert!(in_file <= 4096, "{in_file} bytes are loaded");
+    assert_eq!(in_file, in_memory, "nothing is added in memory");
+    // Else a kernel with larger pages cannot load it.
+    let largest_page = if cfg!(target_arch = "aarch64") {
+        0x1_0000
+    } else {
+        0x1000
+    };
+    assert_eq!(alignment % largest_page, 0, "{alignment:#x}");
 }
