@@ -336,7 +336,11 @@ pub fn probe() -> PathBuf {
 
 /// A helper program of the tests: `probe` or `fake-runc`.
 pub fn helper(name: &str) -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
+    helper_beside(&std::env::current_exe().unwrap(), name)
+}
+
+/// The helper program that was built with the test binary `exe`.
+pub fn helper_beside(exe: &Path, name: &str) -> PathBuf {
     // A test binary is in <profile>/deps, the helper beside it in <profile>.
     let profile = exe.parent().and_then(Path::parent).unwrap();
     let helper = [profile.join(name), exe.parent().unwrap().join(name)]

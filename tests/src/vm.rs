@@ -100,13 +100,35 @@ pub fn connect(address: &str) -> io::Result<TcpStream> {
 
 fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
     let program = std::env::current_exe()?;
-    // Test and probe lie as cargo puts them: `lab::probe` looks for the probe there.
+    bring_and_run(
+        agent,
+        &program,
+        &[test, "--exact", "--nocapture"],
+        &mut io::stderr(),
+    )
+}
+
+/// Brings a test program into the VM, with the helpers beside the program and with the shim, and runs the program there.
+///
+/// # Errors
+/// As of [`run`]; that a file cannot be read.
+pub fn bring_and_run(
+    agent: &mut TcpStream,
+    program: &Path,
+    arguments: &[&str],
+    output: &mut dyn Write,
+) -> io::Result<i32> {
+    // Test and helpers lie as cargo puts them: `lab::helper` looks for them there.
+    let name = text(Path::new(program.file_name().unwrap_or_default()));
     let (there, shim) = (
-        format!("{LAB}/test/deps/vm"),
+        format!("{LAB}/test/deps/{name}"),
         format!("{LAB}/shim/containerd-shim-pause-v2"),
     );
-    put(agent, &program, &there)?;
-    put(agent, &lab::probe(), &format!("{LAB}/test/probe"))?;
+    put(agent, program, &there)?;
+    for helper in ["probe", "fake-runc"] {
+        let from = lab::helper_beside(program, helper);
+        put(agent, &from, &format!("{LAB}/test/{helper}"))?;
+    }
     let mut environment = json!({
         INSIDE: "1", "LAB_DIR": LAB, "CARGO_TARGET_DIR": format!("{LAB}/target"), "TMPDIR": "/tmp", "HOME": "/root",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -127,13 +149,7 @@ fn hand_over(agent: &mut TcpStream, test: &str) -> io::Result<i32> {
             environment[name] = value.into();
         }
     }
-    run(
-        agent,
-        &there,
-        &[test, "--exact", "--nocapture"],
-        &environment,
-        &mut io::stderr(),
-    )
+    run(agent, &there, arguments, &environment, output)
 }
 
 /// Brings the newer runtimes into the VM. They find what they are linked with at the host's path.

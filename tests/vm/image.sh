@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the machine of tests/vm. tests/lab/prepare reads this file when it is called with `vm`; not to be called alone.
 #
+#   target/lab/vm/arch        what the machine is, in Debian's words: amd64 or arm64 (LAB_ARCH)
 #   target/lab/vm/qemu/       QEMU with all of its libraries (tests/vm/README.md says how it is started)
 #   target/lab/vm/vmlinuz     Debian's kernel for clouds
 #   target/lab/vm/initrd      busybox and the kernel modules that find the disk
@@ -8,16 +9,20 @@
 #
 # Nothing is installed and no package's script runs: packages are unpacked, and the few things that their scripts would
 # have done are done here. Neither is anything mounted.
-# shellcheck disable=SC2154  # lab and rootfs are tests/lab/prepare's
+# shellcheck disable=SC2154  # lab, rootfs, arch and here are tests/lab/prepare's
 set -euo pipefail
 
 vm=$lab/vm
 [[ $(id -u) == 0 ]] || fail "making the VM needs root" "sudo -E tests/lab/prepare vm"
 
 mkdir -p "$vm"
-if [[ ! -x $vm/qemu/usr/bin/qemu-system-x86_64 ]]; then
+case $arch in
+    amd64) emulator=x86 program=qemu-system-x86_64 ;;
+    arm64) emulator=arm program=qemu-system-aarch64 ;;
+esac
+if [[ ! -x $vm/qemu/usr/bin/$program ]]; then
     say "QEMU (once)"
-    closure "$vm/qemu.tmp" qemu-system-x86
+    closure "$here" "$vm/qemu.tmp" "qemu-system-$emulator"
     rm -rf "$vm/qemu"
     mv "$vm/qemu.tmp" "$vm/qemu"
 fi
@@ -27,7 +32,7 @@ recipe=$({ cat "${BASH_SOURCE[0]}" && declare -f closure systemd_root; } | sha25
 if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; then
     say "the root file system of the VM (once)"
     root=$vm/root
-    systemd_root "$root" linux-image-cloud-amd64 kmod udev login criu gzip apparmor dpkg apt
+    systemd_root "$root" "linux-image-cloud-$arch" kmod udev login criu gzip apparmor dpkg apt
     kernel=$(basename "$root"/lib/modules/*)
     mv "$root/boot/vmlinuz-$kernel" "$vm/vmlinuz"
 
@@ -35,7 +40,7 @@ if [[ ! -s $vm/root.ext4 || $(cat "$vm/recipe" 2>/dev/null) != "$recipe" ]]; the
     mv "$root/usr/sbin/apparmor_parser" "$root/usr/lib/apparmor/"
 
     # What kmod and iptables do when they are installed.
-    chroot "$root" /usr/sbin/depmod "$kernel"
+    PATH=$PATH:/usr/sbin:/sbin depmod -b "$root" "$kernel"
     for name in iptables ip6tables; do
         for tool in "" -save -restore; do
             ln -sf "$name-nft$tool" "$root/usr/sbin/$name$tool"
@@ -77,19 +82,20 @@ LimitNOFILE=1048576
 TasksMax=infinity
 StandardOutput=tty
 StandardError=tty
-TTYPath=/dev/ttyS0
+TTYPath=/dev/console
 UNIT
     ln -sf ../lab.service "$root/etc/systemd/system/multi-user.target.wants/lab.service"
     mkdir -p "$root/etc/modules-load.d"
     printf '%s\n' overlay veth bridge virtio_net >"$root/etc/modules-load.d/lab.conf"
 
-    # The kernel has ext4 built in, but not the disk.
+    # The modules of the disk and of its file system, unless the kernel has them built in.
     initrd=$vm/initrd.d
     rm -rf "$initrd"
     mkdir -p "$initrd/bin" "$initrd/modules" "$initrd/root"
     cp "$rootfs/busybox" "$initrd/bin/busybox"
-    order=$(chroot "$root" /usr/sbin/modprobe -S "$kernel" --show-depends virtio_pci &&
-        chroot "$root" /usr/sbin/modprobe -S "$kernel" --show-depends virtio_blk)
+    order=$(for module in virtio_pci virtio_blk ext4; do
+        PATH=$PATH:/usr/sbin:/sbin modprobe -d "$root" -S "$kernel" --show-depends "$module" || exit
+    done)
     {
         printf '#!/bin/busybox sh\n/bin/busybox mkdir -p /proc /dev\n'
         printf '/bin/busybox mount -t devtmpfs dev /dev\n'
@@ -102,13 +108,19 @@ UNIT
     } >"$initrd/init"
     chmod 755 "$initrd/init"
     printf '%s\n' "$order" | awk '$1 == "insmod" { print $2 }' | sort -u | while read -r module; do
-        cp "$root$module" "$initrd/modules/"
+        cp "$module" "$initrd/modules/"
     done
-    (cd "$initrd" && find . | "$rootfs/busybox" cpio -o -H newc 2>/dev/null) >"$vm/initrd"
+    packer=$rootfs/busybox
+    if ! native; then
+        unpack bookworm "busybox-static:$here" "$lab/tools"
+        packer=$lab/tools/bin/busybox
+    fi
+    (cd "$initrd" && find . | "$packer" cpio -o -H newc 2>/dev/null) >"$vm/initrd"
 
     # A file with holes: what it takes on the disk is what is in it.
     PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal -d "$root" "$vm/root.ext4.tmp" 4G
     rm -rf "$root" "$initrd"
     mv "$vm/root.ext4.tmp" "$vm/root.ext4"
+    printf '%s\n' "$arch" >"$vm/arch"
     printf '%s\n' "$recipe" >"$vm/recipe"
 fi

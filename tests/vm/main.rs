@@ -7,8 +7,8 @@
     reason = "a command line tool of the tests"
 )]
 
-use std::net::TcpListener;
-use std::path::Path;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -21,10 +21,11 @@ use shim_tests::vm;
 const USAGE: &str = "usage:
   vm run COMMAND…    start the VM, run a command beside it, end the VM; the tests of the binary `vm` find it
   vm sh COMMAND…     run a command in the VM that `vm run` has started: vm run vm sh systemctl status
+  vm exec PROGRAM…   bring a test program into that VM, with its arguments, and run the program there: cargo's runner
   vm agent           in the VM: run what the tests ask for";
 
 /// The longest time for the VM's boot: software emulation, on a machine that may be busy.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         }
         ["run", program, ref rest @ ..] => run(program, rest),
         ["sh", ref command @ ..] if !command.is_empty() => inside(&command.join(" ")),
+        ["exec", program, ref rest @ ..] => exec(Path::new(program), rest),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -43,9 +45,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn inside(command: &str) -> ExitCode {
+fn agent() -> TcpStream {
     let address = std::env::var(vm::ADDRESS).expect("no VM: call me below `vm run`");
-    let mut agent = vm::connect(&address).expect("connect to the VM");
+    vm::connect(&address).expect("connect to the VM")
+}
+
+/// Runs a test program of the VM's kind of machine.
+fn exec(program: &Path, arguments: &[&str]) -> ExitCode {
+    let code = vm::bring_and_run(&mut agent(), program, arguments, &mut io::stdout());
+    ExitCode::from(u8::try_from(code.expect("run in the VM")).unwrap_or(255))
+}
+
+fn inside(command: &str) -> ExitCode {
+    let mut agent = agent();
     let environment =
         json!({ "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LAB_DIR": "/lab", "TERM": "dumb" });
     let mut out = io::stdout();
@@ -102,13 +114,14 @@ impl Machine {
         }
         let folder = tempfile::tempdir_in(&parts)
             .map_err(|error| format!("{}: {error}", parts.display()))?;
-        let disk = lab_disk(folder.path())?;
+        let guest = Guest::of_lab(&parts)?;
+        let disk = lab_disk(folder.path(), &guest.agent()?)?;
         // A port that is free now, and most likely still free when QEMU binds it.
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .map_err(|error| format!("no free port: {error}"))?
             .port();
-        let qemu = qemu(&parts, &disk, port)
+        let qemu = qemu(guest, &parts, &disk, port)
             .spawn()
             .map_err(|error| format!("start QEMU by setpriv: {error}; is util-linux installed?"))?;
         let mut machine = Self {
@@ -148,13 +161,72 @@ impl Drop for Machine {
     }
 }
 
-/// Makes a disk with the lab for one VM: the containerds, runc, the parts of the images, and this program.
-fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
+/// What kind of machine the VM is.
+#[derive(Clone, Copy)]
+enum Guest {
+    Amd64,
+    Arm64,
+}
+
+impl Guest {
+    /// The kind that `tests/lab/prepare vm` has made.
+    fn of_lab(parts: &Path) -> Result<Self, String> {
+        let file = parts.join("arch");
+        let name = fs::read_to_string(&file)
+            .map_err(|error| format!("{}: {error}: run tests/lab/prepare vm", file.display()))?;
+        match name.trim() {
+            "amd64" => Ok(Self::Amd64),
+            "arm64" => Ok(Self::Arm64),
+            other => Err(format!("{}: no machine {other:?}", file.display())),
+        }
+    }
+
+    /// The name that the kernel, Rust and QEMU have for the processor.
+    fn processor(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// This program, built for the machine, as cargo puts it.
+    fn agent(self) -> Result<PathBuf, String> {
+        let ourselves = std::env::current_exe().map_err(|error| error.to_string())?;
+        if self.processor() == std::env::consts::ARCH {
+            return Ok(ourselves);
+        }
+        let triple = format!("{}-unknown-linux-gnu", self.processor());
+        // <target folder>/<triple>/<profile>/vm
+        let (profile, folder) = (ourselves.ancestors().nth(1), ourselves.ancestors().nth(3));
+        let agent = profile
+            .and_then(Path::file_name)
+            .zip(folder)
+            .map(|(profile, folder)| folder.join(&triple).join(profile).join("vm"));
+        agent.filter(|agent| agent.is_file()).ok_or_else(|| {
+            format!("no agent: cargo build -p shim-tests --bin vm --target {triple}")
+        })
+    }
+
+    /// The board, the processor, and where the console is.
+    ///
+    /// Software emulation: the machine that runs the tests is often a VM itself, and seldom lends its KVM. Of the Arm
+    /// processors, the Neoverse N1 has each size of pages, and no signed pointers, which are slow to emulate.
+    fn board(self) -> [&'static str; 3] {
+        match self {
+            Self::Amd64 => ["q35", "max", "ttyS0"],
+            Self::Arm64 => ["virt,gic-version=3", "neoverse-n1", "ttyAMA0"],
+        }
+    }
+}
+
+/// Makes a disk with the lab for one VM: the containerds, runc, the parts of the images, and the agent.
+fn lab_disk(folder: &Path, agent: &Path) -> Result<PathBuf, String> {
     let (stage, disk) = (folder.join("lab"), folder.join("lab.ext4"));
     fs::create_dir(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
     let entries = fs::read_dir(lab()).map_err(|error| format!("{}: {error}", lab().display()))?;
-    // Debian's packages, files that tests of this machine left in the lab, and the node are of no use in the VM.
-    let useless = ["apt", "debs", "failed", "vm", "images", "node"];
+    // Debian's packages, this machine's tools, files that tests of this machine left in the lab, and the node are of no use
+    // in the VM.
+    let useless = ["apt", "debs", "tools", "failed", "vm", "images", "node"];
     let parts: Vec<_> = entries
         .flatten()
         .filter(|entry| {
@@ -169,8 +241,7 @@ fn lab_disk(folder: &Path) -> Result<std::path::PathBuf, String> {
             .args(parts)
             .arg(&stage),
     )?;
-    let ourselves = std::env::current_exe().map_err(|error| error.to_string())?;
-    command(Command::new("cp").arg(ourselves).arg(stage.join("vm")))?;
+    command(Command::new("cp").arg(agent).arg(stage.join("vm")))?;
     command(
         Command::new("mke2fs")
             .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
@@ -195,10 +266,10 @@ fn command(command: &mut Command) -> Result<(), String> {
     })
 }
 
-fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
-    let mut command = unpacked_qemu(&parts.join("qemu"));
-    add_machine(&mut command);
-    add_kernel(&mut command, parts);
+fn qemu(guest: Guest, parts: &Path, disk: &Path, port: u16) -> Command {
+    let mut command = unpacked_qemu(&parts.join("qemu"), guest);
+    add_machine(&mut command, guest);
+    add_kernel(&mut command, guest, parts);
     add_disks(&mut command, &parts.join("root.ext4"), disk);
     add_devices(&mut command, port);
     command.stdin(Stdio::null());
@@ -206,17 +277,22 @@ fn qemu(parts: &Path, disk: &Path, port: u16) -> Command {
 }
 
 /// QEMU as the lab unpacked it, with its own loader and libraries: this machine's may not fit.
-fn unpacked_qemu(folder: &Path) -> Command {
-    let libraries = folder.join("usr/lib/x86_64-linux-gnu");
+fn unpacked_qemu(folder: &Path, guest: Guest) -> Command {
+    let this = std::env::consts::ARCH;
+    let libraries = folder.join(format!("usr/lib/{this}-linux-gnu"));
+    let loader = match this {
+        "x86_64" => "lib64/ld-linux-x86-64.so.2",
+        _ => "lib/ld-linux-aarch64.so.1",
+    };
     let share = folder.join("usr/share");
     // `setpriv`: QEMU dies with this program.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])
-        .arg(folder.join("lib64/ld-linux-x86-64.so.2"))
+        .arg(folder.join(loader))
         .arg("--library-path")
         .arg(&libraries)
-        .arg(folder.join("usr/bin/qemu-system-x86_64"))
+        .arg(folder.join(format!("usr/bin/qemu-system-{}", guest.processor())))
         .env("QEMU_MODULE_DIR", libraries.join("qemu"))
         .arg("-L")
         .arg(share.join("qemu"))
@@ -225,17 +301,17 @@ fn unpacked_qemu(folder: &Path) -> Command {
     command
 }
 
-fn add_machine(command: &mut Command) {
-    // Software emulation: the machine that runs the tests is often a VM itself, and seldom lends its KVM.
+fn add_machine(command: &mut Command, guest: Guest) {
+    let [board, processor, _] = guest.board();
     let processors =
         std::thread::available_parallelism().map_or(2, |number| number.get().clamp(2, 4));
     command.args([
         "-machine",
-        "q35",
+        board,
         "-accel",
         "tcg,thread=multi",
         "-cpu",
-        "max",
+        processor,
         "-m",
         "3G",
     ]);
@@ -248,16 +324,16 @@ fn add_machine(command: &mut Command) {
     ]);
 }
 
-fn add_kernel(command: &mut Command, parts: &Path) {
+fn add_kernel(command: &mut Command, guest: Guest, parts: &Path) {
+    let [_, _, console] = guest.board();
     command.args(["-display", "none", "-serial"]);
     command.arg(format!("file:{}", parts.join("console.log").display()));
     command.arg("-kernel").arg(parts.join("vmlinuz"));
     command.arg("-initrd").arg(parts.join("initrd"));
-    command.args([
-        "-append",
-        "console=ttyS0 quiet net.ifnames=0 panic=-1 mitigations=off no_timer_check systemd.show_status=true \
+    command.arg("-append").arg(format!(
+        "console={console} quiet net.ifnames=0 panic=-1 mitigations=off no_timer_check systemd.show_status=true \
          systemd.default_timeout_start_sec=600",
-    ]);
+    ));
 }
 
 /// Adds the root, whose writes go to a file without a name, and the lab's disk, which belongs to this VM alone.
