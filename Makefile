@@ -5,15 +5,18 @@
 # make test-vm  only the tests that run in a VM with cgroup v2 and systemd; TESTS=… selects others of the VM's tests
 # make faults   the campaign of faults at full size: every system call fails once, SIGKILL at every one, the node's limits,
 #               random calls, fuzzers, ten thousand pods: hours (PARTS='binary(campaign)' takes a part)
-# make build    the static binary, as target/dist/containerd-shim-pause-v2
+# make test-arm64  the arm64 build, in a VM of that kind: all unit tests, and pods of every kind (TESTS=… selects)
+# make build    the static binary, as target/dist/containerd-shim-pause-v2 (TARGET=aarch64-unknown-linux-gnu: for arm64, as
+#               target/dist/aarch64-unknown-linux-gnu/containerd-shim-pause-v2)
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
 # make docs     these pages as a book, as target/docs/index.html
 # make lint     what CI asks for besides the tests
 
 SHIM     := containerd-shim-pause-v2
-TARGET   := $(or $(CARGO_TARGET_DIR),target)
+FOLDER   := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET   ?= $(HOST)
 DIST     := target/dist/$(SHIM)
 NAME     ?= registry.k8s.io/pause:3.10
 PREFIX   ?= /usr/local
@@ -25,12 +28,19 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo kind bench test test-vm faults lint docs pause-image install clean
+# For another machine than this one: Debian's cross compiler links.
+ifneq ($(TARGET),$(HOST))
+DIST := target/dist/$(TARGET)/$(SHIM)
+export CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER := $(firstword $(subst -, ,$(TARGET)))-linux-gnu-gcc
+endif
+
+.PHONY: build demo kind bench test test-vm test-arm64 faults lint docs pause-image install clean
 
 build:
-	cargo build --release --locked -p shim
-	install -D -m 755 $(TARGET)/$(HOST)/release/$(SHIM) $(DIST)
-	@ldd $(DIST) 2>&1 | grep -qE 'statically linked|not a dynamic executable' || { echo "$(DIST) is not static" >&2; exit 1; }
+	cargo build --release --locked -p shim --target $(TARGET)
+	install -D -m 755 $(FOLDER)/$(TARGET)/release/$(SHIM) $(DIST)
+	@readelf -lW $(DIST) | awk '/INTERP/ { dynamic = 1 } /LOAD/ { loads = 1 } END { exit dynamic || !loads }' || \
+	  { echo "$(DIST) is not static" >&2; exit 1; }
 
 demo:
 	.ci/setup demo
@@ -44,7 +54,7 @@ kind:
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	# Not as root: Docker, kind and kubectl are the user's.
-	$(TARGET)/$(HOST)/debug/kind
+	$(FOLDER)/$(HOST)/debug/kind
 
 # What the bench measures, such as `latency --containerd 2.1 --rounds 10`; empty means everything.
 BENCH ?=
@@ -59,13 +69,13 @@ bench:
 	  cargo install --quiet --locked --root $(PUBLISHED) containerd-runc-shim
 	cargo run --quiet --locked -p shim-tests --bin bench -- $(BENCH)
 
-PUBLISHED := $(TARGET)/bench/published
+PUBLISHED := $(FOLDER)/bench/published
 
 test: vm
 	$(VM) run cargo nextest run --workspace --locked --profile all
 
 # Runs a command beside the VM, as tests of the binary `vm` need: the VM starts first, and lives as long as the command.
-VM    := $(TARGET)/$(HOST)/debug/vm
+VM    := $(FOLDER)/$(HOST)/debug/vm
 TESTS ?=
 
 test-vm: vm
@@ -82,9 +92,33 @@ faults:
 	tests/lab/prepare
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
-	$(SUDO) rm -rf $(TARGET)/faults
+	$(SUDO) rm -rf $(FOLDER)/faults
 	$(SIZES) cargo nextest run -p shim-tests --locked --profile faults -E '$(PARTS)'; \
-	  status=$$?; cat $(TARGET)/faults/*.txt; exit $$status
+	  status=$$?; cat $(FOLDER)/faults/*.txt; exit $$status
+
+# The arm64 build is tested as the other one is, but all tests run in a VM: cargo's runner brings each one there.
+ARM64        := aarch64-unknown-linux-gnu
+ARM64_LAB    := $(abspath $(FOLDER))/lab-arm64
+ARM64_SUITES := vm s1_sharing user_namespaces logs
+# The pause crate's own.
+ARM64_SUITES += process program refusals sandbox user waiter
+
+test-arm64:
+	.ci/setup arm64
+	$(SUDO) env LAB_ARCH=arm64 LAB_DIR=$(ARM64_LAB) tests/lab/prepare runtimes vm
+	$(MAKE) build TARGET=$(ARM64)
+	cargo build --locked -p shim-tests --bin vm
+	$(MAKE) test-arm64-in-vm TARGET=$(ARM64)
+
+# Called with TARGET, for the linker.
+.PHONY: test-arm64-in-vm
+test-arm64-in-vm: export LAB_DIR := $(ARM64_LAB)
+test-arm64-in-vm: export SHIM_BINARY := $(abspath target/dist/$(ARM64)/$(SHIM))
+test-arm64-in-vm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(abspath $(VM)) exec
+test-arm64-in-vm:
+	cargo build --locked -p shim-tests --bins --target $(TARGET)
+	$(VM) run cargo nextest run -p pause -p shim -p shim-tests --locked --target $(TARGET) \
+	  --lib $(addprefix --test ,$(ARM64_SUITES)) --profile arm64 $(if $(TESTS),--ignore-default-filter -E '$(TESTS)')
 
 .PHONY: vm
 vm:
