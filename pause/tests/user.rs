@@ -31,9 +31,10 @@ fn with_user() -> SandboxConfig {
         gid_map: map,
     };
     config.hostname = Some("pod-u".to_owned());
+    // Keys that a kernel shows to a user namespace: net.core.somaxconn is not there on Linux 6.1.
     for (key, value) in [
         ("kernel.shmmni", "1111"),
-        ("net.core.somaxconn", "222"),
+        ("net.ipv4.ip_unprivileged_port_start", "222"),
         ("fs.mqueue.queues_max", "33"),
     ] {
         config.sysctls.insert(key.to_owned(), value.to_owned());
@@ -51,7 +52,7 @@ fn check(sandbox: &Sandbox) {
     );
     let values = run_inside(
         sandbox,
-        "cat /proc/sys/kernel/shmmni /proc/sys/net/core/somaxconn /proc/sys/fs/mqueue/queues_max",
+        "cat /proc/sys/kernel/shmmni /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/fs/mqueue/queues_max",
     );
     assert_eq!(values, "1111\n222\n33\n");
     // The pod's root is root in every namespace of the pod, because these belong to the pod's user namespace.
@@ -119,7 +120,7 @@ fn s6_a_second_pod_joins_a_user_namespace_and_makes_its_own_others_in_it() {
 
     // As containerd does: the network namespace is there already, and belongs to that user namespace.
     config.namespaces.net = Namespace::Join(first.paths()[&NamespaceKind::Net].clone());
-    config.sysctls.remove("net.core.somaxconn");
+    config.sysctls.remove("net.ipv4.ip_unprivileged_port_start");
     let third = Sandbox::create(&config).unwrap();
     check(&third);
     assert_eq!(
