@@ -11,8 +11,9 @@
 # make lint     what CI asks for besides the tests
 
 SHIM     := containerd-shim-pause-v2
-TARGET   := $(or $(CARGO_TARGET_DIR),target)
+OUT      := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET   ?= $(HOST)
 DIST     := target/dist/$(SHIM)
 NAME     ?= registry.k8s.io/pause:3.10
 PREFIX   ?= /usr/local
@@ -26,9 +27,15 @@ endif
 
 .PHONY: build demo kind bench test test-vm faults lint pause-image install clean
 
+# rustc writes the paths of sources into the binary, for messages of panics. These stand there instead, so that the
+# binary is the same from every folder. Not in .cargo/config.toml, which cannot name the folder that it lies in.
+REMAP := --config 'target."cfg(all(target_os = \"linux\", target_env = \"gnu\"))".rustflags = [ \
+  "--remap-path-prefix=$(CURDIR)=/src", "--remap-path-prefix=$(abspath $(OUT))=/src/target", \
+  "--remap-path-prefix=$(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))=/cargo" ]'
+
 build:
-	cargo build --release --locked -p shim
-	install -D -m 755 $(TARGET)/$(HOST)/release/$(SHIM) $(DIST)
+	SHIM_COMMIT=$$(packaging/commit) cargo build --release --locked -p shim --target $(TARGET) $(REMAP)
+	install -D -m 755 $(OUT)/$(TARGET)/release/$(SHIM) $(DIST)
 	@ldd $(DIST) 2>&1 | grep -qE 'statically linked|not a dynamic executable' || { echo "$(DIST) is not static" >&2; exit 1; }
 
 demo:
@@ -58,13 +65,13 @@ bench:
 	  cargo install --quiet --locked --root $(PUBLISHED) containerd-runc-shim
 	cargo run --quiet --locked -p shim-tests --bin bench -- $(BENCH)
 
-PUBLISHED := $(TARGET)/bench/published
+PUBLISHED := $(OUT)/bench/published
 
 test: vm
 	$(VM) run cargo nextest run --workspace --locked --profile all
 
 # Runs a command beside the VM, as tests of the binary `vm` need: the VM starts first, and lives as long as the command.
-VM    := $(TARGET)/$(HOST)/debug/vm
+VM    := $(OUT)/$(HOST)/debug/vm
 TESTS ?=
 
 test-vm: vm
@@ -81,9 +88,9 @@ faults:
 	tests/lab/prepare
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
-	$(SUDO) rm -rf $(TARGET)/faults
+	$(SUDO) rm -rf $(OUT)/faults
 	$(SIZES) cargo nextest run -p shim-tests --locked --profile faults -E '$(PARTS)'; \
-	  status=$$?; cat $(TARGET)/faults/*.txt; exit $$status
+	  status=$$?; cat $(OUT)/faults/*.txt; exit $$status
 
 .PHONY: vm
 vm:
