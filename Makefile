@@ -7,8 +7,13 @@
 #               random calls, fuzzers, ten thousand pods: hours (PARTS='binary(campaign)' takes a part)
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
+# make deb      the Debian package; make release: the package, a tarball, a bill of materials, checksums, in target/dist
+#               (TARGET=aarch64-unknown-linux-gnu: for arm64)
+# make reproducible   builds the release again in another folder, and compares
+# make test-package   installs, upgrades and purges the package on a clean Debian 12 and 13
 # make install  the binary into /usr/local/bin, and the options file unless there is one
 # make lint     what CI asks for besides the tests
+# make advisories     known faults of the crates (ADVISORY_DB=… without a network)
 
 SHIM     := containerd-shim-pause-v2
 OUT      := $(or $(CARGO_TARGET_DIR),target)
@@ -25,7 +30,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo kind bench test test-vm faults lint pause-image install clean
+.PHONY: build demo kind bench test test-vm faults lint pause-image install clean deb release reproducible test-package advisories
 
 # rustc writes the paths of sources into the binary, for messages of panics. These stand there instead, so that the
 # binary is the same from every folder. Not in .cargo/config.toml, which cannot name the folder that it lies in.
@@ -113,6 +118,29 @@ lint:
 pause-image:
 	mkdir -p target/dist
 	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
+
+BINARY := $(OUT)/$(TARGET)/release/$(SHIM)
+
+deb: build
+	.ci/setup package
+	packaging/deb/build $(TARGET) $(BINARY) target/dist
+
+release: build
+	.ci/setup package
+	packaging/release $(TARGET) $(BINARY) target/dist
+
+reproducible: release
+	packaging/reproducible $(TARGET)
+
+test-package: deb
+	packaging/deb/check target/dist/*_$(shell dpkg --print-architecture).deb
+	$(SUDO) packaging/deb/test target/dist/*_$(shell dpkg --print-architecture).deb
+
+# The database of advisories is not part of this project. cargo-deny clones it by git; ADVISORY_DB names a clone that is
+# there already, such as a mirror's.
+advisories:
+	.ci/setup lint
+	packaging/advisories $(ADVISORY_DB)
 
 # Run `make build` as yourself first: root may have no Rust.
 install:
