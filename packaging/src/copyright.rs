@@ -83,9 +83,10 @@ fn texts_in(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Whether a text begins with the title of the Apache License, however far that is indented, and has its terms.
 fn is_apache(text: &str) -> bool {
-    let begin: String = text.trim_start().chars().take(200).collect();
-    begin.contains("Apache License") && text.contains("TERMS AND CONDITIONS FOR USE")
+    let title: Vec<&str> = text.split_whitespace().take(4).collect();
+    title == ["Apache", "License", "Version", "2.0,"] && text.contains("TERMS AND CONDITIONS")
 }
 
 /// Without carriage returns, spaces at the ends of lines, and empty lines at both ends.
