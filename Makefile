@@ -16,7 +16,7 @@
 # make advisories     known faults of the crates (ADVISORY_DB=… without a network)
 
 SHIM     := containerd-shim-pause-v2
-OUT      := $(or $(CARGO_TARGET_DIR),target)
+FOLDER   := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET   ?= $(HOST)
 DIST     := target/dist/$(SHIM)
@@ -30,18 +30,25 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
+# For another machine than this one: Debian's cross compiler links.
+ifneq ($(TARGET),$(HOST))
+DIST := target/dist/$(TARGET)/$(SHIM)
+export CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER := $(firstword $(subst -, ,$(TARGET)))-linux-gnu-gcc
+endif
+
 .PHONY: build demo kind bench test test-vm faults lint pause-image install clean deb release reproducible test-package advisories
 
 # rustc writes the paths of sources into the binary, for messages of panics. These stand there instead, so that the
 # binary is the same from every folder. Not in .cargo/config.toml, which cannot name the folder that it lies in.
 REMAP := --config 'target."cfg(all(target_os = \"linux\", target_env = \"gnu\"))".rustflags = [ \
-  "--remap-path-prefix=$(CURDIR)=/src", "--remap-path-prefix=$(abspath $(OUT))=/src/target", \
+  "--remap-path-prefix=$(CURDIR)=/src", "--remap-path-prefix=$(abspath $(FOLDER))=/src/target", \
   "--remap-path-prefix=$(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))=/cargo" ]'
 
 build:
 	SHIM_COMMIT=$$(packaging/commit) cargo build --release --locked -p shim --target $(TARGET) $(REMAP)
-	install -D -m 755 $(OUT)/$(TARGET)/release/$(SHIM) $(DIST)
-	@ldd $(DIST) 2>&1 | grep -qE 'statically linked|not a dynamic executable' || { echo "$(DIST) is not static" >&2; exit 1; }
+	install -D -m 755 $(FOLDER)/$(TARGET)/release/$(SHIM) $(DIST)
+	@readelf -lW $(DIST) | awk '/INTERP/ { dynamic = 1 } /LOAD/ { loads = 1 } END { exit dynamic || !loads }' || \
+	  { echo "$(DIST) is not static" >&2; exit 1; }
 
 demo:
 	.ci/setup demo
@@ -55,7 +62,7 @@ kind:
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
 	# Not as root: Docker, kind and kubectl are the user's.
-	$(TARGET)/$(HOST)/debug/kind
+	$(FOLDER)/$(HOST)/debug/kind
 
 # What the bench measures, such as `latency --containerd 2.1 --rounds 10`; empty means everything.
 BENCH ?=
@@ -70,13 +77,13 @@ bench:
 	  cargo install --quiet --locked --root $(PUBLISHED) containerd-runc-shim
 	cargo run --quiet --locked -p shim-tests --bin bench -- $(BENCH)
 
-PUBLISHED := $(OUT)/bench/published
+PUBLISHED := $(FOLDER)/bench/published
 
 test: vm
 	$(VM) run cargo nextest run --workspace --locked --profile all
 
 # Runs a command beside the VM, as tests of the binary `vm` need: the VM starts first, and lives as long as the command.
-VM    := $(OUT)/$(HOST)/debug/vm
+VM    := $(FOLDER)/$(HOST)/debug/vm
 TESTS ?=
 
 test-vm: vm
@@ -93,9 +100,9 @@ faults:
 	tests/lab/prepare
 	$(MAKE) build
 	cargo build --locked -p shim-tests --bins
-	$(SUDO) rm -rf $(OUT)/faults
+	$(SUDO) rm -rf $(FOLDER)/faults
 	$(SIZES) cargo nextest run -p shim-tests --locked --profile faults -E '$(PARTS)'; \
-	  status=$$?; cat $(OUT)/faults/*.txt; exit $$status
+	  status=$$?; cat $(FOLDER)/faults/*.txt; exit $$status
 
 .PHONY: vm
 vm:
@@ -119,15 +126,13 @@ pause-image:
 	mkdir -p target/dist
 	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
 
-BINARY := $(OUT)/$(TARGET)/release/$(SHIM)
-
 deb: build
 	.ci/setup package
-	packaging/deb/build $(TARGET) $(BINARY) target/dist
+	packaging/deb/build $(TARGET) $(DIST) target/dist
 
 release: build
 	.ci/setup package
-	packaging/release $(TARGET) $(BINARY) target/dist
+	packaging/release $(TARGET) $(DIST) target/dist
 
 reproducible: release
 	packaging/reproducible $(TARGET)

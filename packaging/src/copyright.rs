@@ -76,7 +76,7 @@ fn texts_in(folder: &Path) -> Result<Vec<String>> {
         }
         let text = fs::read_to_string(entry.path())?;
         if !is_apache(&text) {
-            found.push(tidy(&text));
+            found.push(tidy(&without_terms(&text)));
         }
     }
     found.sort();
@@ -87,6 +87,20 @@ fn texts_in(folder: &Path) -> Result<Vec<String>> {
 fn is_apache(text: &str) -> bool {
     let title: Vec<&str> = text.split_whitespace().take(4).collect();
     title == ["Apache", "License", "Version", "2.0,"] && text.contains("TERMS AND CONDITIONS")
+}
+
+/// A list of several licenses, without the terms of the Apache License among them.
+fn without_terms(text: &str) -> String {
+    const END: &str = "END OF TERMS AND CONDITIONS";
+    let begin = text.find("TERMS AND CONDITIONS FOR USE");
+    match begin.zip(text.find(END)) {
+        Some((begin, end)) if begin < end => format!(
+            "{}(the terms: /usr/share/common-licenses/Apache-2.0){}",
+            &text[..begin],
+            &text[end + END.len()..]
+        ),
+        Some(_) | None => text.to_owned(),
+    }
 }
 
 /// Without carriage returns, spaces at the ends of lines, and empty lines at both ends.
@@ -106,6 +120,14 @@ mod tests {
         assert!(!is_apache(
             "Licensed under the Apache License or the MIT license"
         ));
+    }
+
+    #[test]
+    fn the_terms_of_the_apache_license_are_said_by_a_path() {
+        let list = "one\nTERMS AND CONDITIONS FOR USE\nmuch\nEND OF TERMS AND CONDITIONS\ntwo";
+        let path = "one\n(the terms: /usr/share/common-licenses/Apache-2.0)\ntwo";
+        assert_eq!(without_terms(list), path);
+        assert_eq!(without_terms(path), path);
     }
 
     #[test]
