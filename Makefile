@@ -117,7 +117,7 @@ lint:
 	.ci/setup lint
 	cargo fmt --all --check
 	target/tools/typos/bin/typos
-	git grep -lIE '^#!.*sh$$' | xargs shellcheck
+	git grep -lIE '^#!.*sh$$' | xargs shellcheck --external-sources
 	cargo machete
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
