@@ -9,9 +9,14 @@
 # make build    the static binary, as target/dist/containerd-shim-pause-v2 (TARGET=aarch64-unknown-linux-gnu: for arm64, as
 #               target/dist/aarch64-unknown-linux-gnu/containerd-shim-pause-v2)
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
+# make deb      the Debian package; make release: the package, a tarball, a bill of materials, checksums, in target/dist
+#               (TARGET=aarch64-unknown-linux-gnu: for arm64)
+# make reproducible   builds the release again in another folder, and compares
+# make test-package   installs, upgrades and purges the package on a clean Debian 12 and 13
 # make install  the binary into /usr/local/bin, and the options file unless there is one
 # make docs     these pages as a book, as target/docs/index.html
 # make lint     what CI asks for besides the tests
+# make advisories     known faults of the crates (ADVISORY_DB=… without a network)
 
 SHIM     := containerd-shim-pause-v2
 FOLDER   := $(or $(CARGO_TARGET_DIR),target)
@@ -34,10 +39,16 @@ DIST := target/dist/$(TARGET)/$(SHIM)
 export CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER := $(firstword $(subst -, ,$(TARGET)))-linux-gnu-gcc
 endif
 
-.PHONY: build demo kind bench test test-vm test-arm64 faults lint docs pause-image install clean
+.PHONY: build demo kind bench test test-vm test-arm64 faults lint docs pause-image install clean deb release reproducible test-package advisories
+
+# rustc writes the paths of sources into the binary, for messages of panics. These stand there instead, so that the
+# binary is the same from every folder. Not in .cargo/config.toml, which cannot name the folder that it lies in.
+REMAP := --config 'target."cfg(all(target_os = \"linux\", target_env = \"gnu\"))".rustflags = [ \
+  "--remap-path-prefix=$(CURDIR)=/src", "--remap-path-prefix=$(abspath $(FOLDER))=/src/target", \
+  "--remap-path-prefix=$(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))=/cargo" ]'
 
 build:
-	cargo build --release --locked -p shim --target $(TARGET)
+	SHIM_COMMIT=$$(packaging/commit) cargo build --release --locked -p shim --target $(TARGET) $(REMAP)
 	install -D -m 755 $(FOLDER)/$(TARGET)/release/$(SHIM) $(DIST)
 	@readelf -lW $(DIST) | awk '/INTERP/ { dynamic = 1 } /LOAD/ { loads = 1 } END { exit dynamic || !loads }' || \
 	  { echo "$(DIST) is not static" >&2; exit 1; }
@@ -133,7 +144,7 @@ lint:
 	.ci/setup lint
 	cargo fmt --all --check
 	target/tools/typos/bin/typos
-	git grep -lIE '^#!.*sh$$' | xargs shellcheck
+	git grep -lIE '^#!.*sh$$' | xargs shellcheck --external-sources
 	cargo machete
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -153,6 +164,27 @@ docs:
 pause-image:
 	mkdir -p target/dist
 	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
+
+deb: build
+	.ci/setup package
+	packaging/deb/build $(TARGET) $(DIST) target/dist
+
+release: build
+	.ci/setup package
+	packaging/release $(TARGET) $(DIST) target/dist
+
+reproducible: release
+	packaging/reproducible $(TARGET)
+
+test-package: deb
+	packaging/deb/check target/dist/*_$(shell dpkg --print-architecture).deb
+	$(SUDO) packaging/deb/test target/dist/*_$(shell dpkg --print-architecture).deb
+
+# The database of advisories is not part of this project. cargo-deny clones it by git; ADVISORY_DB names a clone that is
+# there already, such as a mirror's.
+advisories:
+	.ci/setup lint
+	packaging/advisories $(ADVISORY_DB)
 
 # Run `make build` as yourself first: root may have no Rust.
 install:

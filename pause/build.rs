@@ -56,6 +56,9 @@ fn compile(source: &Path, out: &Path) -> Command {
     if let Ok(linker) = env::var("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={linker}"));
     }
+    // The same bytes from every folder.
+    let remap = format!("--remap-path-prefix={}=pause/init", source.display());
+    rustc.arg(remap);
     rustc.arg("-o").arg(out.join("pause"));
     rustc.arg(source.join("src/main.rs"));
     rustc

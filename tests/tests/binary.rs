@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
-use shim_tests::{ShimUnderTest, Version};
+use shim_tests::{ShimUnderTest, Version, lab};
 
 fn binary() -> PathBuf {
     ShimUnderTest::Pause.binary(Version::newest())
@@ -21,12 +21,32 @@ fn run_shim(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).output().unwrap()
 }
 
+fn info() -> RuntimeInfo {
+    let output = run_shim(&["-info"]);
+    assert!(output.status.success(), "{output:?}");
+    RuntimeInfo::parse_from_bytes(&output.stdout).unwrap()
+}
+
 #[test]
 fn it_prints_its_version() {
     let output = run_shim(&["-v"]);
     assert!(output.status.success());
-    let expected = format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let expected = concat!("containerd-shim-pause-v2 ", env!("CARGO_PKG_VERSION"), " ");
+    let commit = said.strip_prefix(expected).expect(&said);
+    let commit = commit.strip_suffix('\n').expect(&said);
+    assert_eq!(commit, info().version.revision);
+    // `make build` names the commit, where packaging/commit knows it.
+    let script = lab::repository().join("packaging/commit");
+    let here = Command::new(script).output().unwrap();
+    let here = String::from_utf8(here.stdout).unwrap();
+    if here.trim() != "unknown" {
+        let hash = commit.strip_suffix("-dirty").unwrap_or(commit);
+        assert!(
+            hash.len() >= 40 && hash.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{commit:?} is no commit: was the binary built by `make build`?"
+        );
+    }
 }
 
 /// As Go's flag package: one dash or two, and the long name.
@@ -71,9 +91,7 @@ fn what_it_does_not_understand_it_names() {
 /// containerd reads a bare `RuntimeInfo`. A `RuntimeInfo` in an `Any` would decode, too, with a wrong name.
 #[test]
 fn its_info_is_a_runtime_info() {
-    let output = run_shim(&["-info"]);
-    assert!(output.status.success(), "{output:?}");
-    let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+    let info = info();
     assert_eq!(info.name, "io.containerd.pause.v2");
     assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
     assert!(info.special_fields.unknown_fields().iter().next().is_none());
@@ -93,6 +111,35 @@ fn it_is_static_and_small() {
         let kind = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_ne!(kind, 3, "it asks for a dynamic loader");
     }
+}
+
+/// Where the binary was built must not show: two builds of one commit, in two folders, are one and the same file
+/// (`make reproducible`).
+#[test]
+fn no_path_of_the_build_is_in_it() {
+    let bytes = std::fs::read(binary()).unwrap();
+    let named = |name: &str| std::env::var(name).ok().filter(|path| !path.is_empty());
+    let home = named("HOME").unwrap_or_else(|| "/root".to_owned());
+    let target = named("CARGO_TARGET_DIR").unwrap_or_else(|| "target".to_owned());
+    let root = lab::repository();
+    for path in [
+        root.display().to_string(),
+        root.join(target).display().to_string(),
+        named("CARGO_HOME").unwrap_or_else(|| format!("{home}/.cargo")),
+        named("RUSTUP_HOME").unwrap_or_else(|| format!("{home}/.rustup")),
+    ] {
+        let at = bytes
+            .windows(path.len())
+            .position(|part| part == path.as_bytes());
+        let text = at.map(|at| String::from_utf8_lossy(&bytes[at..(at + 200).min(bytes.len())]));
+        assert!(
+            text.is_none(),
+            "{path} is there, from a build without make: {text:?}"
+        );
+    }
+    // What stands there instead.
+    let remapped = b"/cargo/registry/src/";
+    assert!(bytes.windows(remapped.len()).any(|part| part == remapped));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `-v` and `-info`: this program's name and version, and the features of its runc.
+//! `-v` and `-info`: this program's name, version and commit, and the features of its runc.
 
 use std::process::{Command, Stdio};
 
@@ -12,9 +12,19 @@ use crate::error::{Error, IoError, Result};
 const NAME: &str = "io.containerd.pause.v2";
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// The line that `-v` prints.
+/// What the program was built from: `make build` says so, by `packaging/commit`. Not asked in a build script, which would
+/// build the crate again for each commit.
+const COMMIT: &str = match option_env!("SHIM_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// The line that `-v` prints: name, version, commit, as `containerd --version` has them.
 pub fn version() -> String {
-    format!("containerd-shim-pause-v2 {}\n", env!("CARGO_PKG_VERSION"))
+    format!(
+        "containerd-shim-pause-v2 {} {COMMIT}\n",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// The bytes that `-info` prints: a `RuntimeInfo`, for the options in `input` (an `Any`, or nothing). The features are
@@ -47,6 +57,7 @@ pub fn runtime_info(input: &[u8]) -> Result<Vec<u8>> {
         name: NAME.to_owned(),
         version: Some(RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: COMMIT.to_owned(),
             ..RuntimeVersion::default()
         })
         .into(),
