@@ -9,7 +9,7 @@
 //! containerd 2.x takes files of an earlier version, and dumps its own. A key of another type than expected counts as
 //! unset, so that no configuration is refused for what nobody here asks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -40,7 +40,7 @@ pub struct Config {
     pub default_handler: String,
     /// The image of the pause container.
     pub pause_image: Option<String>,
-    /// The configuration files that were read beside the first.
+    /// The configuration files that were read beside the first, or patterns of them: see [`Config::files`].
     pub imports: Vec<PathBuf>,
     /// Where containerd keeps what does not outlive a boot.
     pub state: Option<PathBuf>,
@@ -106,11 +106,47 @@ impl Config {
         self.handlers.iter().find(|handler| handler.name == name)
     }
 
+    /// The configuration files: `first`, and those that its `imports` name. 1.x lists the files in its dump, 2.x the
+    /// patterns (`/etc/containerd/conf.d/*.toml`).
+    pub fn files(&self, first: &Path) -> Vec<PathBuf> {
+        let folder = first.parent().unwrap_or(Path::new("/"));
+        let mut files = vec![first.to_owned()];
+        for import in &self.imports {
+            let found = matching(&folder.join(import));
+            files.extend(found.into_iter().filter(|file| file != first));
+        }
+        files
+    }
+
     /// Whether CRI is switched off, by any of the names of its plugins.
     pub fn has_no_cri(&self) -> bool {
         let off = |name: &String| RUNTIMES.contains(&name.as_str());
         self.disabled_plugins.iter().any(off)
     }
+}
+
+/// The files that a pattern means, in the order of their names. A `*` in the name of the file is all that people write.
+fn matching(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+    let Some((begin, end)) = name.split_once('*') else {
+        return vec![pattern.to_owned()];
+    };
+    let folder = pattern
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder).ok());
+    let matches = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(begin)
+            .is_some_and(|rest| rest.ends_with(end))
+    };
+    let files = folder
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|file| file.path());
+    let mut files: Vec<PathBuf> = files.filter(matches).collect();
+    files.sort_unstable();
+    files
 }
 
 fn handlers(runtimes: &Table) -> Vec<Handler> {
@@ -154,8 +190,6 @@ fn list(table: &Table, key: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::path::Path;
-
     use super::*;
 
     /// As containerd 1.7.24 prints.
@@ -260,6 +294,30 @@ mod tests {
         assert!(off.has_no_cri());
         let first = Config::parse("[plugins.cri.containerd.runtimes.pause]\nruntime_type = 'x'");
         assert_eq!(first.unwrap().handler("pause").unwrap().runtime_type, "x");
+    }
+
+    #[test]
+    fn imports_are_files_or_patterns() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("conf.d");
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["b.toml", "a.toml", "c.toml.old"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let first = dir.path().join("config.toml");
+        let [a, b] = ["a.toml", "b.toml"].map(|name| folder.join(name));
+        let listed = format!("{:?}, {:?}", first, a);
+        for (imports, expected) in [
+            ("", vec![&first]),
+            ("'conf.d/*.toml'", vec![&first, &a, &b]),
+            (&format!("'{}/b*'", folder.display()), vec![&first, &b]),
+            (&listed, vec![&first, &a]),
+            ("'/nowhere/*.toml'", vec![&first]),
+        ] {
+            let config = Config::parse(&format!("imports = [{imports}]")).unwrap();
+            let files = config.files(&first);
+            assert_eq!(files.iter().collect::<Vec<_>>(), expected, "{imports}");
+        }
     }
 
     #[test]

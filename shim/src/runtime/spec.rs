@@ -128,6 +128,11 @@ impl Spec {
         }
     }
 
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
     /// The id that all containers of one shim share: an explicit group, else the pod's sandbox, else nothing.
     pub fn group(&self) -> Option<&str> {
         self.annotation(GROUP)
