@@ -128,11 +128,6 @@ impl Spec {
         }
     }
 
-    /// The value of an annotation.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.get(key).map(String::as_str)
-    }
-
     /// The id that all containers of one shim share: an explicit group, else the pod's sandbox, else nothing.
     pub fn group(&self) -> Option<&str> {
         self.annotation(GROUP)
@@ -140,7 +135,8 @@ impl Spec {
             .filter(|id| !id.is_empty())
     }
 
-    fn annotation(&self, key: &str) -> Option<&str> {
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 
