@@ -8,11 +8,11 @@ use shim::cli;
 
 fn main() -> ExitCode {
     match cli::run(std::env::args_os().skip(1)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // A person or containerd reads the error from here; nobody is left to tell when stderr is closed.
             let _ = writeln!(std::io::stderr(), "containerd-shim-pause-v2: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(cli::FAILED)
         }
     }
 }

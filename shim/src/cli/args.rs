@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::error::{Error, IoError, Result};
+use crate::node::containerd::SOCKET;
+use crate::node::{Asked, Form, KUBELET};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +41,10 @@ pub enum Action {
         /// The directory that containerd makes for the container.
         bundle: PathBuf,
     },
+    /// `check`
+    Check(Asked),
+    /// `pods`
+    Pods(Asked),
     /// No subcommand: `start` runs the server so.
     Serve {
         /// containerd's namespace.
@@ -61,7 +67,8 @@ impl Action {
     /// `InvalidArgument` for an unknown flag or subcommand, for a value that does not fit its flag, and for a missing
     /// flag; `Io` without a working directory.
     pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self> {
-        let (flags, subcommand) = Flags::read(&mut arguments)?;
+        let mut flags = Flags::default();
+        let subcommand = flags.read(&mut arguments)?;
         if flags.version {
             return Ok(Self::Version);
         }
@@ -87,8 +94,10 @@ impl Action {
                 id: needed("id", flags.id)?,
                 bundle: bundle(flags.bundle)?,
             }),
+            Some(b"check") => Ok(Self::Check(flags.asked(&mut arguments)?)),
+            Some(b"pods") => Ok(Self::Pods(flags.asked(&mut arguments)?)),
             Some(other) => Err(Error::InvalidArgument(format!(
-                "unknown subcommand {:?}: start and delete are known",
+                "unknown subcommand {:?}: check, pods, start and delete are known",
                 String::from_utf8_lossy(other)
             ))),
         }
@@ -98,7 +107,8 @@ impl Action {
 fn needed<T: AsRef<OsStr>>(flag: &str, value: T) -> Result<T> {
     if value.as_ref().is_empty() {
         return Err(Error::InvalidArgument(format!(
-            "-{flag} is missing: this program is run by containerd (runtime type io.containerd.pause.v2)"
+            "-{flag} is missing: this program is run by containerd (runtime type io.containerd.pause.v2); a person runs \
+             `check` or `pods`"
         )));
     }
     Ok(value)
@@ -126,6 +136,9 @@ struct Flags {
     socket: PathBuf,
     /// Read for containerd's sake: events go over ttrpc, not through this program.
     publish_binary: PathBuf,
+    json: bool,
+    config: PathBuf,
+    kubelet_config: PathBuf,
 }
 
 /// Where the value of one flag goes.
@@ -137,16 +150,15 @@ enum Place<'a> {
 
 impl Flags {
     /// Reads the flags, and the first argument after the flags.
-    fn read(arguments: &mut impl Iterator<Item = OsString>) -> Result<(Self, Option<OsString>)> {
-        let mut flags = Self::default();
+    fn read(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Option<OsString>> {
         while let Some(argument) = arguments.next() {
             if argument == "--" {
-                return Ok((flags, arguments.next()));
+                return Ok(arguments.next());
             }
             let Some((name, value)) = split(&argument) else {
-                return Ok((flags, Some(argument)));
+                return Ok(Some(argument));
             };
-            let place = flags.place(&name)?;
+            let place = self.place(&name)?;
             let value = match (value, &place) {
                 (None, Place::Text(_) | Place::Path(_)) => arguments.next(),
                 (value, _) => value,
@@ -155,7 +167,26 @@ impl Flags {
                 .set(value)
                 .map_err(|why| Error::InvalidArgument(format!("flag -{name} {why}")))?;
         }
-        Ok((flags, None))
+        Ok(None)
+    }
+
+    /// What a person asks about. A person writes flags after the subcommand, too.
+    fn asked(mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Asked> {
+        if let Some(more) = self.read(arguments)? {
+            return Err(Error::InvalidArgument(format!(
+                "{more:?} is too much: flags are all that check and pods take"
+            )));
+        }
+        let or = |given: PathBuf, usual: &str| match given.as_os_str().is_empty() {
+            true => usual.into(),
+            false => given,
+        };
+        Ok(Asked {
+            address: or(self.address.into(), SOCKET),
+            config: Some(self.config).filter(|file| !file.as_os_str().is_empty()),
+            kubelet: or(self.kubelet_config, KUBELET),
+            form: if self.json { Form::Json } else { Form::Text },
+        })
     }
 
     fn place(&mut self, name: &str) -> Result<Place<'_>> {
@@ -169,6 +200,9 @@ impl Flags {
             "bundle" => Place::Path(&mut self.bundle),
             "socket" => Place::Path(&mut self.socket),
             "publish-binary" => Place::Path(&mut self.publish_binary),
+            "json" => Place::Switch(&mut self.json),
+            "config" => Place::Path(&mut self.config),
+            "kubelet-config" => Place::Path(&mut self.kubelet_config),
             _ => {
                 return Err(Error::InvalidArgument(format!("unknown flag -{name}")));
             }
@@ -218,128 +252,4 @@ fn switched(value: &OsStr) -> Option<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
-    use super::*;
-
-    fn parse(line: &str) -> Result<Action> {
-        Action::parse(line.split_whitespace().map(OsString::from))
-    }
-
-    fn refused(line: &[&[u8]]) -> String {
-        let arguments = line.iter().map(|part| OsStr::from_bytes(part).to_owned());
-        let error = Action::parse(arguments).unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-        error.to_string()
-    }
-
-    fn a_delete() -> Action {
-        Action::Delete {
-            id: "a".into(),
-            bundle: "/b".into(),
-        }
-    }
-
-    #[test]
-    fn flags_are_those_of_go() {
-        let start = parse(
-            "-namespace k8s.io --id=a -address /run/c.sock -publish-binary /bin/c -bundle /b -debug start",
-        );
-        let expected = Action::Start {
-            namespace: "k8s.io".into(),
-            id: "a".into(),
-            address: "/run/c.sock".into(),
-            bundle: "/b".into(),
-            debug: true,
-        };
-        assert_eq!(start.unwrap(), expected);
-        assert_eq!(parse("-v").unwrap(), Action::Version);
-        assert_eq!(parse("--version").unwrap(), Action::Version);
-        assert_eq!(parse("-info").unwrap(), Action::Info);
-    }
-
-    #[test]
-    fn what_is_not_known_or_missing_is_named() {
-        for (line, name) in [
-            ("-id a -frobnicate start", "frobnicate"),
-            ("-id a -namespace n -address x restart", "restart"),
-            ("-namespace n -address x start", "-id"),
-            ("", "-namespace"),
-        ] {
-            let error = parse(line).unwrap_err().to_string();
-            assert!(error.contains(name), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_value_stands_apart_or_behind_an_equals_sign() {
-        for line in [
-            "-id a -bundle /b delete",
-            "-id=a -bundle=/b delete",
-            "--id a --bundle /b delete",
-            "--id=a --bundle=/b delete",
-        ] {
-            assert_eq!(parse(line).unwrap(), a_delete(), "{line}");
-        }
-        let serve = parse("-namespace n -id a=b= -socket /s -address -x").unwrap();
-        let expected = Action::Serve {
-            namespace: "n".into(),
-            id: "a=b=".into(),
-            address: "-x".into(),
-            socket: "/s".into(),
-            debug: false,
-        };
-        assert_eq!(serve, expected);
-    }
-
-    #[test]
-    fn flags_end_at_the_first_positional_argument_and_at_two_dashes() {
-        assert_eq!(
-            parse("-id a -bundle /b delete -v -nonsense").unwrap(),
-            a_delete()
-        );
-        assert_eq!(parse("-id a -bundle /b -- delete").unwrap(), a_delete());
-        assert!(refused(&[b"-id", b"a", b"--", b"-v"]).contains("\"-v\""));
-        assert!(refused(&[b"-"]).contains("\"-\""));
-    }
-
-    #[test]
-    fn a_switch_takes_the_truth_values_of_go() {
-        for (switch, expected) in [("-debug", true), ("-debug=1", true), ("--debug=F", false)] {
-            let serve = parse(&format!("-namespace n -socket /s {switch}"));
-            let Action::Serve { debug, .. } = serve.unwrap() else {
-                panic!("{switch}: no server");
-            };
-            assert_eq!(debug, expected, "{switch}");
-        }
-        // A value that stands apart is a positional argument.
-        assert!(refused(&[b"-debug", b"true"]).contains("subcommand \"true\""));
-        assert!(refused(&[b"-debug=maybe"]).contains("-debug"));
-        assert!(refused(&[b"-debug="]).contains("-debug"));
-    }
-
-    #[test]
-    fn a_flag_that_cannot_be_read_is_named() {
-        for (line, name) in [
-            (&[b"-id".as_slice()] as &[&[u8]], "-id needs a value"),
-            (&[b"-id", b"\xff", b"delete"], "-id is no UTF-8 text"),
-            (&[b"-id=\xff", b"delete"], "-id is no UTF-8 text"),
-            (&[b"-\xff"], "unknown flag -\u{fffd}"),
-            (&[b"-=x"], "unknown flag -"),
-            (&[b"---id=x"], "unknown flag --id"),
-        ] {
-            let error = refused(line);
-            assert!(error.contains(name), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_path_need_not_be_text() {
-        let arguments = [b"-id=a".as_slice(), b"-bundle", b"/\xff", b"delete"];
-        let arguments = arguments.map(|part| OsStr::from_bytes(part).to_owned());
-        let Action::Delete { bundle, .. } = Action::parse(arguments.into_iter()).unwrap() else {
-            panic!("no delete");
-        };
-        assert_eq!(bundle.as_os_str().as_bytes(), b"/\xff");
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@
 //!  containerd ─exec──┼ delete ─▶ delete   takes down what a dead server has left
 //!                    ├ -v, -info ▶ info   names this program and its runc's features
 //!                    └ (none) ──▶ serve   the server, see `containerd`
+//!  a person ───exec──── check, pods ▶ node  what is on this node
 //! ```
 
 pub mod args;
@@ -16,6 +17,7 @@ pub mod start;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
+use std::process::ExitCode;
 
 use log::LevelFilter;
 use rustix::fs::Mode;
@@ -26,17 +28,21 @@ use self::start::Start;
 use crate::containerd::logging;
 use crate::containerd::server::{self, Settings};
 use crate::error::{Error, IoError, Result};
+use crate::node::{self, Said};
+
+/// The exit code of a command that could not be carried out. 1 is an answer of `check`.
+pub const FAILED: u8 = 2;
 
 /// The most bytes of standard input. A message over containerd's own protocols has no more.
 const MOST_INPUT: u64 = 16 << 20;
 
-/// Does what the arguments after the program's name ask for.
+/// Does what the arguments after the program's name ask for. Returns the program's exit code.
 ///
 /// # Errors
 /// `InvalidArgument` for a command line that cannot be understood, and the errors of the command.
-pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
+pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     deny_others_to_write();
-    match Action::parse(arguments)? {
+    let done = match Action::parse(arguments)? {
         Action::Version => print(info::version().as_bytes()),
         Action::Info => print(&info::runtime_info(&read_input()?)?),
         Action::Start {
@@ -58,6 +64,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             print(&start::start(&start)?)
         }
         Action::Delete { id, bundle } => print(&delete::delete(&id, &bundle)?),
+        Action::Check(asked) => return tell(&node::check::check(&asked)?),
+        Action::Pods(asked) => return tell(&node::pods::pods(&asked)?),
         Action::Serve {
             namespace,
             id,
@@ -78,7 +86,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             };
             server::serve(settings).inspect_err(|error| log::error!(error:%; "shim fails"))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Tells a person or a script.
+fn tell(said: &Said) -> Result<ExitCode> {
+    print(said.text.as_bytes())?;
+    Ok(ExitCode::from(said.code))
 }
 
 /// Nobody but root may write what this process makes, also where containerd has no umask. What containerd's umask denies

@@ -3,16 +3,16 @@
 //!
 //! Each function takes any bytes. A panic is a finding: of the parser, or of what is asserted here about the result.
 
+mod args;
 mod kernel;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
-use crate::cli::args::Action;
 use crate::cli::start::{Input, Start};
 use crate::containerd::{checkpoint, options as wire_options, podconfig};
 use crate::error::Error;
@@ -29,7 +29,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets by name. The name is that of the fuzzer, and of the folder of its corpus.
 pub const TARGETS: [(&str, Target); 13] = [
-    ("args", args),
+    ("args", args::args),
     ("cgroup_files", kernel::cgroup_files),
     ("cgroup_paths", kernel::cgroup_paths),
     ("mount_options", kernel::mount_options),
@@ -43,67 +43,6 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("sysctls", sysctls),
     ("uri", stream_uri),
 ];
-
-/// The command line, one argument a line.
-pub fn args(data: &[u8]) {
-    let words = data.split(|byte| *byte == b'\n');
-    let read = Action::parse(words.map(|word| OsString::from_vec(word.to_vec())));
-    let action = match read {
-        Ok(action) => action,
-        Err(error) => {
-            let text = error.to_string();
-            let named = ["flag -", "subcommand", "-namespace", "-id", "-address"];
-            let named = named.iter().chain(&["-socket"]);
-            assert!(named.into_iter().any(|name| text.contains(name)), "{text}");
-            return;
-        }
-    };
-    let again = Action::parse(written(&action).into_iter());
-    assert_eq!(again.ok(), Some(action));
-}
-
-/// The command line of an action.
-fn written(action: &Action) -> Vec<OsString> {
-    let flag = |name: &str, value: &OsStr| [OsString::from(name), value.to_owned()];
-    let switch = |debug: bool| OsString::from(format!("-debug={debug}"));
-    let mut words: Vec<OsString> = Vec::new();
-    match action {
-        Action::Version => words.push("-v".into()),
-        Action::Info => words.push("-info".into()),
-        Action::Start {
-            namespace,
-            id,
-            address,
-            bundle,
-            debug,
-        } => {
-            words.extend(flag("-namespace", namespace.as_ref()));
-            words.extend(flag("--id", id.as_ref()));
-            words.extend(flag("-address", address.as_ref()));
-            words.extend(flag("-bundle", bundle.as_ref()));
-            words.extend([switch(*debug), "start".into()]);
-        }
-        Action::Delete { id, bundle } => {
-            words.extend(flag("-id", id.as_ref()));
-            words.extend(flag("--bundle", bundle.as_ref()));
-            words.push("delete".into());
-        }
-        Action::Serve {
-            namespace,
-            id,
-            address,
-            socket,
-            debug,
-        } => {
-            words.extend(flag("--namespace", namespace.as_ref()));
-            words.extend(flag("-id", id.as_ref()));
-            words.extend(flag("-address", address.as_ref()));
-            words.extend(flag("-socket", socket.as_ref()));
-            words.push(switch(*debug));
-        }
-    }
-    words
-}
 
 /// Standard input of `start`: `BootstrapParams`, or options.
 pub fn start_input(data: &[u8]) {

@@ -7,7 +7,7 @@ pub mod criu;
 pub mod leftovers;
 pub(crate) mod log;
 pub mod options;
-mod release;
+pub mod release;
 pub mod runc;
 pub(crate) mod shortcuts;
 pub mod spec;

@@ -202,6 +202,18 @@ impl Options {
             ))
         })
     }
+
+    /// Reads a table of TOML. `from` says in an error where the table stands.
+    ///
+    /// # Errors
+    /// `InvalidArgument` as [`Options::from_toml`].
+    pub fn from_table(table: toml::Table, from: &str) -> Result<Self> {
+        table.try_into().map_err(|error: toml::de::Error| {
+            // The error's own text has the option on a line of its own.
+            let why = error.to_string().trim().replace('\n', " ");
+            Error::InvalidArgument(format!("runtime options in {from}: {why}"))
+        })
+    }
 }
 
 /// The line of `text` that has the byte `at`.

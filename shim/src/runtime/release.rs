@@ -136,6 +136,24 @@ fn tested(runtime: Runtime, version: &str) -> Option<&'static Tested> {
         .find(|tested| tested.runtime == runtime && (tested.first..=tested.last).contains(&number))
 }
 
+/// The release in the answer to `--version`.
+fn version_in(runtime: Runtime, said: &str) -> Option<&str> {
+    let words = said.lines().next()?.strip_prefix(runtime.name())?;
+    words.strip_prefix(" version ").map(str::trim)
+}
+
+/// What the shim does instead of the program at `path`, which has `said` this to `--version`; none for nothing.
+pub fn done_instead(path: &Path, said: &str) -> Option<&'static str> {
+    let Program { runtime, .. } = Program::find(path)?;
+    Some(match tested(runtime, version_in(runtime, said)?)?.readies {
+        Readies::None => "the shim starts and deletes containers itself",
+        Readies::Create => "the shim starts and deletes itself, and readies creates",
+        Readies::CreateAndExec => {
+            "the shim starts and deletes itself, and readies creates and execs"
+        }
+    })
+}
+
 /// A program that passes for runc or crun, as the file was at some time: the file has that name, and is no script. Another
 /// program, or a script around one of them, may do more in its start and its delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,9 +256,8 @@ impl Program {
         let _running = Running::Alone(child);
         let exit = tokio::time::timeout(PATIENCE, exit).await.ok()?.ok()?;
         let text = answer.text();
-        let words = text.lines().next()?.strip_prefix(self.runtime.name())?;
-        let version = words.strip_prefix(" version ")?;
-        (exit.status == 0).then(|| version.trim().to_owned())
+        let version = version_in(self.runtime, &text)?;
+        (exit.status == 0).then(|| version.to_owned())
     }
 
     fn keep(self, root: &Path, version: String) -> Result<()> {

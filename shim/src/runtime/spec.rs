@@ -117,8 +117,7 @@ impl Spec {
     }
 
     /// Whether container `id` is a pod's sandbox or an application's container. A sandbox of CRI names itself as its
-    /// sandbox. The annotation of the type alone, which `docker run --annotation` can set, makes no sandbox: the
-    /// container would be up and run nothing.
+    /// sandbox. The type alone, which `docker run --annotation` can set, makes none: the container would run nothing.
     pub fn role(&self, id: &str) -> Role {
         let is = |key, value| self.annotation(key) == Some(value);
         if is(CONTAINER_TYPE, "sandbox") && is(SANDBOX_ID, id) {
@@ -135,15 +134,16 @@ impl Spec {
             .filter(|id| !id.is_empty())
     }
 
-    fn annotation(&self, key: &str) -> Option<&str> {
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 
     /// The sandbox of the container's pod, where the container joins namespaces by the pid of their holder.
     pub fn sandbox_to_join(&self) -> Option<&str> {
         let mut paths = self.linux.namespaces.iter().filter_map(Namespace::path);
-        let id = self.annotation(SANDBOX_ID);
-        id.filter(|_| paths.any(|path| path.starts_with("/proc")))
+        self.annotation(SANDBOX_ID)
+            .filter(|_| paths.any(|path| path.starts_with("/proc")))
             .filter(|id| self.group() == Some(id))
     }
 
