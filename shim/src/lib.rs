@@ -1,7 +1,8 @@
 //! `containerd-shim-pause-v2`: a containerd runtime-v2 shim with the pause container built in.
 //!
 //! ```text
-//!  containerd ──exec──▶ cli          start, delete, -info, or the server:
+//!  containerd ──exec──▶ cli          start, delete, -info, or the server
+//!  a person ────exec──▶ node         what is on this node
 //!  containerd ──ttrpc─▶ containerd   the Task and the Sandbox service, the publisher of events
 //!                          │
 //!                         pod        which id is which container, the sandbox, when the shim ends
@@ -28,5 +29,6 @@ pub mod error;
 pub mod fuzzing;
 pub mod io;
 pub mod kernel;
+pub mod node;
 pub mod pod;
 pub mod runtime;

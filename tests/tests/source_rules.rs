@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
 /// The rooms of `shim/src`, top first. A room may use the rooms below it, and no other.
-const ROOMS: [&str; 8] = [
+const ROOMS: [&str; 9] = [
     "cli",
+    "node",
     "containerd",
     "pod",
     "container",

@@ -1,0 +1,6 @@
+//! What a person on the node runs, and what that person is told: containerd and its configuration.
+//!
+//! Nothing here changes the node.
+
+pub mod config;
+pub mod containerd;
