@@ -39,6 +39,14 @@ pub enum Action {
         /// The directory that containerd makes for the container.
         bundle: PathBuf,
     },
+    /// `install`: the binary and the handler onto this node.
+    Install,
+    /// `uninstall`: both off again.
+    Uninstall,
+    /// `repair`: undoes what a killed `install` or `uninstall` has left.
+    Repair,
+    /// `stay`: nothing, until a signal ends the program. A pod of a DaemonSet must have something that runs.
+    Stay,
     /// No subcommand: `start` runs the server so.
     Serve {
         /// containerd's namespace.
@@ -87,8 +95,12 @@ impl Action {
                 id: needed("id", flags.id)?,
                 bundle: bundle(flags.bundle)?,
             }),
+            Some(b"install") => Ok(Self::Install),
+            Some(b"uninstall") => Ok(Self::Uninstall),
+            Some(b"repair") => Ok(Self::Repair),
+            Some(b"stay") => Ok(Self::Stay),
             Some(other) => Err(Error::InvalidArgument(format!(
-                "unknown subcommand {:?}: start and delete are known",
+                "unknown subcommand {:?}: containerd runs start and delete, a person install, uninstall and repair",
                 String::from_utf8_lossy(other)
             ))),
         }
@@ -256,6 +268,10 @@ mod tests {
         assert_eq!(parse("-v").unwrap(), Action::Version);
         assert_eq!(parse("--version").unwrap(), Action::Version);
         assert_eq!(parse("-info").unwrap(), Action::Info);
+        assert_eq!(parse("install").unwrap(), Action::Install);
+        assert_eq!(parse("uninstall").unwrap(), Action::Uninstall);
+        assert_eq!(parse("repair").unwrap(), Action::Repair);
+        assert_eq!(parse("stay").unwrap(), Action::Stay);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The command line: what containerd executes.
+//! The command line: what containerd executes, and what a person does.
 //!
 //! ```text
 //!                    ┌ start  ─▶ start    makes or finds the pod's server (`socket`, `launch`), answers its address
 //!  containerd ─exec──┼ delete ─▶ delete   takes down what a dead server has left
 //!                    ├ -v, -info ▶ info   names this program and its runc's features
 //!                    └ (none) ──▶ serve   the server, see `containerd`
+//!  a person ─┬ install, uninstall, repair   see `node::install`
+//!            └ stay                         nothing, for the pod of a DaemonSet
 //! ```
 
 pub mod args;
@@ -24,6 +26,7 @@ use self::start::Start;
 use crate::containerd::logging;
 use crate::containerd::server::{self, Settings};
 use crate::error::{Error, IoError, Result};
+use crate::node::install;
 
 /// The most bytes of standard input. A message over containerd's own protocols has no more.
 const MOST_INPUT: u64 = 16 << 20;
@@ -55,6 +58,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             print(&start::start(&start)?)
         }
         Action::Delete { id, bundle } => print(&delete::delete(&id, &bundle)?),
+        Action::Install => install::install(&mut std::io::stdout()),
+        Action::Uninstall => install::uninstall(&mut std::io::stdout()),
+        Action::Repair => install::repair(&mut std::io::stdout()),
+        Action::Stay => loop {
+            std::thread::park();
+        },
         Action::Serve {
             namespace,
             id,
