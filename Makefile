@@ -7,6 +7,8 @@
 #               random calls, fuzzers, ten thousand pods: hours (PARTS='binary(campaign)' takes a part)
 # make build    the static binary, as target/dist/containerd-shim-pause-v2
 # make pause-image  a pause image of a few kB for podsandbox mode, as target/dist/pause-image.tar (NAME=… names it)
+# make installer-image  the image of config/deploy/, which installs the shim on the nodes of a cluster, as
+#               target/dist/installer-image.tar (INSTALLER=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
 # make lint     what CI asks for besides the tests
 
@@ -15,6 +17,7 @@ TARGET   := $(or $(CARGO_TARGET_DIR),target)
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 DIST     := target/dist/$(SHIM)
 NAME     ?= registry.k8s.io/pause:3.10
+INSTALLER ?= containerd-shim-pause-v2/installer:0.1.0
 PREFIX   ?= /usr/local
 SYSCONF  ?= /etc
 
@@ -24,7 +27,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build demo kind bench test test-vm faults lint pause-image install clean
+.PHONY: build demo kind bench test test-vm faults lint pause-image installer-image install clean
 
 build:
 	cargo build --release --locked -p shim
@@ -105,7 +108,10 @@ lint:
 
 pause-image:
 	mkdir -p target/dist
-	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
+	cargo run --quiet --locked -p shim-tests --bin images -- pause $(NAME) target/dist/pause-image.tar
+
+installer-image: build
+	cargo run --quiet --locked -p shim-tests --bin images -- installer $(INSTALLER) target/dist/installer-image.tar $(DIST)
 
 # Run `make build` as yourself first: root may have no Rust.
 install:
