@@ -69,7 +69,13 @@ impl Machine {
             fs::copy(program, data.join(name)).unwrap();
         }
         fs::write(data.join("containerd.service"), UNIT).unwrap();
-        node.run(&["mkdir", "-p", "/etc/containerd", "/var/lib/kubelet"]);
+        node.run(&[
+            "mkdir",
+            "-p",
+            "/etc/containerd",
+            "/var/lib/kubelet",
+            "/usr/local/bin",
+        ]);
         node.run(&["systemctl", "link", "/data/containerd.service"]);
         let machine = Self { node, version };
         machine.write(

@@ -126,12 +126,12 @@ impl Containerd {
     /// # Errors
     /// As [`Self::config`].
     pub fn dump(&self) -> Result<String> {
-        let [flag, config, dump] = ["--config", "config", "dump"].map(OsStr::new);
         let dumped = if self.config.exists() {
+            let [flag, config, dump] = ["--config", "config", "dump"].map(OsStr::new);
             self.ask(&[flag, self.config.as_os_str(), config, dump])?
         } else {
-            // containerd takes its defaults in place of a file that nobody has named.
-            self.ask(&[config, dump])?
+            // A containerd without the file takes its defaults. 1.x dumps nothing then.
+            self.ask(&["config", "default"].map(OsStr::new))?
         };
         Ok(String::from_utf8_lossy(&dumped).into_owned())
     }

@@ -300,13 +300,8 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
         );
         let status = status?;
         if !status.success() {
-            let words = err
-                .trim()
-                .lines()
-                .last()
-                .unwrap_or("no word of why")
-                .to_owned();
-            return Err(failed(format!("failed: {words}")));
+            let words: Vec<_> = err.split_whitespace().collect();
+            return Err(failed(format!("failed: {}", words.join(" "))));
         }
         Ok(out)
     })
@@ -330,7 +325,7 @@ mod tests {
     fn a_program_is_run_and_its_failure_has_its_words() {
         assert_eq!(run("sh", &["-c", "echo $PATH"]).unwrap().trim(), PATH);
         let failed = run("sh", &["-c", "echo one >&2; echo two >&2; exit 3"]).unwrap_err();
-        assert!(failed.to_string().ends_with("failed: two"), "{failed}");
+        assert!(failed.to_string().ends_with("failed: one two"), "{failed}");
         let absent = run("no-such-program-here", &[]).unwrap_err().to_string();
         assert!(absent.contains("cannot be run"), "{absent}");
         // More than a pipe holds.

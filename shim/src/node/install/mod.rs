@@ -205,7 +205,7 @@ impl Node {
             Ok(()) => journal.close().map_err(Failure::Passing),
             Err(why) => {
                 say(out, &format!("failed: {why}"));
-                Err(Failure::RolledBack(roll_back(out, journal, why)))
+                Err(Failure::RolledBack(roll_back(out, journal, &why)))
             }
         };
         host::disarm();
@@ -274,7 +274,7 @@ impl Node {
 }
 
 /// Makes every file as before, and the containerd with it. Returns what to say.
-fn roll_back(out: &mut dyn Write, journal: Journal, why: Error) -> Error {
+fn roll_back(out: &mut dyn Write, journal: Journal, why: &Error) -> Error {
     let back = || -> Result<()> {
         say(out, "roll back: every file as before");
         journal.undo()?;
@@ -285,6 +285,8 @@ fn roll_back(out: &mut dyn Write, journal: Journal, why: Error) -> Error {
         }
         journal.close()
     };
+    let why = why.to_string();
+    let why = why.trim_end_matches('.');
     match back() {
         Ok(()) => Error::FailedPrecondition(format!("{why}. The node is as before")),
         Err(error) => {
