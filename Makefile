@@ -13,6 +13,8 @@
 #               (TARGET=aarch64-unknown-linux-gnu: for arm64)
 # make reproducible   builds the release again in another folder, and compares
 # make test-package   installs, upgrades and purges the package on a clean Debian 12 and 13
+# make installer-image  the image of config/deploy/, which installs the shim on the nodes of a cluster, as
+#               target/dist/installer-image.tar (INSTALLER=… names it)
 # make install  the binary into /usr/local/bin, and the options file unless there is one
 # make docs     these pages as a book, as target/docs/index.html
 # make lint     what CI asks for besides the tests
@@ -24,6 +26,7 @@ HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET   ?= $(HOST)
 DIST     := target/dist/$(SHIM)
 NAME     ?= registry.k8s.io/pause:3.10
+INSTALLER ?= containerd-shim-pause-v2/installer:0.1.0
 PREFIX   ?= /usr/local
 SYSCONF  ?= /etc
 
@@ -39,7 +42,7 @@ DIST := target/dist/$(TARGET)/$(SHIM)
 export CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER := $(firstword $(subst -, ,$(TARGET)))-linux-gnu-gcc
 endif
 
-.PHONY: build demo kind bench test test-vm test-arm64 faults lint docs pause-image install clean deb release reproducible test-package advisories
+.PHONY: build demo kind bench test test-vm test-arm64 faults lint docs pause-image installer-image install clean deb release reproducible test-package advisories
 
 # rustc writes the paths of sources into the binary, for messages of panics. These stand there instead, so that the
 # binary is the same from every folder. Not in .cargo/config.toml, which cannot name the folder that it lies in.
@@ -163,7 +166,10 @@ docs:
 
 pause-image:
 	mkdir -p target/dist
-	cargo run --quiet --locked -p shim-tests --bin pause-image -- $(NAME) target/dist/pause-image.tar
+	cargo run --quiet --locked -p shim-tests --bin images -- pause $(NAME) target/dist/pause-image.tar
+
+installer-image: build
+	cargo run --quiet --locked -p shim-tests --bin images -- installer $(INSTALLER) target/dist/installer-image.tar $(DIST)
 
 deb: build
 	.ci/setup package

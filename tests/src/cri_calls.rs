@@ -58,11 +58,16 @@ pub fn pod_config(names: &Names, spec: PodSpec) -> api::PodSandboxConfig {
 impl Calls {
     /// A client of the containerd of this slot.
     pub fn new(names: &Names) -> Self {
+        Self::at(&leaks::grpc_address(names))
+    }
+
+    /// A client of the containerd that listens at this path.
+    pub fn at(socket: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let address = format!("unix://{}", leaks::grpc_address(names));
+        let address = format!("unix://{socket}");
         let channel = {
             let _inside = runtime.enter();
             Endpoint::from_shared(address).unwrap().connect_lazy()

@@ -133,6 +133,21 @@ impl Node {
         self.slot.directory().join("data")
     }
 
+    /// A path of the node, as this process sees it.
+    pub fn seen(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init.pid))
+    }
+
+    /// Runs a command in the node: whether it succeeds, and its output and errors.
+    pub fn try_run(&self, command: &[&str]) -> (bool, String) {
+        let output = enter(self.init.pid, command);
+        let words = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&words).into_owned(),
+        )
+    }
+
     /// Waits until systemd is PID 1 and has started everything.
     fn wait_for_systemd(&mut self) -> Result<Process, String> {
         let parent = self.unshare.id().cast_signed();

@@ -1,9 +1,9 @@
-//! The tiny pause image: an OCI archive with nothing in it but the built-in pause program.
+//! Images of one program as OCI archives: the tiny pause image, and the installer for a cluster.
 //!
 //! ```text
 //!  archive ── oci-layout
 //!          ├─ index.json ── manifest, with the image's name ──┬─ config   entrypoint, user, architecture
-//!          └─ blobs/sha256/…                                  └─ layer    a tar with /pause
+//!          └─ blobs/sha256/…                                  └─ layer    a tar with the program
 //! ```
 //! The same program always gives the same archive. OCI image-spec: image-layout.md.
 
@@ -12,12 +12,24 @@ use std::io;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// An image with this name for podsandbox mode.
+/// An image with this name for podsandbox mode: nothing but the built-in pause program.
 ///
 /// # Errors
 /// The error of writing an archive into memory.
 pub fn pause_image(name: &str) -> io::Result<Vec<u8>> {
-    let layer = tar(&[("pause", pause::PROGRAM, 0o555)])?;
+    of_one_program(name, ("pause", pause::PROGRAM), "65535:65535")
+}
+
+/// An image with this name whose entrypoint is the shim's binary, and that has nothing else: `config/deploy/` runs it.
+///
+/// # Errors
+/// As [`pause_image`].
+pub fn installer_image(name: &str, shim: &[u8]) -> io::Result<Vec<u8>> {
+    of_one_program(name, ("containerd-shim-pause-v2", shim), "0:0")
+}
+
+fn of_one_program(name: &str, (file, program): (&str, &[u8]), user: &str) -> io::Result<Vec<u8>> {
+    let layer = tar(&[(file, program, 0o555)])?;
     let mut blobs = Vec::new();
     let mut add = |media_type: &str, content: Vec<u8>| -> Value {
         let digest: String = Sha256::digest(&content)
@@ -36,7 +48,7 @@ pub fn pause_image(name: &str) -> io::Result<Vec<u8>> {
     let config = json!({
         "architecture": architecture(),
         "os": "linux",
-        "config": { "Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/" },
+        "config": { "Entrypoint": [format!("/{file}")], "User": user, "WorkingDir": "/" },
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
     });
     let config = add("config.v1+json", config.to_string().into_bytes());
@@ -83,5 +95,58 @@ fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         same => same,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    use super::*;
+
+    fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(archive);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.path().unwrap().display().to_string(), content)
+        });
+        entries.collect()
+    }
+
+    #[test]
+    fn the_installers_image_is_the_binary_and_always_the_same() {
+        let image = installer_image("x/installer:1", b"the shim").unwrap();
+        assert_eq!(
+            image,
+            installer_image("x/installer:1", b"the shim").unwrap()
+        );
+        let files = files(&image);
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap();
+            &files[&format!("blobs/sha256/{}", digest.strip_prefix("sha256:").unwrap())]
+        };
+        let json = |content: &[u8]| serde_json::from_slice::<Value>(content).unwrap();
+        let index = json(&files["index.json"]);
+        let named = &index["manifests"][0];
+        assert_eq!(
+            named["annotations"]["io.containerd.image.name"],
+            "x/installer:1"
+        );
+        let manifest = json(blob(named));
+        let config = json(blob(&manifest["config"]));
+        assert_eq!(
+            config["config"]["Entrypoint"],
+            json!(["/containerd-shim-pause-v2"])
+        );
+        assert_eq!(config["config"]["User"], "0:0");
+        let layer = self::files(blob(&manifest["layers"][0]));
+        assert_eq!(
+            layer,
+            BTreeMap::from([("containerd-shim-pause-v2".to_owned(), b"the shim".to_vec())])
+        );
     }
 }

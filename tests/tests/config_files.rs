@@ -629,6 +629,67 @@ fn the_kind_patch_makes_every_pod_use_the_mounted_program() -> Result {
 }
 
 #[test]
+fn the_installer_runs_where_its_runtime_class_sends_pods() -> Result {
+    let documents = yaml("deploy/base/daemonset.yaml")?;
+    let installer = of_kind(&documents, "DaemonSet")?;
+    let namespace = yaml("deploy/base/namespace.yaml")?;
+    assert_eq!(
+        installer["metadata"]["namespace"],
+        namespace[0]["metadata"]["name"]
+    );
+    let template = &installer["spec"]["template"];
+    assert_eq!(
+        installer["spec"]["selector"]["matchLabels"],
+        template["metadata"]["labels"]
+    );
+    let pod = &template["spec"];
+    let class = yaml("deploy/base/runtimeclass.yaml")?;
+    assert_eq!(class[0]["handler"], HANDLER);
+    assert_eq!(class[0]["scheduling"]["nodeSelector"], pod["nodeSelector"]);
+
+    // The first needs the node's PID 1 and its mounts. The second, which runs for ever, needs nothing.
+    assert_eq!(pod["hostPID"], true);
+    let (first, stay) = (
+        &list(pod, "initContainers")?[0],
+        &list(pod, "containers")?[0],
+    );
+    assert_eq!(first["args"], serde_json::json!(["install"]));
+    assert_eq!(first["securityContext"]["privileged"], true);
+    assert_eq!(stay["args"], serde_json::json!(["stay"]));
+    assert_eq!(stay["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        stay["securityContext"]["capabilities"]["drop"],
+        serde_json::json!(["ALL"])
+    );
+
+    // `make installer-image` gives the image the name that both ask for.
+    let image = first["image"].as_str().unwrap_or_default();
+    assert_eq!(stay["image"], image);
+    let makefile = fs::read_to_string(root().join("Makefile"))?;
+    assert!(
+        makefile.contains(&format!("INSTALLER ?= {image}\n")),
+        "{image}"
+    );
+
+    let overlay = yaml("deploy/uninstall/kustomization.yaml")?;
+    let patches = list(&overlay[0], "patches")?;
+    let operations: Value =
+        serde_yaml_ng::from_str(patches[0]["patch"].as_str().unwrap_or_default())?;
+    let path = "/spec/template/spec/initContainers/0/args";
+    assert_eq!(
+        operations,
+        serde_json::json!([{ "op": "replace", "path": path, "value": ["uninstall"] }])
+    );
+    assert!(installer.pointer(path).is_some());
+    assert_eq!(patches[0]["target"]["name"], installer["metadata"]["name"]);
+    for file in list(&yaml("deploy/base/kustomization.yaml")?[0], "resources")? {
+        let file = file.as_str().unwrap_or_default();
+        assert!(config("deploy/base").join(file).exists(), "{file}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_node_ports_are_the_ones_that_kind_maps_to_the_worker() -> Result {
     let documents = yaml("kind.yaml")?;
     let worker = &list(of_kind(&documents, "Cluster")?, "nodes")?[1];

@@ -45,6 +45,14 @@ pub enum Action {
     Check(Asked),
     /// `pods`
     Pods(Asked),
+    /// `install`: the binary and the handler onto this node.
+    Install,
+    /// `uninstall`: both off again.
+    Uninstall,
+    /// `repair`: undoes what a killed `install` or `uninstall` has left.
+    Repair,
+    /// `stay`: nothing, until a signal ends the program. A pod of a DaemonSet must have something that runs.
+    Stay,
     /// No subcommand: `start` runs the server so.
     Serve {
         /// containerd's namespace.
@@ -96,8 +104,12 @@ impl Action {
             }),
             Some(b"check") => Ok(Self::Check(flags.asked(&mut arguments)?)),
             Some(b"pods") => Ok(Self::Pods(flags.asked(&mut arguments)?)),
+            Some(b"install") => Ok(Self::Install),
+            Some(b"uninstall") => Ok(Self::Uninstall),
+            Some(b"repair") => Ok(Self::Repair),
+            Some(b"stay") => Ok(Self::Stay),
             Some(other) => Err(Error::InvalidArgument(format!(
-                "unknown subcommand {:?}: check, pods, start and delete are known",
+                "unknown subcommand {:?}: containerd runs start and delete, a person check, pods, install, uninstall and repair",
                 String::from_utf8_lossy(other)
             ))),
         }

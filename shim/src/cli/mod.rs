@@ -1,4 +1,4 @@
-//! The command line: what containerd executes.
+//! The command line: what containerd executes, and what a person does.
 //!
 //! ```text
 //!                    ┌ start  ─▶ start    makes or finds the pod's server (`socket`, `launch`), answers its address
@@ -6,6 +6,8 @@
 //!                    ├ -v, -info ▶ info   names this program and its runc's features
 //!                    └ (none) ──▶ serve   the server, see `containerd`
 //!  a person ───exec──── check, pods ▶ node  what is on this node
+//!  a person ─┬ install, uninstall, repair   see `node::install`
+//!            └ stay                         nothing, for the pod of a DaemonSet
 //! ```
 
 pub mod args;
@@ -28,7 +30,7 @@ use self::start::Start;
 use crate::containerd::logging;
 use crate::containerd::server::{self, Settings};
 use crate::error::{Error, IoError, Result};
-use crate::node::{self, Said};
+use crate::node::{self, Said, install};
 
 /// The exit code of a command that could not be carried out. 1 is an answer of `check`.
 pub const FAILED: u8 = 2;
@@ -66,6 +68,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         Action::Delete { id, bundle } => print(&delete::delete(&id, &bundle)?),
         Action::Check(asked) => return tell(&node::check::check(&asked)?),
         Action::Pods(asked) => return tell(&node::pods::pods(&asked)?),
+        Action::Install => install::install(&mut std::io::stdout()),
+        Action::Uninstall => install::uninstall(&mut std::io::stdout()),
+        Action::Repair => install::repair(&mut std::io::stdout()),
+        Action::Stay => loop {
+            std::thread::park();
+        },
         Action::Serve {
             namespace,
             id,

@@ -118,9 +118,22 @@ impl Containerd {
     /// `Io` when the program cannot be run, `FailedPrecondition` with containerd's words when it refuses the file,
     /// `InvalidArgument` when the answer is no TOML.
     pub fn config(&self) -> Result<Config> {
-        let [flag, config, dump] = ["--config", "config", "dump"].map(OsStr::new);
-        let dumped = self.ask(&[flag, self.config.as_os_str(), config, dump])?;
-        Config::parse(&String::from_utf8_lossy(&dumped))
+        Config::parse(&self.dump()?)
+    }
+
+    /// The effective configuration as containerd prints it.
+    ///
+    /// # Errors
+    /// As [`Self::config`].
+    pub fn dump(&self) -> Result<String> {
+        let dumped = if self.config.exists() {
+            let [flag, config, dump] = ["--config", "config", "dump"].map(OsStr::new);
+            self.ask(&[flag, self.config.as_os_str(), config, dump])?
+        } else {
+            // A containerd without the file takes its defaults. 1.x dumps nothing then.
+            self.ask(&["config", "default"].map(OsStr::new))?
+        };
+        Ok(String::from_utf8_lossy(&dumped).into_owned())
     }
 
     /// Runs the program. Returns its standard output.

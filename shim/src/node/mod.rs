@@ -6,13 +6,15 @@
 //!          ├─▶ check/…       one file for each part of the node
 //!          └─▶ report        the findings, as lines or as JSON
 //!  pods ─────▶ pods/…        the bundles of this shim, what each shim says of itself
+//!  install ──▶ install/…     the binary and the handler onto this node, and off again
 //! ```
 //!
-//! Nothing here changes the node.
+//! Nothing here changes the node but `install`.
 
 pub mod check;
 pub mod config;
 pub mod containerd;
+pub mod install;
 mod kubelet;
 pub mod pods;
 mod programs;

@@ -35,6 +35,10 @@ fn flags_are_those_of_go() {
     assert_eq!(parse("-v").unwrap(), Action::Version);
     assert_eq!(parse("--version").unwrap(), Action::Version);
     assert_eq!(parse("-info").unwrap(), Action::Info);
+    assert_eq!(parse("install").unwrap(), Action::Install);
+    assert_eq!(parse("uninstall").unwrap(), Action::Uninstall);
+    assert_eq!(parse("repair").unwrap(), Action::Repair);
+    assert_eq!(parse("stay").unwrap(), Action::Stay);
 }
 
 #[test]

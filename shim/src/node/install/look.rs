@@ -1,0 +1,85 @@
+//! What there is on the node: containerd's release, its configuration, its files, and what an earlier run has put there.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use toml::Table;
+
+use super::super::containerd::{Containerd, Version};
+use super::plan::{self, Driver, Found, PROGRAM};
+use super::text;
+use crate::error::{Error, IoError, Result};
+use crate::runtime::options::DEFAULT_FILE;
+
+const KUBELET: &str = "/var/lib/kubelet/config.yaml";
+
+/// Looks at what [`plan`] decides by.
+///
+/// # Errors
+/// The errors of containerd's program, and `Io`.
+pub(super) fn look(containerd: &Containerd) -> Result<Found> {
+    let version = containerd.version()?;
+    let dump = text::parse(&containerd.dump()?)?;
+    let mut paths = vec![containerd.config.clone()];
+    if version < Version::of(2, 0) {
+        // The dump names each file that was read, containerd's own among them.
+        paths.extend(imported(&dump));
+    }
+    let mut found = Found {
+        version,
+        config: containerd.config.clone(),
+        files: Vec::new(),
+        dump,
+        search_path: std::env::split_paths(&containerd.search_path).collect(),
+        kubelet: read(KUBELET)?.as_deref().and_then(Driver::of_kubelet),
+        options: read(DEFAULT_FILE)?,
+        program: read_bytes(PROGRAM)?,
+    };
+    paths.push(plan::drop_in(&found));
+    for path in paths {
+        if found.files.iter().all(|(known, _)| *known != path)
+            && let Some(text) = read(&path)?
+        {
+            found.files.push((path, text));
+        }
+    }
+    Ok(found)
+}
+
+fn imported(dump: &Table) -> Vec<PathBuf> {
+    let list = dump.get("imports").and_then(toml::Value::as_array);
+    let paths = list.into_iter().flatten().filter_map(toml::Value::as_str);
+    paths.map(PathBuf::from).collect()
+}
+
+/// This program's own bytes, whatever has become of its file.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn this_program() -> Result<Vec<u8>> {
+    const SELF: &str = "/proc/self/exe";
+    Ok(fs::read(SELF).map_err(IoError::at("read", SELF))?)
+}
+
+fn read_bytes(path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
+    match fs::read(path.as_ref()) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IoError::at("read", path)(error).into()),
+    }
+}
+
+/// The text of a file; none if there is no such file.
+///
+/// # Errors
+/// `Io`, and `FailedPrecondition` for what is no text.
+pub(super) fn read(path: impl AsRef<Path>) -> Result<Option<String>> {
+    let Some(content) = read_bytes(path.as_ref())? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(content);
+    Ok(Some(text.map_err(|_| {
+        Error::FailedPrecondition(format!("{} is no UTF-8 text", path.as_ref().display()))
+    })?))
+}
