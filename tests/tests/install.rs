@@ -320,9 +320,11 @@ on_the_newest_containerd! {
         fs::write(machine.node.data().join("installer.tar"), image).unwrap();
         machine.node.run(&["ctr", "images", "import", "/data/installer.tar"]);
         let before = machine.containerd();
-        // As the DaemonSet's pod: privileged, and with the node's processes.
+        // As the DaemonSet's pod: privileged, and with the node's processes. With runc itself: a privileged spec allows its
+        // devices in `resources` alone.
         machine.node.run(&[
             "ctr", "run", "--detach", "--privileged", "--with-ns", "pid:/proc/1/ns/pid", "--cpu-shares", "0",
+            "--runc-binary", "/data/bin/runc.real",
             "shim-tests.local/installer:1", "installer", "/containerd-shim-pause-v2", "install",
         ]);
         eventually(Duration::from_secs(30), || {

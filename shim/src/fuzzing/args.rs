@@ -8,7 +8,7 @@ use crate::cli::args::Action;
 use crate::node::{Asked, Form};
 
 /// The command line, one argument a line.
-pub fn args(data: &[u8]) {
+pub(super) fn args(data: &[u8]) {
     let words = data.split(|byte| *byte == b'\n');
     let read = Action::parse(words.map(|word| OsString::from_vec(word.to_vec())));
     let action = match read {
@@ -33,6 +33,10 @@ fn written(action: &Action) -> Vec<OsString> {
     match action {
         Action::Version => words.push("-v".into()),
         Action::Info => words.push("-info".into()),
+        Action::Install => words.push("install".into()),
+        Action::Uninstall => words.push("uninstall".into()),
+        Action::Repair => words.push("repair".into()),
+        Action::Stay => words.push("stay".into()),
         Action::Start {
             namespace,
             id,

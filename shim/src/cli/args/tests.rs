@@ -152,7 +152,7 @@ fn a_person_asks_with_flags_before_and_after_the_subcommand() {
         ("check now", "\"now\""),
         ("pods --frobnicate", "frobnicate"),
         ("pods --address", "-address needs a value"),
-        ("restart", "check, pods, start and delete"),
+        ("restart", "start and delete, a person check, pods"),
     ] {
         let error = parse(line).unwrap_err().to_string();
         assert!(error.contains(part), "{line}: {error}");
