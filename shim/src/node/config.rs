@@ -306,7 +306,7 @@ mod tests {
         }
         let first = dir.path().join("config.toml");
         let [a, b] = ["a.toml", "b.toml"].map(|name| folder.join(name));
-        let listed = format!("{:?}, {:?}", first, a);
+        let listed = format!("{first:?}, {a:?}");
         for (imports, expected) in [
             ("", vec![&first]),
             ("'conf.d/*.toml'", vec![&first, &a, &b]),

@@ -135,7 +135,7 @@ fn a_person_asks_with_flags_before_and_after_the_subcommand() {
         form: Form::Text,
     };
     assert_eq!(parse("check").unwrap(), Action::Check(usual.clone()));
-    assert_eq!(parse("pods").unwrap(), Action::Pods(usual.clone()));
+    assert_eq!(parse("pods").unwrap(), Action::Pods(usual));
     let named = Asked {
         address: "/c.sock".into(),
         config: Some("/c.toml".into()),

@@ -92,15 +92,13 @@ fn find(asked: &Asked, findings: &mut Vec<Finding>) -> Option<Found> {
 
 fn nobody(asked: &Asked, error: &Error) -> String {
     let other = "or name its socket with --address";
-    match error {
-        Error::NotFound(_) => {
-            format!("{error}. Start containerd (systemctl start containerd), {other}")
-        }
-        _ => format!(
-            "{error}: {} cannot be used, {other}",
-            asked.address.display()
-        ),
+    if matches!(error, Error::NotFound(_)) {
+        return format!("{error}. Start containerd (systemctl start containerd), {other}");
     }
+    format!(
+        "{error}: {} cannot be used, {other}",
+        asked.address.display()
+    )
 }
 
 fn elsewhere(pid: Option<Pid>) -> String {
