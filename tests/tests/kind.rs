@@ -90,6 +90,11 @@ fn text(bytes: &[u8]) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+#[track_caller]
+fn assert_last_call(calls: &str, begin: &str) {
+    assert!(calls.lines().last().unwrap().starts_with(begin), "{calls}");
+}
+
 #[test]
 fn the_story_is_shown_and_the_cluster_deleted() {
     ours_only!("the program shows this shim");
@@ -106,14 +111,7 @@ fn the_story_is_shown_and_the_cluster_deleted() {
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }
-    assert!(
-        calls
-            .lines()
-            .last()
-            .unwrap()
-            .starts_with("kind delete cluster --name pause-v2 "),
-        "{calls}"
-    );
+    assert_last_call(&calls, "kind delete cluster --name pause-v2 ");
 }
 
 #[test]
@@ -125,14 +123,7 @@ fn a_pause_container_ends_the_story_and_the_cluster() {
     let errors = text(&output.stderr);
     assert!(!output.status.success());
     assert!(errors.contains("1 processes named pause"), "{errors}");
-    assert!(
-        calls
-            .lines()
-            .last()
-            .unwrap()
-            .starts_with("kind delete cluster "),
-        "{calls}"
-    );
+    assert_last_call(&calls, "kind delete cluster ");
 }
 
 #[test]
@@ -182,12 +173,5 @@ fn a_failed_creation_leaves_no_nodes_and_says_how_to_get_the_image() {
         errors.contains("failed to pull image") && errors.contains("docker load"),
         "{errors}"
     );
-    assert!(
-        calls
-            .lines()
-            .last()
-            .unwrap()
-            .starts_with("kind delete cluster "),
-        "{calls}"
-    );
+    assert_last_call(&calls, "kind delete cluster ");
 }

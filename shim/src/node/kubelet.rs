@@ -33,7 +33,7 @@ impl CgroupDriver {
 
     /// The file is YAML, of which JSON is a part. The key stands at the top level, so at the begin of a line: the kubelet
     /// decodes the file by names that must be whole, and no value of another key begins a line.
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         if text.trim_start().starts_with('{') {
             return match serde_json::from_str::<Value>(text) {
                 Ok(config) => match config.get("cgroupDriver") {
@@ -96,6 +96,7 @@ mod tests {
             ),
             ("cgroupDriver: \"systemd\"   # as containerd", SYSTEMD),
             ("cgroupDriver: 'cgroupfs'", CGROUPFS),
+            ("cgroupDriver: \"cgroupfs\" # ours\n", CGROUPFS),
             ("\"cgroupDriver\": cgroupfs # old\n", CGROUPFS),
             ("cgroupDriver:   cgroupfs\r\n", CGROUPFS),
             ("cgroupDriver : systemd", SYSTEMD),
@@ -115,6 +116,7 @@ mod tests {
             ("some:\n  cgroupDriver: systemd\n", CgroupDriver::Unset),
             ("cgroupDriver: # the default\n", CgroupDriver::Unset),
             ("cgroupDriver:", CgroupDriver::Unset),
+            ("cgroupDriver:\n", CgroupDriver::Unset),
             ("", CgroupDriver::Unset),
         ] {
             assert_eq!(CgroupDriver::parse(text), expected, "{text}");

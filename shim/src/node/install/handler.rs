@@ -5,8 +5,9 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::plan::{Driver, Found, HANDLER, PROGRAM};
+use super::plan::{Found, HANDLER, PROGRAM};
 use super::text::quoted;
+use crate::kernel::cgroup::Driver;
 
 /// The names of the plugin with CRI's handlers: of 2.x, of 1.x, and of the format's version 1.
 pub(super) const CRI: [&str; 3] = [

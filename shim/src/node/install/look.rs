@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 
 use super::super::containerd::{Containerd, Version};
-use super::plan::{self, Driver, Found, PROGRAM};
+use super::super::kubelet::{self, CgroupDriver};
+use super::plan::{self, Found, PROGRAM};
 use super::text;
 use crate::error::{Error, IoError, Result};
+use crate::kernel::cgroup::Driver;
 use crate::runtime::options::DEFAULT_FILE;
-
-const KUBELET: &str = "/var/lib/kubelet/config.yaml";
 
 /// Looks at what [`plan`] decides by.
 ///
@@ -32,7 +32,7 @@ pub(super) fn look(containerd: &Containerd) -> Result<Found> {
         files: Vec::new(),
         dump,
         search_path: std::env::split_paths(&containerd.search_path).collect(),
-        kubelet: read(KUBELET)?.as_deref().and_then(Driver::of_kubelet),
+        kubelet: cgroup_driver(read(kubelet::CONFIG)?.as_deref()),
         options: read(DEFAULT_FILE)?,
         program: read_bytes(PROGRAM)?,
     };
@@ -45,6 +45,14 @@ pub(super) fn look(containerd: &Containerd) -> Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// The cgroup driver that the kubelet's configuration names; none where the node's `runc` has to say.
+fn cgroup_driver(config: Option<&str>) -> Option<Driver> {
+    match CgroupDriver::parse(config?) {
+        CgroupDriver::Set(driver) => Some(driver),
+        CgroupDriver::NoFile | CgroupDriver::Unset | CgroupDriver::Unknown(_) => None,
+    }
 }
 
 fn imported(dump: &Table) -> Vec<PathBuf> {
@@ -82,4 +90,28 @@ pub(super) fn read(path: impl AsRef<Path>) -> Result<Option<String>> {
     Ok(Some(text.map_err(|_| {
         Error::FailedPrecondition(format!("{} is no UTF-8 text", path.as_ref().display()))
     })?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelets_driver_is_read() {
+        for (text, driver) in [
+            (
+                "apiVersion: x\ncgroupDriver: systemd\nclusterDNS:\n",
+                Some(Driver::Systemd),
+            ),
+            (
+                "cgroupDriver: \"cgroupfs\" # ours\n",
+                Some(Driver::Cgroupfs),
+            ),
+            ("x:\n  cgroupDriver: systemd\n", None),
+            ("# cgroupDriver: systemd\n", None),
+            ("cgroupDriver:\n", None),
+        ] {
+            assert_eq!(cgroup_driver(Some(text)), driver, "{text}");
+        }
+    }
 }

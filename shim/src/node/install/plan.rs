@@ -16,6 +16,7 @@ use super::super::containerd::Version;
 use super::handler::{self, Naming};
 use super::text;
 use crate::error::{Error, Result};
+use crate::kernel::cgroup::Driver;
 use crate::runtime::options::DEFAULT_FILE;
 
 /// The handler, and the name of the RuntimeClass.
@@ -48,28 +49,6 @@ pub(super) struct Found {
     pub(super) options: Option<String>,
     /// The binary that is there.
     pub(super) program: Option<Vec<u8>>,
-}
-
-/// Who makes the cgroups of pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Driver {
-    Systemd,
-    Cgroupfs,
-}
-
-impl Driver {
-    /// Reads the kubelet's configuration, YAML whose keys of the first level begin their lines.
-    pub(super) fn of_kubelet(config: &str) -> Option<Self> {
-        let value = config
-            .lines()
-            .find_map(|line| line.strip_prefix("cgroupDriver:"))?;
-        let value = value.split_once(" #").map_or(value, |(value, _)| value);
-        match value.trim().trim_matches(['"', '\'']) {
-            "systemd" => Some(Self::Systemd),
-            "cgroupfs" => Some(Self::Cgroupfs),
-            _ => None,
-        }
-    }
 }
 
 /// Who reads a file, and so what has to happen after its change.

@@ -413,25 +413,6 @@ fn what_cannot_be_done_is_refused_with_a_sentence() {
 }
 
 #[test]
-fn the_kubelets_driver_is_read() {
-    for (text, driver) in [
-        (
-            "apiVersion: x\ncgroupDriver: systemd\nclusterDNS:\n",
-            Some(Driver::Systemd),
-        ),
-        (
-            "cgroupDriver: \"cgroupfs\" # ours\n",
-            Some(Driver::Cgroupfs),
-        ),
-        ("x:\n  cgroupDriver: systemd\n", None),
-        ("# cgroupDriver: systemd\n", None),
-        ("cgroupDriver:\n", None),
-    ] {
-        assert_eq!(Driver::of_kubelet(text), driver, "{text}");
-    }
-}
-
-#[test]
 fn a_pattern_covers_a_file_of_its_folder() {
     let file = Path::new("/etc/containerd/conf.d/ours.toml");
     for (pattern, covered) in [
