@@ -10,7 +10,7 @@
 //!
 //! tokio's `spawn_blocking` panics when the kernel makes no thread (pids.max, threads-max, no memory for a stack), and
 //! a panic takes the pod down. So nothing else in the shim makes a thread for work; clippy's `disallowed-methods`
-//! refuses the call. A worker ends after a second without work: a pod at rest has no worker.
+//! refuses the call. A worker ends after half a second without work: a pod at rest has no worker.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,8 +22,9 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 
-/// How long an idle worker waits for work before the worker ends.
-const IDLE: Duration = Duration::from_secs(1);
+/// How long an idle worker waits for work before the worker ends. Less than the second after which containerd 2.3 and
+/// later ask for each pod's stats again: otherwise two workers would stay for a pod at rest.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// The stack of a worker, in bytes. The deepest work is reading JSON and mounting.
 const STACK: usize = 256 * 1024;
