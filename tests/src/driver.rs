@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
+use containerd_shim_protos::bootstrap_api::{BootstrapResult, Extension};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api::{
@@ -58,12 +58,7 @@ impl<'a> Driver<'a> {
         let bundle = Bundle::new(daemon, id);
         let sockets = daemon.directory().join("s");
         let grpc = grpc_address(&daemon.names);
-        let mut params = BootstrapParams::new();
-        params.instance_id = id.to_owned();
-        params.namespace = daemon.names.name();
-        params.containerd_ttrpc_address = format!("{grpc}.ttrpc");
-        params.containerd_grpc_address = grpc.clone();
-        params.containerd_version = "2.3.4".to_owned();
+        let mut params = bundle.bootstrap_params();
         params.set_socket_dir(text(&sockets));
         if !options.is_empty() {
             params.extensions.push(Extension {

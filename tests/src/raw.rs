@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use containerd_shim_protos::bootstrap_api::BootstrapResult;
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -17,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::image;
 use crate::lab::{self, ShimUnderTest, Version};
 use crate::leaks::{MARK, TaskId, grpc_address, shim_socket};
+use crate::slot::text;
 use crate::until::within;
 
 /// A bundle as containerd lays it out: `config.json`, `rootfs/`, `work/`, the FIFO `log`.
@@ -227,10 +228,30 @@ impl<'a> Bundle<'a> {
         self.daemon.names.name()
     }
 
-    /// Runs `start` with these bytes on stdin.
+    /// Runs `start` with these bytes on stdin. The stock shim of containerd 2.3 and later gets `BootstrapParams` instead
+    /// of no bytes: the one of 2.4 refuses to start without.
     #[track_caller]
     pub fn start(&self, stdin: &[u8]) -> Ran {
+        let stock = self.shim == ShimUnderTest::Runc && self.daemon.version() >= Version::V2_3;
+        if stock && stdin.is_empty() {
+            let params = self.bootstrap_params().write_to_bytes().unwrap();
+            return run(self.command("start"), &params);
+        }
         run(self.command("start"), stdin)
+    }
+
+    /// What containerd 2.3 and later give `start` on stdin, without a directory for sockets and without options.
+    pub fn bootstrap_params(&self) -> BootstrapParams {
+        let grpc = grpc_address(&self.daemon.names);
+        BootstrapParams {
+            instance_id: self.id.clone(),
+            namespace: self.namespace(),
+            containerd_ttrpc_address: format!("{grpc}.ttrpc"),
+            containerd_grpc_address: grpc,
+            containerd_binary: text(&self.daemon.version().binaries().join("containerd")),
+            containerd_version: "2.3.4".to_owned(),
+            ..BootstrapParams::default()
+        }
     }
 
     /// Runs `delete`.
