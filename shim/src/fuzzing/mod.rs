@@ -5,6 +5,7 @@
 
 mod args;
 mod kernel;
+mod node;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -28,12 +29,13 @@ use crate::runtime::spec::{Bind, Changes, Spec};
 pub type Target = fn(&[u8]);
 
 /// All targets by name. The name is that of the fuzzer, and of the folder of its corpus.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("args", args::args),
     ("cgroup_files", kernel::cgroup_files),
     ("cgroup_paths", kernel::cgroup_paths),
     ("mount_options", kernel::mount_options),
     ("mountinfo", kernel::mountinfo),
+    ("node_files", node::node_files),
     ("options", options),
     ("podconfig", podconfig),
     ("runc_log", runc_log),

@@ -12,7 +12,7 @@ pub const CONFIG: &str = "/var/lib/kubelet/config.yaml";
 
 /// What the file says of `cgroupDriver`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum CgroupDriver {
+pub(crate) enum CgroupDriver {
     /// There is no such file: no kubelet, or one that is configured otherwise.
     NoFile,
     /// The file has no such key.
@@ -33,7 +33,7 @@ impl CgroupDriver {
 
     /// The file is YAML, of which JSON is a part. The key stands at the top level, so at the begin of a line: the kubelet
     /// decodes the file by names that must be whole, and no value of another key begins a line.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         if text.trim_start().starts_with('{') {
             return match serde_json::from_str::<Value>(text) {
                 Ok(config) => match config.get("cgroupDriver") {

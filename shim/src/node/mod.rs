@@ -15,7 +15,7 @@ pub mod check;
 pub mod config;
 pub mod containerd;
 pub mod install;
-mod kubelet;
+pub(crate) mod kubelet;
 pub mod pods;
 mod programs;
 mod report;

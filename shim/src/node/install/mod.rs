@@ -13,7 +13,7 @@ mod host;
 mod journal;
 mod look;
 mod plan;
-mod text;
+pub(crate) mod text;
 
 use std::fs;
 use std::io::Write;

@@ -51,7 +51,7 @@ pub(super) fn parse(text: &str) -> Result<Table> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(super) fn version(text: &str) -> Result<i64> {
+pub(crate) fn version(text: &str) -> Result<i64> {
     Ok(Head::of(text)?
         .version
         .map_or(1, |version| *version.as_ref()))
@@ -61,7 +61,7 @@ pub(super) fn version(text: &str) -> Result<i64> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(super) fn imports(text: &str) -> Result<Vec<String>> {
+pub(crate) fn imports(text: &str) -> Result<Vec<String>> {
     let imports = Head::of(text)?.imports.map(Spanned::into_inner);
     let imports = imports.unwrap_or_default();
     Ok(imports.into_iter().map(Spanned::into_inner).collect())
@@ -71,7 +71,7 @@ pub(super) fn imports(text: &str) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(super) fn add_import(text: &str, entry: &str) -> Result<String> {
+pub(crate) fn add_import(text: &str, entry: &str) -> Result<String> {
     let head = Head::of(text)?;
     let Some(imports) = head.imports else {
         let line = format!("{}{}", own_line(entry), line_end(text));
@@ -96,7 +96,7 @@ pub(super) fn add_import(text: &str, entry: &str) -> Result<String> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(super) fn remove_import(text: &str, entry: &str) -> Result<String> {
+pub(crate) fn remove_import(text: &str, entry: &str) -> Result<String> {
     let own = own_line(entry);
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -123,7 +123,7 @@ pub(super) fn remove_import(text: &str, entry: &str) -> Result<String> {
 }
 
 /// Appends lines, between two that say whose the lines are. `lines` ends with a line end.
-pub(super) fn add_block(text: &str, lines: &str) -> String {
+pub(crate) fn add_block(text: &str, lines: &str) -> String {
     let (join, remark) = if text.is_empty() || text.ends_with('\n') {
         ("", "")
     } else {
@@ -138,7 +138,7 @@ pub(super) fn add_block(text: &str, lines: &str) -> String {
 }
 
 /// Takes out what [`add_block`] has appended; none in a text without a block, or with half of one.
-pub(super) fn without_block(text: &str) -> Option<String> {
+pub(crate) fn without_block(text: &str) -> Option<String> {
     let begin = line_that_begins(text, BEGIN, 0)?;
     let end = line_that_begins(text, END, begin.end)?;
     let remark = text[begin.start + BEGIN.len()..].starts_with(NO_LINE_END);
