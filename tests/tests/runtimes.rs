@@ -224,6 +224,22 @@ on_every_containerd! {
         daemon.end();
     }
 
+    fn ctr_runs_where_the_options_name_systemd(version) {
+        let daemon = Daemon::start(version);
+        let file = daemon.directory().join("options.toml");
+        fs::write(&file, "SystemdCgroup = true\n").unwrap();
+        let file = text(&file);
+        // What the fixed file of a node with kubeadm says. ctr tells the stock shim nothing by itself.
+        let flags: &[&str] = match ShimUnderTest::get() {
+            ShimUnderTest::Pause => &["--rm", "--runtime-config-path", &file],
+            ShimUnderTest::Runc => &["--rm"],
+        };
+        let run = daemon.ctr_run(flags, "plain", &["echo", "works"]).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        assert_eq!(String::from_utf8_lossy(&run.stdout).trim(), "works");
+        daemon.end();
+    }
+
     fn a_crash_of_the_runtime_leaves_a_trace(version) {
         ours_only!("the options are ours");
         let daemon = Daemon::start(version);

@@ -88,17 +88,22 @@ pub enum Driver {
 }
 
 impl Driver {
-    /// The driver for a container with this `linux.cgroupsPath`. The driver is systemd if the option `SystemdCgroup` is
-    /// set, or if the path has systemd's form and systemd runs on this node.
+    /// The driver for a container with this `linux.cgroupsPath`: the one whose form the path has, which is the kubelet's
+    /// own. A path in systemd's form is systemd's where systemd runs this node, an absolute path is cgroupfs's. The
+    /// option `SystemdCgroup` decides the rest.
     ///
-    /// The kubelet's own driver decides the form of the path. The cgroupfs driver would read systemd's form as the name
-    /// of a directory, `kubepods-….slice:cri-containerd:…` in the root, outside of the pod's limits and without an
-    /// error.
+    /// The cgroupfs driver would read systemd's form as the name of a directory, `kubepods-….slice:cri-containerd:…` in
+    /// the root, outside of the pod's limits and without an error. systemd's driver refuses an absolute path: `ctr` and
+    /// Docker would not start a container on a node whose kubelet wants `SystemdCgroup = true` in the options file.
     pub fn choose(systemd_cgroup: bool, cgroups_path: Option<&str>) -> Self {
         let systemd_runs = || Path::new(SYSTEMD_RUNS).is_dir();
-        Self::of(
-            systemd_cgroup || (cgroups_path.is_some_and(paths::has_systemd_form) && systemd_runs()),
-        )
+        match cgroups_path {
+            Some(path) if path.starts_with('/') => Self::Cgroupfs,
+            Some(path) if paths::has_systemd_form(path) => {
+                Self::of(systemd_cgroup || systemd_runs())
+            }
+            _ => Self::of(systemd_cgroup),
+        }
     }
 
     /// systemd's driver if `systemd_cgroup`, otherwise cgroupfs.

@@ -348,12 +348,15 @@ fn the_statistics_of_a_busy_process_are_not_zero() {
 }
 
 #[test]
-fn systemd_is_chosen_by_the_path_only_where_it_runs() {
+fn the_driver_is_chosen_by_the_path_and_systemd_only_where_it_runs() {
     let systemds = Some("system.slice:docker:a");
     let expected = Driver::of(Path::new(SYSTEMD_RUNS).is_dir());
     assert_eq!(Driver::choose(false, systemds), expected);
     assert_eq!(Driver::choose(true, systemds), Driver::Systemd);
-    assert_eq!(Driver::choose(false, Some("/docker/a")), Driver::Cgroupfs);
+    for option in [false, true] {
+        assert_eq!(Driver::choose(option, Some("/docker/a")), Driver::Cgroupfs);
+        assert_eq!(Driver::choose(option, Some("docker/a")), Driver::of(option));
+    }
     assert_eq!(Driver::choose(false, None), Driver::Cgroupfs);
     assert_eq!(Driver::choose(true, None), Driver::Systemd);
 }
