@@ -26,7 +26,7 @@ HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET   ?= $(HOST)
 DIST     := target/dist/$(SHIM)
 NAME     ?= registry.k8s.io/pause:3.10
-INSTALLER ?= containerd-shim-pause-v2/installer:0.1.0
+INSTALLER ?= localhost/containerd-shim-pause-v2/installer:0.1.0
 PREFIX   ?= /usr/local
 SYSCONF  ?= /etc
 
@@ -165,10 +165,12 @@ docs:
 	target/tools/mdbook/bin/mdbook build target/book
 
 pause-image:
+	.ci/setup demo
 	mkdir -p target/dist
 	cargo run --quiet --locked -p shim-tests --bin images -- pause $(NAME) target/dist/pause-image.tar
 
 installer-image: build
+	.ci/setup demo
 	cargo run --quiet --locked -p shim-tests --bin images -- installer $(INSTALLER) target/dist/installer-image.tar $(DIST)
 
 deb: build

@@ -29,6 +29,7 @@ pub fn installer_image(name: &str, shim: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn of_one_program(name: &str, (file, program): (&str, &[u8]), user: &str) -> io::Result<Vec<u8>> {
+    let architecture = architecture(program)?;
     let layer = tar(&[(file, program, 0o555)])?;
     let mut blobs = Vec::new();
     let mut add = |media_type: &str, content: Vec<u8>| -> Value {
@@ -46,7 +47,7 @@ fn of_one_program(name: &str, (file, program): (&str, &[u8]), user: &str) -> io:
     };
     let layer = add("layer.v1.tar", layer);
     let config = json!({
-        "architecture": architecture(),
+        "architecture": architecture,
         "os": "linux",
         "config": { "Entrypoint": [format!("/{file}")], "User": user, "WorkingDir": "/" },
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
@@ -59,7 +60,7 @@ fn of_one_program(name: &str, (file, program): (&str, &[u8]), user: &str) -> io:
         "layers": [layer],
     });
     let mut manifest = add("manifest.v1+json", manifest.to_string().into_bytes());
-    manifest["platform"] = json!({ "architecture": architecture(), "os": "linux" });
+    manifest["platform"] = json!({ "architecture": architecture, "os": "linux" });
     manifest["annotations"] = json!({
         "io.containerd.image.name": name,
         "org.opencontainers.image.ref.name": name,
@@ -89,12 +90,15 @@ fn tar(files: &[(&str, &[u8], u32)]) -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// This machine's architecture as Go names it, and so the platform of an image.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        same => same,
+/// The machine that a program is for, as Go names it, and so the platform of its image: `e_machine` of elf(5). The program
+/// may be for another machine than this one.
+fn architecture(program: &[u8]) -> io::Result<&'static str> {
+    match (program.get(..4), program.get(18..20)) {
+        (Some(b"\x7fELF"), Some([62, 0])) => Ok("amd64"),
+        (Some(b"\x7fELF"), Some([183, 0])) => Ok("arm64"),
+        _ => Err(io::Error::other(
+            "the program is no ELF file for x86-64 or arm64",
+        )),
     }
 }
 
@@ -119,11 +123,11 @@ mod tests {
 
     #[test]
     fn the_installers_image_is_the_binary_and_always_the_same() {
-        let image = installer_image("x/installer:1", b"the shim").unwrap();
-        assert_eq!(
-            image,
-            installer_image("x/installer:1", b"the shim").unwrap()
-        );
+        // The head of an ELF file for arm64, wherever the test runs.
+        let program = [b"\x7fELF".as_slice(), &[0; 14], &[183, 0], b"the shim"].concat();
+        let image = installer_image("x/installer:1", &program).unwrap();
+        assert_eq!(image, installer_image("x/installer:1", &program).unwrap());
+        assert!(installer_image("x/installer:1", b"no program").is_err());
         let files = files(&image);
         let blob = |descriptor: &Value| {
             let digest = descriptor["digest"].as_str().unwrap();
@@ -143,10 +147,12 @@ mod tests {
             json!(["/containerd-shim-pause-v2"])
         );
         assert_eq!(config["config"]["User"], "0:0");
+        assert_eq!(config["architecture"], "arm64");
+        assert_eq!(named["platform"]["architecture"], "arm64");
         let layer = self::files(blob(&manifest["layers"][0]));
         assert_eq!(
             layer,
-            BTreeMap::from([("containerd-shim-pause-v2".to_owned(), b"the shim".to_vec())])
+            BTreeMap::from([("containerd-shim-pause-v2".to_owned(), program)])
         );
     }
 }

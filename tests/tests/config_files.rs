@@ -665,6 +665,8 @@ fn the_installer_runs_where_its_runtime_class_sends_pods() -> Result {
     // `make installer-image` gives the image the name that both ask for.
     let image = first["image"].as_str().unwrap_or_default();
     assert_eq!(stay["image"], image);
+    // CRI looks for a name without a host below docker.io, and `ctr images import` takes the name as it is.
+    assert!(image.starts_with("localhost/"), "{image}");
     let makefile = fs::read_to_string(root().join("Makefile"))?;
     assert!(
         makefile.contains(&format!("INSTALLER ?= {image}\n")),

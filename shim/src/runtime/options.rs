@@ -73,7 +73,7 @@ pub struct Options {
     #[serde(rename = "holder")]
     pub holder: Holder,
     /// Start and delete containers without running the runtime, and ready the kernel for its moves between cgroups, if
-    /// the runtime is a known release of runc.
+    /// the runtime is a release of runc or crun that the shim knows.
     #[serde(rename = "shortcuts")]
     pub shortcuts: bool,
     /// The seconds after which a sandbox of the Sandbox API ends that was made and not started; 0 for no end.
