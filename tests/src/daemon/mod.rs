@@ -130,6 +130,8 @@ impl Daemon {
             .arg(directory.join("config.toml"))
             .env("PATH", lab::path(&directory.join("bin")))
             .env(MARK, &directory)
+            // containerd leaves the files of a restore there.
+            .env("TMPDIR", &directory)
             .envs(
                 self.options
                     .environment
