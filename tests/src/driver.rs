@@ -1,10 +1,12 @@
 //! The calls of containerd 2.3 and later, made without that containerd: starts the shim with `BootstrapParams`, reads
 //! `BootstrapResult`, dials, and calls the Sandbox and Task services in containerd's order.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use containerd_shim_protos::api::DeleteRequest;
 use containerd_shim_protos::bootstrap_api::{BootstrapResult, Extension};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -13,11 +15,13 @@ use containerd_shim_protos::sandbox_api::{
     ShutdownSandboxRequest, ShutdownSandboxResponse, StartSandboxRequest, StartSandboxResponse,
     StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
 };
+use containerd_shim_protos::ttrpc::Code;
 use k8s_cri::v1 as api;
 use prost::Message as _;
 
 use crate::calls::{Answer, Shim, runtime_options};
 use crate::daemon::Daemon;
+use crate::frames::Connection;
 use crate::leaks::{TaskId, grpc_address, shim_socket};
 use crate::raw::Bundle;
 use crate::slot::text;
@@ -171,8 +175,7 @@ impl<'a> Driver<'a> {
             .map(drop)
     }
 
-    /// `ShutdownSandbox`; then waits until the shim is gone, and runs `delete` as containerd does when the connection
-    /// closes.
+    /// `ShutdownSandbox`, and what [`Driver::ends`] sees.
     #[track_caller]
     pub fn shut_down(self) {
         let pid = self.shim();
@@ -183,6 +186,35 @@ impl<'a> Driver<'a> {
         self.sandbox
             .call::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
             .unwrap();
+        self.ends(pid);
+    }
+
+    /// `ShutdownSandbox`, and in the same moment, behind it on the wire, a Delete of the sandbox by the Task API. The
+    /// shutdown must succeed; what [`Driver::ends`] sees follows.
+    #[track_caller]
+    pub fn shut_down_with_a_delete(self) {
+        let pid = self.shim();
+        let shutdown = ShutdownSandboxRequest {
+            sandbox_id: self.id(),
+            ..ShutdownSandboxRequest::default()
+        };
+        let delete = DeleteRequest {
+            id: self.id(),
+            ..DeleteRequest::default()
+        };
+        let mut connection = Connection::to(&text(&self.socket))
+            .with(1, SANDBOX, "ShutdownSandbox", &shutdown)
+            .with(3, TASK, "Delete", &delete)
+            .send();
+        let answers = BTreeMap::from([connection.answer(), connection.answer()]);
+        assert_eq!(answers[&1], Code::OK, "{answers:?}");
+        drop(connection);
+        self.ends(pid);
+    }
+
+    /// Waits until the shim is gone, and runs `delete` as containerd does when the connection closes.
+    #[track_caller]
+    fn ends(self, pid: i32) {
         assert!(!self.socket.exists(), "the socket is still there");
         wait_until_gone(pid);
         let deleted = self.bundle.delete();

@@ -50,6 +50,7 @@ pub mod driver;
 pub mod fake_runc;
 pub mod flood;
 pub mod footprint;
+pub mod frames;
 pub mod hold;
 pub mod image;
 pub mod lab;

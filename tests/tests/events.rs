@@ -26,10 +26,13 @@ use serde_json::json;
 use shim_tests::calls::Shim;
 use shim_tests::cgroups::{self, Hierarchy, hierarchy};
 use shim_tests::direct::Group;
+use shim_tests::frames::Connection;
 use shim_tests::leaks::grpc_address;
 use shim_tests::raw::Bundle;
 use shim_tests::until::ok_if;
 use shim_tests::{Daemon, Version, eventually, on_every_containerd, ours_only};
+
+const TASK: &str = "containerd.task.v2.Task";
 
 /// The listener's reaction to an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,34 +119,6 @@ fn serve(mut connection: UnixStream, mut event: impl FnMut(Envelope) -> Reply) {
     }
 }
 
-/// Sends a request of the Task service, as stream `stream` of the connection.
-fn send(connection: &mut UnixStream, stream: u32, method: &str, request: &impl Message) {
-    let mut message = ttrpc::Request::new();
-    message.service = "containerd.task.v2.Task".to_owned();
-    method.clone_into(&mut message.method);
-    message.payload = request.write_to_bytes().unwrap();
-    let body = message.write_to_bytes().unwrap();
-    let mut header = [0; 10];
-    header[..4].copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
-    header[4..8].copy_from_slice(&stream.to_be_bytes());
-    header[8] = 1;
-    connection
-        .write_all(&[&header[..], &body].concat())
-        .unwrap();
-}
-
-/// Reads a response: its stream.
-fn response(connection: &mut UnixStream) -> u32 {
-    let mut header = [0; 10];
-    connection.read_exact(&mut header).unwrap();
-    let [length, stream] =
-        [&header[..4], &header[4..8]].map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()));
-    connection
-        .read_exact(&mut vec![0; length as usize])
-        .unwrap();
-    stream
-}
-
 /// containerd deletes a sandbox whose Wait is answered, and closes the connection: a Kill that is answered later has failed
 /// for its caller. On a starved machine, one of some thousand StopPodSandbox failed so, with "ttrpc: closed".
 #[test]
@@ -161,22 +136,17 @@ fn the_kill_of_a_sandbox_is_answered_before_its_exit_is_told() {
         bundle.create(&shim).unwrap();
         shim.start(&id, "").unwrap();
 
-        let socket = started.address();
-        let mut connection = UnixStream::connect(socket.trim_start_matches("unix://")).unwrap();
-        connection
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
         let mut wait = WaitRequest::new();
         wait.id.clone_from(&id);
-        send(&mut connection, 1, "Wait", &wait);
         let mut kill = KillRequest::new();
         (kill.id, kill.signal) = (id.clone(), 9);
-        send(&mut connection, 3, "Kill", &kill);
-        assert_eq!(
-            [response(&mut connection), response(&mut connection)],
-            [3, 1],
-            "round {round}"
-        );
+        let mut connection = Connection::to(&started.address())
+            .with(1, TASK, "Wait", &wait)
+            .send()
+            .with(3, TASK, "Kill", &kill)
+            .send();
+        let first = [connection.answer().0, connection.answer().0];
+        assert_eq!(first, [3, 1], "round {round}");
 
         shim.delete(&id, "").unwrap();
         bundle.shut_down(&shim);

@@ -671,6 +671,26 @@ fn stop_sandbox(driver: &Driver<'_>) {
     assert!(status.exited_at.is_some());
 }
 
+/// A Delete that is faster than the deletion of the shutdown leaves nothing to delete, which is no failure: the shim would
+/// stay.
+#[test]
+fn a_shutdown_and_a_delete_at_once() {
+    ours_only!("the stock shim has no Sandbox API");
+    let daemon = daemon();
+    let network = Network::make(&daemon, &["--net"]);
+    for round in 0..3 {
+        let name = format!("both{round}");
+        let driver = Driver::start(&daemon, &name);
+        driver
+            .create(&config(&name, &daemon), &network.path())
+            .unwrap();
+        driver.start_sandbox();
+        driver.shut_down_with_a_delete();
+    }
+    drop(network);
+    daemon.end();
+}
+
 #[test]
 fn a_pod_in_the_nodes_network() {
     ours_only!("the stock shim has no Sandbox API");

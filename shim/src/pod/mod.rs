@@ -289,23 +289,26 @@ impl Pod {
         handle.stop().await
     }
 
-    /// Ends and deletes the sandbox of the Sandbox API. A missing sandbox is no error: the making may have failed. The
-    /// shim then ends, at once if the pod has no containers, otherwise with the last container.
+    /// Ends and deletes the sandbox of the Sandbox API. A missing sandbox is no error: the making may have failed, or
+    /// another Delete was faster. The shim then ends, at once if the pod has no containers, otherwise with the last container.
     ///
     /// # Errors
     /// The errors of the deletion.
     pub async fn shut_down_sandbox(self: &Arc<Self>, id: String) -> Result<()> {
         let pod = self.clone();
         to_the_end(async move {
-            match pod.stop_sandbox(&id).await {
-                Ok(()) => {
-                    pod.delete_now(&id, ProcessId::Init).await?;
+            let ended = async {
+                pod.stop_sandbox(&id).await?;
+                pod.delete_now(&id, ProcessId::Init).await
+            };
+            match ended.await {
+                // Not there also when a Delete of the Task API was faster.
+                Ok(_) | Err(Error::NotFound(_)) => {
+                    pod.settle(Occasion::Shutdown);
+                    Ok(())
                 }
-                Err(Error::NotFound(_)) => {}
-                Err(error) => return Err(error),
+                Err(error) => Err(error),
             }
-            pod.settle(Occasion::Shutdown);
-            Ok(())
         })
         .await
     }
