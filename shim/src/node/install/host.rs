@@ -189,7 +189,10 @@ pub(super) fn wait() -> Result<Containerd> {
 }
 
 /// Asks containerd for the state of its plugins, over its socket.
-fn has_cri(containerd: &Containerd) -> Result<()> {
+///
+/// # Errors
+/// `FailedPrecondition` with the state, and where `ctr` cannot be run.
+pub(super) fn has_cri(containerd: &Containerd) -> Result<()> {
     let beside = fs::canonicalize(&containerd.program)
         .map(|program| program.with_file_name("ctr"))
         .ok()
@@ -202,9 +205,11 @@ fn has_cri(containerd: &Containerd) -> Result<()> {
     match cri_status(&plugins) {
         Some("ok") => Ok(()),
         Some(status) => Err(Error::FailedPrecondition(format!(
-            "its plugin CRI is in state {status:?}"
+            "containerd's plugin CRI is in state {status:?}"
         ))),
-        None => Err(Error::FailedPrecondition("it has no plugin CRI".to_owned())),
+        None => Err(Error::FailedPrecondition(
+            "containerd has no plugin CRI".to_owned(),
+        )),
     }
 }
 

@@ -151,6 +151,15 @@ impl Journal {
         self.write()
     }
 
+    /// Writes down that containerd has read the files as they are now: after [`Self::undo`], the earlier ones.
+    ///
+    /// # Errors
+    /// `Io` when the journal cannot be written.
+    pub(super) fn after_restart(&mut self) -> Result<()> {
+        self.record.restarted = false;
+        self.write()
+    }
+
     fn write(&self) -> Result<()> {
         let path = self.folder.join(FILE);
         let content = serde_json::to_vec(&self.record).unwrap_or_default();

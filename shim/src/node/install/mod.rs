@@ -146,15 +146,36 @@ fn undo_interrupted(out: &mut dyn Write) -> Result<()> {
         return Ok(());
     };
     say(out, "an earlier run was interrupted: every file as before");
-    journal.undo()?;
-    if journal.may_have_been_read() {
-        say(out, "restart containerd");
-        host::restart()?;
-        host::wait()?;
-    }
-    journal.close()?;
+    undo(out, journal)?;
     remove_state();
     Ok(())
+}
+
+/// Makes every file as before, and the containerd with it: also where a file cannot be put back, for a node without a
+/// containerd is worse than that. One restart is enough, whatever comes of it: no later run makes another.
+fn undo(out: &mut dyn Write, mut journal: Journal) -> Result<()> {
+    let undone = journal.undo();
+    let mut up = Ok(());
+    if journal.may_have_been_read() {
+        say(out, "restart containerd");
+        up = host::restart()
+            .and_then(|()| journal.after_restart())
+            .and_then(|()| host::wait().map(drop));
+    }
+    // A restart that was not made is the next run's to make.
+    let closed = match undone {
+        Ok(()) if !journal.may_have_been_read() => journal.close(),
+        undone => undone,
+    };
+    both(closed, up)
+}
+
+/// Both failures in one.
+fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(Error::FailedPrecondition(format!("{one}; and {other}"))),
+        (one, other) => one.and(other),
+    }
 }
 
 /// Why a change was not made.
@@ -198,6 +219,8 @@ impl Node {
                 .map(|(path, _)| path.clone())
                 .collect();
             host::refuse_if_a_restart_is_due(&self.containerd, &files).map_err(Failure::Passing)?;
+            // What the end of the change is told by must be true, and known, before.
+            host::has_cri(&self.containerd).map_err(Failure::Passing)?;
         }
         let mut journal = Journal::begin(&folder("journal"), changes).map_err(Failure::Passing)?;
         let changed = self.change(out, &mut journal, changes, handler);
@@ -275,19 +298,10 @@ impl Node {
 
 /// Makes every file as before, and the containerd with it. Returns what to say.
 fn roll_back(out: &mut dyn Write, journal: Journal, why: &Error) -> Error {
-    let back = || -> Result<()> {
-        say(out, "roll back: every file as before");
-        journal.undo()?;
-        if journal.may_have_been_read() {
-            say(out, "restart containerd");
-            host::restart()?;
-            host::wait()?;
-        }
-        journal.close()
-    };
+    say(out, "roll back: every file as before");
     let why = why.to_string();
     let why = why.trim_end_matches('.');
-    match back() {
+    match undo(out, journal) {
         Ok(()) => Error::FailedPrecondition(format!("{why}. The node is as before")),
         Err(error) => {
             Error::FailedPrecondition(format!("{why}. AND THE ROLL-BACK FAILED: {error}"))

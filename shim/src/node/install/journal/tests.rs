@@ -80,9 +80,12 @@ fn wherever_a_program_is_killed_the_next_one_undoes_all() {
         fs::write(root.join("etc").join(TEMPORARY), "ha").unwrap();
         drop(journal);
 
-        let left = Journal::left(&state).unwrap().unwrap();
+        let mut left = Journal::left(&state).unwrap().unwrap();
         assert_eq!(left.may_have_been_read(), done == 4);
         left.undo().unwrap();
+        left.after_restart().unwrap();
+        let again = Journal::left(&state).unwrap().unwrap();
+        assert!(!again.may_have_been_read(), "one restart is enough");
         assert_eq!(tree(&root), before, "after {done} changes");
         left.undo()
             .expect("the second time, after a kill in the first");
