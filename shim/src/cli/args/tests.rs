@@ -151,6 +151,13 @@ fn a_person_asks_with_flags_before_and_after_the_subcommand() {
     for (line, part) in [
         ("check now", "\"now\""),
         ("pods --frobnicate", "frobnicate"),
+        ("install --help", "--help"),
+        ("install now", "\"now\""),
+        ("uninstall --dry-run", "--dry-run"),
+        ("uninstall --json", "--json"),
+        ("repair x", "\"x\""),
+        ("stay --", "--"),
+        ("--json install", "neither flags"),
         ("pods --address", "-address needs a value"),
         ("restart", "start and delete, a person check, pods"),
     ] {
