@@ -28,11 +28,12 @@ const OURS: &str = "/data/installer";
 const STATE: &str = "/var/lib/containerd-shim-pause-v2";
 
 /// As Debian's package has it, but for the node's disk, and for a containerd that dislikes the handler: with
-/// /data/dislikes it does not start, with /data/hangs it never gets ready.
+/// /data/dislikes it does not start, with /data/hangs it never gets ready. With /data/wants it starts with the handler alone.
 const UNIT: &str = "[Service]
 Type=notify
 ExecStart=/bin/sh -c 'if grep -rqs runtimes.pause /etc/containerd; then \
-test ! -e /data/dislikes || exit 1; test ! -e /data/hangs || exec sleep 3600; fi; \
+test ! -e /data/dislikes || exit 1; test ! -e /data/hangs || exec sleep 3600; \
+elif test -e /data/wants; then exit 1; fi; \
 exec /data/bin/containerd --root /data/root'
 Environment=PATH=/usr/local/bin:/data/bin:/usr/sbin:/usr/bin:/sbin:/bin
 Delegate=yes
@@ -273,6 +274,23 @@ on_every_containerd! {
         machine.node.run(&["rmdir", STATE]);
         assert_eq!(machine.files(), before);
 
+        // The same the other way: a containerd that does not start without the handler.
+        machine.does("install");
+        let (pid, installed) = (machine.containerd(), machine.files());
+        machine.node.run(&["touch", "/data/wants"]);
+        let (good, said) = machine.ours("uninstall");
+        assert!(!good && said.contains("The node is as before"), "{said}");
+        assert_ne!(machine.containerd(), pid);
+        let pid = machine.containerd();
+        let (good, said) = machine.ours("uninstall");
+        assert!(!good && said.contains("has failed before"), "{said}");
+        machine.node.run(&["rm", &format!("{STATE}/failed"), "/data/wants"]);
+        machine.node.run(&["rmdir", STATE]);
+        assert_eq!((machine.containerd(), machine.files()), (pid, installed));
+        machine.does("uninstall");
+        let pid = machine.containerd();
+        assert_eq!(machine.files(), before);
+
         // A restart that is due for another reason is not ours to make.
         machine.node.run(&["touch", "-d", "+1 hour", "/etc/containerd/config.toml"]);
         let (good, said) = machine.ours("install");
@@ -284,6 +302,11 @@ on_every_containerd! {
         let (good, _) = machine.ours("install");
         assert!(!good);
         machine.node.run(&["cp", "-p", "/data/kept", "/etc/containerd/config.toml"]);
+        // What has restarted nothing is not remembered.
+        machine.node.run(&["mount", "-t", "tmpfs", "-o", "ro", "none", "/usr/local/bin"]);
+        let (good, said) = machine.ours("install");
+        assert!(!good && said.contains("The node is as before"), "{said}");
+        machine.node.run(&["umount", "/usr/local/bin"]);
         // Without a way to see CRI come up, containerd is not restarted: not the first time, and not the second.
         machine.node.run(&["mv", "/data/bin/ctr", "/data/ctr"]);
         for _ in 0..2 {

@@ -1,0 +1,191 @@
+//! A change on a node, from the journal to the restart, and back where something fails.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+
+use super::journal::Journal;
+use super::plan::{Change, Found, HANDLER, Reader};
+use super::{Handler, failed, folder, handler, host, remove_state, say, text};
+use crate::error::{Error, IoError, Result};
+use crate::node::containerd::Containerd;
+
+/// Why a change was not made.
+enum Failure {
+    /// containerd has not seen the change: another run may try again.
+    Passing(Error),
+    /// containerd was restarted for the change.
+    Restarted(Error),
+}
+
+/// A node to be changed.
+pub(super) struct Node {
+    pub(super) containerd: Containerd,
+    pub(super) found: Found,
+    pub(super) program: Vec<u8>,
+}
+
+impl Node {
+    /// Makes the changes, and sees containerd come up with them.
+    ///
+    /// # Errors
+    /// Why the node is as before; `FailedPrecondition` also for a change that has failed before.
+    pub(super) fn carry_out(
+        &self,
+        out: &mut dyn Write,
+        changes: &[Change],
+        handler: Handler,
+    ) -> Result<()> {
+        let digest = failed::digest(&self.found, changes, handler);
+        failed::refuse(&digest)?;
+        match self.all_or_nothing(out, changes, handler) {
+            Ok(()) => {
+                failed::forget();
+                Ok(())
+            }
+            Err(Failure::Passing(why)) => Err(why),
+            Err(Failure::Restarted(why)) => {
+                failed::remember(&digest, &why);
+                Err(why)
+            }
+        }
+    }
+
+    fn all_or_nothing(
+        &self,
+        out: &mut dyn Write,
+        changes: &[Change],
+        handler: Handler,
+    ) -> Result<(), Failure> {
+        let restarts = changes
+            .iter()
+            .any(|change| change.reader == Reader::Containerd);
+        if restarts {
+            let files: Vec<_> = self
+                .found
+                .files
+                .iter()
+                .map(|(path, _)| path.clone())
+                .collect();
+            host::refuse_if_a_restart_is_due(&self.containerd, &files).map_err(Failure::Passing)?;
+            // What the end of the change is told by must be true, and known, before.
+            host::has_cri(&self.containerd).map_err(Failure::Passing)?;
+        }
+        let mut journal = Journal::begin(&folder("journal"), changes).map_err(Failure::Passing)?;
+        let changed = self.change(out, &mut journal, changes, handler);
+        let ended = match changed {
+            Ok(()) => journal.close().map_err(Failure::Passing),
+            Err(why) => {
+                say(out, &format!("failed: {why}"));
+                let restarted = journal.may_have_been_read();
+                let why = roll_back(out, journal, &why);
+                Err(match restarted {
+                    true => Failure::Restarted(why),
+                    false => Failure::Passing(why),
+                })
+            }
+        };
+        host::disarm();
+        remove_state();
+        ended
+    }
+
+    fn change(
+        &self,
+        out: &mut dyn Write,
+        journal: &mut Journal,
+        changes: &[Change],
+        handler: Handler,
+    ) -> Result<()> {
+        for change in changes {
+            let verb = if change.content.is_some() {
+                "write"
+            } else {
+                "remove"
+            };
+            say(out, &format!("{verb} {}", change.path.display()));
+            journal.apply(change)?;
+        }
+        if !changes
+            .iter()
+            .any(|change| change.reader == Reader::Containerd)
+        {
+            return Ok(());
+        }
+        // What containerd would make of the files is known before it has to live with them.
+        self.compare(&self.containerd, handler)?;
+        let rescue = folder("rescue");
+        fs::write(&rescue, &self.program)
+            .and_then(|()| fs::set_permissions(&rescue, fs::Permissions::from_mode(0o700)))
+            .map_err(IoError::at("write", &rescue))?;
+        host::arm(&rescue)?;
+        journal.before_restart()?;
+        say(out, "restart containerd");
+        host::restart()?;
+        self.compare(&host::wait()?, handler)
+    }
+
+    /// Compares the effective configuration with the one from before: our handler, and nothing else.
+    fn compare(&self, containerd: &Containerd, expected: Handler) -> Result<()> {
+        let dump = text::parse(&containerd.dump()?)?;
+        if let Some(key) = handler::difference(&self.found.dump, &dump) {
+            return Err(Error::FailedPrecondition(format!(
+                "the change would change more of containerd's configuration than the handler {HANDLER}: {key}"
+            )));
+        }
+        let listed = match handler::of_dump(&dump, HANDLER) {
+            Some(_) if handler::is_listed(&dump) => Some(Handler::Listed),
+            Some(_) => None,
+            None => Some(Handler::Gone),
+        };
+        if listed != Some(expected) {
+            return Err(Error::FailedPrecondition(format!(
+                "containerd makes something else of its files: `containerd config dump` shows the handler {HANDLER} as \
+                 {}",
+                listed.map_or("another program's".to_owned(), |seen| format!("{seen:?}")
+                    .to_lowercase())
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Makes every file as before, and the containerd with it. Returns what to say.
+fn roll_back(out: &mut dyn Write, journal: Journal, why: &Error) -> Error {
+    say(out, "roll back: every file as before");
+    let why = why.to_string();
+    let why = why.trim_end_matches('.');
+    match undo(out, journal) {
+        Ok(()) => Error::FailedPrecondition(format!("{why}. The node is as before")),
+        Err(error) => {
+            Error::FailedPrecondition(format!("{why}. AND THE ROLL-BACK FAILED: {error}"))
+        }
+    }
+}
+
+/// Makes every file as before, and the containerd with it: also where a file cannot be put back, for a node without a
+/// containerd is worse than that. One restart is enough, whatever comes of it: no later run makes another.
+pub(super) fn undo(out: &mut dyn Write, mut journal: Journal) -> Result<()> {
+    let undone = journal.undo();
+    let mut up = Ok(());
+    if journal.may_have_been_read() {
+        say(out, "restart containerd");
+        up = host::restart()
+            .and_then(|()| journal.after_restart())
+            .and_then(|()| host::wait().map(drop));
+    }
+    // A restart that was not made is the next run's to make.
+    let closed = match undone {
+        Ok(()) if !journal.may_have_been_read() => journal.close(),
+        undone => undone,
+    };
+    both(closed, up)
+}
+
+/// Both failures in one.
+fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(Error::FailedPrecondition(format!("{one}; and {other}"))),
+        (one, other) => one.and(other),
+    }
+}
