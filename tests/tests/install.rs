@@ -368,6 +368,19 @@ on_the_newest_containerd! {
         machine.does("install");
     }
 
+    fn a_file_that_is_imported_and_not_read_yet_is_not_ours_to_try(version) {
+        let machine = machine!(version);
+        let main = format!("imports = ['conf.d/*.toml']\n{}", configurations(version)[0][0].1);
+        machine.configure(&[("config.toml", main)]);
+        machine.node.run(&["mkdir", "/etc/containerd/conf.d"]);
+        machine.write("/etc/containerd/conf.d/other.toml", "version = 3\n");
+        machine.node.run(&["touch", "-d", "+1 hour", "/etc/containerd/conf.d/other.toml"]);
+        let (files, pid) = (machine.files(), machine.containerd());
+        let (good, said) = machine.ours("install");
+        assert!(!good && said.contains("other.toml was changed since containerd started"), "{said}");
+        assert_eq!((machine.containerd(), machine.files()), (pid, files));
+    }
+
     fn the_installers_image_installs_from_a_container(version) {
         let machine = machine!(version);
         machine.configure(&configurations(version)[0]);

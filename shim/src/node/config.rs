@@ -75,30 +75,35 @@ impl Config {
             let message = error.message();
             Error::InvalidArgument(format!("containerd's configuration is no TOML: {message}"))
         })?;
+        Ok(Self::of(&root))
+    }
+
+    /// Reads what `containerd config dump` prints, as a table.
+    pub fn of(root: &Table) -> Self {
         let plugin = RUNTIMES
             .into_iter()
-            .find(|name| table(&root, &["plugins", name, "containerd"]).is_some());
-        let cri = plugin.and_then(|name| table(&root, &["plugins", name]));
+            .find(|name| table(root, &["plugins", name, "containerd"]).is_some());
+        let cri = plugin.and_then(|name| table(root, &["plugins", name]));
         let containerd = cri.and_then(|cri| table(cri, &["containerd"]));
         let runtimes = containerd.and_then(|containerd| table(containerd, &["runtimes"]));
-        let pinned = table(&root, &["plugins", IMAGES, "pinned_images"]);
+        let pinned = table(root, &["plugins", IMAGES, "pinned_images"]);
         let pinned = pinned.and_then(|images| text_of(images, "sandbox"));
-        Ok(Self {
+        Self {
             version: root.get("version").and_then(Value::as_integer).unwrap_or(1),
             plugin,
-            disabled_plugins: list(&root, "disabled_plugins"),
+            disabled_plugins: list(root, "disabled_plugins"),
             handlers: runtimes.map(handlers).unwrap_or_default(),
             default_handler: containerd
                 .and_then(|containerd| text_of(containerd, "default_runtime_name"))
                 // CRI's own default.
                 .unwrap_or_else(|| "runc".to_owned()),
             pause_image: pinned.or_else(|| text_of(cri?, "sandbox_image")),
-            imports: list(&root, "imports").into_iter().map(Into::into).collect(),
-            state: text_of(&root, "state").map(Into::into),
-            opt: table(&root, &["plugins", OPT])
+            imports: list(root, "imports").into_iter().map(Into::into).collect(),
+            state: text_of(root, "state").map(Into::into),
+            opt: table(root, &["plugins", OPT])
                 .and_then(|opt| text_of(opt, "path"))
                 .map(Into::into),
-        })
+        }
     }
 
     /// The handler with this name.

@@ -39,6 +39,8 @@ pub(super) struct Found {
     pub(super) config: PathBuf,
     /// The files that containerd reads, in its order, with their texts: `config`, if it exists, and what it imports.
     pub(super) files: Vec<(PathBuf, String)>,
+    /// Our drop-in, whether containerd reads the file or not.
+    pub(super) drop_in: Option<String>,
     /// The effective configuration.
     pub(super) dump: Table,
     /// The folders in which containerd looks for a shim.
@@ -113,6 +115,12 @@ pub(super) fn uninstall(found: &Found) -> Result<Vec<Change>> {
         } else if new != *old {
             changes.push(write(path, new.as_bytes(), 0o644, Reader::Containerd));
         }
+    }
+    // A drop-in that containerd does not read, as after a change of its release.
+    let path = drop_in(found);
+    let read = found.files.iter().any(|(file, _)| *file == path);
+    if !read && found.drop_in.as_deref().is_some_and(is_ours) {
+        changes.push(remove(&path, Reader::Pods));
     }
     if found.options.as_deref().is_some_and(is_ours) {
         changes.push(remove(Path::new(DEFAULT_FILE), Reader::Pods));
@@ -248,17 +256,20 @@ fn as_drop_in(found: &Found) -> Result<Vec<Change>> {
     let block = handler::lines(found, plugin, naming(found), &Table::new());
     let content = format!("{OURS}\nversion = {}\n\n{block}", version.min(3));
     let path = drop_in(found);
-    if !found
-        .files
-        .iter()
-        .any(|(file, text)| *file == path && *text == content)
-    {
+    if found.drop_in.as_deref() != Some(&content) {
         changes.push(write(&path, content.as_bytes(), 0o644, Reader::Containerd));
+    }
+    // A block is of a time when this was a containerd 1.x.
+    for (file, old) in &found.files {
+        if *file != found.config
+            && let Some(new) = text::without_block(old)
+        {
+            changes.push(write(file, new.as_bytes(), 0o644, Reader::Containerd));
+        }
     }
     let old = main.map(|(_, text)| text.as_str());
     let mut new = match old {
         None => format!("{OURS}\nversion = 3\n"),
-        // The block is of a time when this was a containerd 1.x.
         Some(text) => text::without_block(text).unwrap_or_else(|| text.to_owned()),
     };
     let here = found.config.parent().unwrap_or(Path::new("/"));
