@@ -329,6 +329,9 @@ on_the_newest_containerd! {
         eventually(Duration::from_secs(20), || {
             ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
         });
+        // As a pod that is deleted.
+        machine.node.run(&["systemctl", "kill", "--signal=TERM", "installer"]);
+        machine.node.run(&["systemctl", "is-active", "installer"]);
         machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
         eventually(Duration::from_secs(60), || {
             let (answers, _) = machine.node.try_run(&["ctr", "version"]);
@@ -336,8 +339,18 @@ on_the_newest_containerd! {
             ok_if(answers && !at_work, || "containerd is down".to_owned())
         });
         assert_eq!(machine.files(), before);
+
+        // The next run may come before the rescue.
+        machine.node.run(&["systemctl", "reset-failed", "installer"]);
+        machine.node.run(&["systemd-run", "--unit=installer", OURS, "install"]);
+        eventually(Duration::from_secs(20), || {
+            ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
+        });
+        machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
         machine.node.run(&["rm", "/data/hangs"]);
         machine.does("install");
+        let (rescued, units) = machine.node.try_run(&["systemctl", "list-units", "--all", "--no-legend", "*rescue*"]);
+        assert!(rescued && !units.contains("pause"), "{units}");
         machine.does("uninstall");
         assert_eq!(machine.files(), before);
     }

@@ -1,13 +1,11 @@
 //! A change on a node, from the journal to the restart, and back where something fails.
 
-use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 
 use super::journal::Journal;
 use super::plan::{Change, Found, HANDLER, Reader};
-use super::{Handler, failed, folder, handler, host, remove_state, say, text};
-use crate::error::{Error, IoError, Result};
+use super::{Handler, failed, folder, handler, host, rescue, say, settle, text};
+use crate::error::{Error, Result};
 use crate::node::containerd::Containerd;
 
 /// Why a change was not made.
@@ -71,6 +69,7 @@ impl Node {
             // What the end of the change is told by must be true, and known, before.
             host::has_cri(&self.containerd).map_err(Failure::Passing)?;
         }
+        host::ignore_signals().map_err(Failure::Passing)?;
         let mut journal = Journal::begin(&folder("journal"), changes).map_err(Failure::Passing)?;
         let changed = self.change(out, &mut journal, changes, handler);
         let ended = match changed {
@@ -85,8 +84,7 @@ impl Node {
                 })
             }
         };
-        host::disarm();
-        remove_state();
+        settle();
         ended
     }
 
@@ -97,6 +95,7 @@ impl Node {
         changes: &[Change],
         handler: Handler,
     ) -> Result<()> {
+        rescue::arm(&self.program)?;
         for change in changes {
             let verb = if change.content.is_some() {
                 "write"
@@ -114,11 +113,6 @@ impl Node {
         }
         // What containerd would make of the files is known before it has to live with them.
         self.compare(&self.containerd, handler)?;
-        let rescue = folder("rescue");
-        fs::write(&rescue, &self.program)
-            .and_then(|()| fs::set_permissions(&rescue, fs::Permissions::from_mode(0o700)))
-            .map_err(IoError::at("write", &rescue))?;
-        host::arm(&rescue)?;
         journal.before_restart()?;
         say(out, "restart containerd");
         host::restart()?;

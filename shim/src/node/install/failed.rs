@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::look::read;
 use super::plan::{Change, Found};
-use super::{Handler, STATE, folder, remove_state};
+use super::{Handler, STATE, folder, settle};
 use crate::error::{Error, Result};
 
 const FILE: &str = "failed";
@@ -57,5 +57,5 @@ pub(super) fn remember(digest: &str, why: &Error) {
 /// For a node that is as it was asked for.
 pub(super) fn forget() {
     let _ = fs::remove_file(folder(FILE));
-    remove_state();
+    settle();
 }

@@ -59,7 +59,7 @@ struct Saved {
 
 /// Mode and owner.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Attributes {
+pub(super) struct Attributes {
     mode: u32,
     uid: u32,
     gid: u32,
@@ -135,6 +135,11 @@ impl Journal {
             folder: folder.to_owned(),
             record,
         }))
+    }
+
+    /// Whether there is a journal, and so something to repair.
+    pub(super) fn is_left(folder: &Path) -> bool {
+        folder.join(FILE).exists()
     }
 
     /// Whether containerd may have read the changed files.
@@ -294,7 +299,15 @@ fn make_private(folder: &Path) -> Result<()> {
 }
 
 /// Replaces a file, whole or not at all, with these attributes; a file that is new is this program's, with this mode.
-fn replace(path: &Path, content: &[u8], mode: u32, attributes: Option<Attributes>) -> Result<()> {
+///
+/// # Errors
+/// `Io`.
+pub(super) fn replace(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    attributes: Option<Attributes>,
+) -> Result<()> {
     let new = path.with_file_name(TEMPORARY);
     remove_file(&new)?;
     let replaced = write_synced(&new, content).and_then(|()| {

@@ -5,8 +5,8 @@
 //!      ── change the files ── compare `containerd config dump` ── restart ── wait for CRI ── close the journal
 //!                  └──────────────────┴─────────────────┴──────────┴── failed: every file as before, restart, say why
 //! ```
-//! containerd is restarted only when one of its files has changed. Between the restart and the end, a timer of systemd is
-//! ready to do the repair, should this program be killed.
+//! containerd is restarted only when one of its files has changed. From the journal to the end, `rescue` is ready to do the
+//! repair, should this program be killed.
 
 mod carry;
 mod failed;
@@ -15,6 +15,7 @@ mod host;
 mod journal;
 mod look;
 mod plan;
+mod rescue;
 pub(crate) mod text;
 
 use std::fs;
@@ -134,19 +135,22 @@ fn undo_interrupted(out: &mut dyn Write) -> Result<()> {
         return Ok(());
     };
     say(out, "an earlier run was interrupted: every file as before");
-    carry::undo(out, journal)?;
-    remove_state();
-    Ok(())
+    let undone = carry::undo(out, journal);
+    settle();
+    undone
 }
 
 fn folder(name: &str) -> PathBuf {
     Path::new(STATE).join(name)
 }
 
-fn remove_state() {
-    let _ = fs::remove_file(folder("rescue"));
-    // Something else may be there.
-    let _ = fs::remove_dir(STATE);
+/// Takes away what is kept for a repair, when there is nothing left to repair.
+fn settle() {
+    if !Journal::is_left(&folder("journal")) {
+        rescue::disarm();
+        // Something else may be there.
+        let _ = fs::remove_dir(STATE);
+    }
 }
 
 fn say(out: &mut dyn Write, words: &str) {
