@@ -9,10 +9,13 @@
 //! containerd 2.x takes files of an earlier version, and dumps its own. A key of another type than expected counts as
 //! unset, so that no configuration is refused for what nobody here asks.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::programs::{self, SHIM};
 use crate::error::{Error, Result};
 
 /// The plugins with CRI's runtimes, the latest first.
@@ -24,6 +27,9 @@ const RUNTIMES: [&str; 3] = [
 const IMAGES: &str = "io.containerd.cri.v1.images";
 /// Adds its folder to the PATH of containerd: `PATH/bin` comes first.
 const OPT: &str = "io.containerd.internal.v1.opt";
+
+/// The type that containerd turns into the name of this shim's program.
+pub(super) const TYPE: &str = "io.containerd.pause.v2";
 
 /// The effective configuration of a containerd.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +69,36 @@ pub struct Handler {
     pub disable_pause_image_pull: bool,
     /// The options table.
     pub options: Table,
+}
+
+/// How containerd comes to the shim's program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the name that belongs to the type.
+    Type,
+    /// By a path.
+    Path(PathBuf),
+}
+
+impl Handler {
+    /// How containerd comes to this shim by this handler; none for a handler of another shim. Whether the program is there
+    /// does not matter, and the file's name is the operator's to choose.
+    pub(super) fn way(&self) -> Option<Way> {
+        // 1.x also takes a path for a type.
+        let typed = Some(Path::new(&self.runtime_type)).filter(|path| path.is_absolute());
+        match self.runtime_path.as_deref().or(typed) {
+            Some(path) if self.runtime_type == TYPE || leads_here(path) => {
+                Some(Way::Path(path.to_owned()))
+            }
+            None if self.runtime_type == TYPE => Some(Way::Type),
+            Some(_) | None => None,
+        }
+    }
+}
+
+fn leads_here(path: &Path) -> bool {
+    let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    name.starts_with(SHIM.as_bytes()) || programs::is_this(path)
 }
 
 impl Config {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::super::config::Config;
 use super::super::containerd::Version;
 use super::handler::{self, Naming};
 use super::text;
@@ -125,9 +126,13 @@ pub(super) fn uninstall(found: &Found) -> Result<Vec<Change>> {
     if found.options.as_deref().is_some_and(is_ours) {
         changes.push(remove(Path::new(DEFAULT_FILE), Reader::Pods));
     }
-    let mut users = handler::users(&found.dump);
-    users.retain(|name| name != HANDLER || is_somebody_elses(found));
-    if found.program.is_some() && users.is_empty() {
+    // Who has put the binary there without a handler of ours, as for Docker, keeps the binary.
+    let installed = found.files.iter().any(|file| has_handler(found, file))
+        || found.drop_in.as_deref().is_some_and(is_ours);
+    let users = Config::of(&found.dump).handlers;
+    let mut users = users.iter().filter(|user| user.way().is_some());
+    let is_used = users.any(|user| user.name != HANDLER || is_somebody_elses(found));
+    if installed && found.program.is_some() && !is_used {
         changes.push(remove(Path::new(PROGRAM), Reader::Pods));
     }
     Ok(changes)
@@ -135,10 +140,13 @@ pub(super) fn uninstall(found: &Found) -> Result<Vec<Change>> {
 
 /// Whether a handler with our name stands in a file that somebody else wrote.
 fn is_somebody_elses(found: &Found) -> bool {
-    let ours = |(path, text): &(PathBuf, String)| {
-        text::without_block(text).is_some() || (*path == drop_in(found) && is_ours(text))
-    };
-    handler::of_dump(&found.dump, HANDLER).is_some() && !found.files.iter().any(ours)
+    handler::of_dump(&found.dump, HANDLER).is_some()
+        && !found.files.iter().any(|file| has_handler(found, file))
+}
+
+/// Whether an installation has put the handler into a file.
+fn has_handler(found: &Found, (path, text): &(PathBuf, String)) -> bool {
+    text::without_block(text).is_some() || (*path == drop_in(found) && is_ours(text))
 }
 
 fn refuse(found: &Found) -> Result<()> {

@@ -420,6 +420,18 @@ fn a_binary_that_somebody_elses_handler_needs_stays() {
     let mut pause = node((2, 1), &[(CONFIG, &by_hand.replace("NAME", HANDLER))]);
     pause.program = Some(PROGRAM_BYTES.to_vec());
     assert_eq!(uninstall(&pause).unwrap(), []);
+    let mut docker = node((2, 1), &[(CONFIG, KIND)]);
+    docker.program = Some(PROGRAM_BYTES.to_vec());
+    assert_eq!(uninstall(&docker).unwrap(), [], "put there for others");
+
+    // 1.x takes a path for a type.
+    let typed = format!(
+        "{KIND}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.mine]\nruntime_type = '{PROGRAM}'\n"
+    );
+    let typed = node((1, 7), &[(CONFIG, &typed)]);
+    let installed = after(&typed, &install(&typed, PROGRAM_BYTES).unwrap());
+    let removed = after(&installed, &uninstall(&installed).unwrap());
+    assert_eq!(removed.program, installed.program);
 
     let other = node((2, 1), &[(CONFIG, &by_hand.replace("NAME", "pauseless"))]);
     let installed = after(&other, &install(&other, PROGRAM_BYTES).unwrap());
