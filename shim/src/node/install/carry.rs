@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use super::host::Start;
 use super::journal::Journal;
 use super::plan::{Change, Found, HANDLER, Reader};
 use super::{Handler, failed, folder, handler, host, rescue, say, settle, text};
@@ -59,24 +60,21 @@ impl Node {
             .iter()
             .any(|change| change.reader == Reader::Containerd);
         if restarts {
-            let files: Vec<_> = self
-                .found
-                .files
-                .iter()
-                .map(|(path, _)| path.clone())
-                .collect();
-            host::refuse_if_a_restart_is_due(&self.containerd, &files).map_err(Failure::Passing)?;
+            host::refuse_if_a_restart_is_due(&self.containerd, &self.found.paths())
+                .map_err(Failure::Passing)?;
             // What the end of the change is told by must be true, and known, before.
             host::has_cri(&self.containerd).map_err(Failure::Passing)?;
         }
+        let before = self.containerd.pid.and_then(Start::of);
         host::ignore_signals().map_err(Failure::Passing)?;
-        let mut journal = Journal::begin(&folder("journal"), changes).map_err(Failure::Passing)?;
+        let mut journal =
+            Journal::begin(&folder("journal"), changes, before).map_err(Failure::Passing)?;
         let changed = self.change(out, &mut journal, changes, handler);
         let ended = match changed {
             Ok(()) => journal.close().map_err(Failure::Passing),
             Err(why) => {
                 say(out, &format!("failed: {why}"));
-                let restarted = journal.may_have_been_read();
+                let restarted = journal.may_have_been_read(Start::now());
                 let why = roll_back(out, journal, &why);
                 Err(match restarted {
                     true => Failure::Restarted(why),
@@ -161,16 +159,20 @@ fn roll_back(out: &mut dyn Write, journal: Journal, why: &Error) -> Error {
 /// containerd is worse than that. One restart is enough, whatever comes of it: no later run makes another.
 pub(super) fn undo(out: &mut dyn Write, mut journal: Journal) -> Result<()> {
     let undone = journal.undo();
+    let mut due = journal.may_have_been_read(Start::now());
     let mut up = Ok(());
-    if journal.may_have_been_read() {
+    if due {
         say(out, "restart containerd");
         up = host::restart()
-            .and_then(|()| journal.after_restart())
+            .and_then(|()| {
+                due = false;
+                journal.after_restart(Start::now())
+            })
             .and_then(|()| host::wait().map(drop));
     }
     // A restart that was not made is the next run's to make.
     let closed = match undone {
-        Ok(()) if !journal.may_have_been_read() => journal.close(),
+        Ok(()) if !due => journal.close(),
         undone => undone,
     };
     both(closed, up)

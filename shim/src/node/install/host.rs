@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use rustix::process::Pid;
 use rustix::thread::LinkNameSpaceType;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::containerd::{Containerd, SOCKET};
@@ -100,11 +101,7 @@ pub(super) fn containerd() -> Result<Containerd> {
         )),
         (error, _) => error,
     })?;
-    let main = run(
-        "systemctl",
-        &["show", "--value", "--property=MainPID", UNIT],
-    )?;
-    let main = main.trim().parse().ok().and_then(Pid::from_raw);
+    let main = main_pid()?;
     if main.is_none() || main != found.pid {
         return Err(Error::FailedPrecondition(format!(
             "the containerd that answers at {SOCKET} is not the main process of {UNIT}, so it cannot be restarted from \
@@ -113,6 +110,36 @@ pub(super) fn containerd() -> Result<Containerd> {
         )));
     }
     Ok(found)
+}
+
+/// The main process of containerd's unit; none while the unit is down.
+fn main_pid() -> Result<Option<Pid>> {
+    let main = run(
+        "systemctl",
+        &["show", "--value", "--property=MainPID", UNIT],
+    )?;
+    Ok(main.trim().parse().ok().and_then(Pid::from_raw))
+}
+
+/// One start of containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Start {
+    pid: i32,
+    /// In clock ticks since the node's boot.
+    ticks: u64,
+}
+
+impl Start {
+    pub(super) fn of(pid: Pid) -> Option<Self> {
+        let ticks = process::start_time(pid)?;
+        let pid = pid.as_raw_nonzero().get();
+        Some(Self { pid, ticks })
+    }
+
+    /// The containerd that runs; none while the unit is down, or where systemd does not answer.
+    pub(super) fn now() -> Option<Self> {
+        Self::of(main_pid().ok()??)
+    }
 }
 
 /// Who else brings a containerd.

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::host::Start;
 use super::plan::Change;
 use crate::error::{Error, IoError, Result, first_failure};
 
@@ -36,8 +37,8 @@ struct Record {
     files: Vec<Kept>,
     /// Folders that were made for the files, the outer ones first.
     folders: Vec<PathBuf>,
-    /// Whether containerd may have read the changed files.
-    restarted: bool,
+    /// The containerd that has read the files as they were, and not since; none when nobody knows of one.
+    before: Option<Start>,
 }
 
 /// A file as it was.
@@ -76,14 +77,17 @@ impl Attributes {
 }
 
 impl Journal {
-    /// Keeps what these changes will change. The folder is the journal's alone.
+    /// Keeps what these changes will change. The folder is the journal's alone. `now` is the containerd that runs.
     ///
     /// # Errors
     /// `Io` when a copy or the journal cannot be written. Then nothing is changed.
-    pub(super) fn begin(folder: &Path, changes: &[Change]) -> Result<Self> {
+    pub(super) fn begin(folder: &Path, changes: &[Change], now: Option<Start>) -> Result<Self> {
         remove_folder(folder)?;
         make_private(folder)?;
-        let mut record = Record::default();
+        let mut record = Record {
+            before: now,
+            ..Record::default()
+        };
         for (number, change) in changes.iter().enumerate() {
             let path = real(&change.path)?;
             record
@@ -142,9 +146,9 @@ impl Journal {
         folder.join(FILE).exists()
     }
 
-    /// Whether containerd may have read the changed files.
-    pub(super) fn may_have_been_read(&self) -> bool {
-        self.record.restarted
+    /// Whether a containerd may have read the changed files: this program has started one, or another runs than before.
+    pub(super) fn may_have_been_read(&self, now: Option<Start>) -> bool {
+        self.record.before.is_none() || self.record.before != now
     }
 
     /// Writes down that containerd reads the changed files from now on.
@@ -152,16 +156,16 @@ impl Journal {
     /// # Errors
     /// `Io` when the journal cannot be written.
     pub(super) fn before_restart(&mut self) -> Result<()> {
-        self.record.restarted = true;
+        self.record.before = None;
         self.write()
     }
 
-    /// Writes down that containerd has read the files as they are now: after [`Self::undo`], the earlier ones.
+    /// Writes down that `now` has read the files as they are: after [`Self::undo`], the earlier ones.
     ///
     /// # Errors
     /// `Io` when the journal cannot be written.
-    pub(super) fn after_restart(&mut self) -> Result<()> {
-        self.record.restarted = false;
+    pub(super) fn after_restart(&mut self, now: Option<Start>) -> Result<()> {
+        self.record.before = now;
         self.write()
     }
 

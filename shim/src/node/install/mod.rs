@@ -61,6 +61,10 @@ pub fn install(out: &mut dyn Write) -> Result<()> {
                 found.version
             ),
         );
+        // Another's change, or one that a person has put back: the handler may be in the files alone.
+        if let Err(why) = host::refuse_if_a_restart_is_due(&containerd, &found.paths()) {
+            say(out, &format!("note: {why}"));
+        }
         return Ok(());
     }
     let node = Node {

@@ -54,6 +54,13 @@ pub(super) struct Found {
     pub(super) program: Option<Vec<u8>>,
 }
 
+impl Found {
+    /// The files that containerd reads.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|(path, _)| path.clone()).collect()
+    }
+}
+
 /// Who reads a file, and so what has to happen after its change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
