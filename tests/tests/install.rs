@@ -353,6 +353,26 @@ on_the_newest_containerd! {
         assert!(rescued && !units.contains("pause"), "{units}");
         machine.does("uninstall");
         assert_eq!(machine.files(), before);
+
+        // A reboot takes the timer away, and starts the unit of the boot before containerd.
+        machine.node.run(&["touch", "/data/hangs"]);
+        machine.node.run(&["systemctl", "reset-failed", "installer"]);
+        machine.node.run(&["systemd-run", "--unit=installer", OURS, "install"]);
+        eventually(Duration::from_secs(20), || {
+            ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
+        });
+        machine.node.run(&["systemctl", "stop", "containerd-shim-pause-v2-rescue.timer"]);
+        machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
+        machine.node.run(&["systemctl", "stop", "containerd"]);
+        assert_ne!(machine.files(), before);
+        let boot = "containerd-shim-pause-v2-boot";
+        machine.node.run(&["systemctl", "is-enabled", boot]);
+        machine.node.run(&["systemctl", "daemon-reload"]);
+        machine.node.run(&["systemctl", "start", boot, "containerd"]);
+        machine.containerd();
+        assert_eq!(machine.files(), before);
+        let (left, units) = machine.node.try_run(&["sh", "-c", "ls /etc/systemd/system/*/*pause* /etc/systemd/system/*pause*"]);
+        assert!(!left, "{units}");
     }
 
     fn what_somebody_writes_in_the_middle_stays_and_containerd_comes_up(version) {

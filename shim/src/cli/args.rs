@@ -51,6 +51,8 @@ pub enum Action {
     Uninstall,
     /// `repair`: undoes what a killed `install` or `uninstall` has left.
     Repair,
+    /// `repair-files`: the same before containerd starts.
+    RepairFiles,
     /// `stay`: nothing, until a signal ends the program. A pod of a DaemonSet must have something that runs.
     Stay,
     /// No subcommand: `start` runs the server so.
@@ -107,6 +109,7 @@ impl Action {
             Some(b"install") => flags.alone(Self::Install, arguments),
             Some(b"uninstall") => flags.alone(Self::Uninstall, arguments),
             Some(b"repair") => flags.alone(Self::Repair, arguments),
+            Some(b"repair-files") => flags.alone(Self::RepairFiles, arguments),
             Some(b"stay") => flags.alone(Self::Stay, arguments),
             Some(other) => Err(Error::InvalidArgument(format!(
                 "unknown subcommand {:?}: containerd runs start and delete, a person check, pods, install, uninstall and repair",

@@ -38,6 +38,7 @@ fn flags_are_those_of_go() {
     assert_eq!(parse("install").unwrap(), Action::Install);
     assert_eq!(parse("uninstall").unwrap(), Action::Uninstall);
     assert_eq!(parse("repair").unwrap(), Action::Repair);
+    assert_eq!(parse("repair-files").unwrap(), Action::RepairFiles);
     assert_eq!(parse("stay").unwrap(), Action::Stay);
 }
 

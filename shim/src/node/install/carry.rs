@@ -5,7 +5,7 @@ use std::io::Write;
 use super::host::Start;
 use super::journal::Journal;
 use super::plan::{Change, Found, HANDLER, Reader};
-use super::{Handler, failed, folder, handler, host, rescue, say, settle, text};
+use super::{Handler, JOURNAL, failed, folder, handler, host, rescue, say, settle, text};
 use crate::error::{Error, Result};
 use crate::node::containerd::Containerd;
 
@@ -68,7 +68,7 @@ impl Node {
         let before = self.containerd.pid.and_then(Start::of);
         host::ignore_signals().map_err(Failure::Passing)?;
         let mut journal =
-            Journal::begin(&folder("journal"), changes, before).map_err(Failure::Passing)?;
+            Journal::begin(&folder(JOURNAL), changes, before).map_err(Failure::Passing)?;
         let changed = self.change(out, &mut journal, changes, handler);
         let ended = match changed {
             Ok(()) => journal.close().map_err(Failure::Passing),

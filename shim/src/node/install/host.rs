@@ -113,7 +113,10 @@ pub(super) fn containerd() -> Result<Containerd> {
 }
 
 /// The main process of containerd's unit; none while the unit is down.
-fn main_pid() -> Result<Option<Pid>> {
+///
+/// # Errors
+/// `FailedPrecondition` with systemd's words.
+pub(super) fn main_pid() -> Result<Option<Pid>> {
     let main = run(
         "systemctl",
         &["show", "--value", "--property=MainPID", UNIT],

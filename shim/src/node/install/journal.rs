@@ -141,9 +141,14 @@ impl Journal {
         }))
     }
 
+    /// The file that tells of changes under way.
+    pub(super) fn file(folder: &Path) -> PathBuf {
+        folder.join(FILE)
+    }
+
     /// Whether there is a journal, and so something to repair.
     pub(super) fn is_left(folder: &Path) -> bool {
-        folder.join(FILE).exists()
+        Self::file(folder).exists()
     }
 
     /// Whether a containerd may have read the changed files: this program has started one, or another runs than before.
@@ -363,7 +368,11 @@ fn digest(content: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn sync_folder_of(path: &Path) -> Result<()> {
+/// Makes sure that a name in a folder outlives a crash.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn sync_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(synced.map_err(IoError::at("sync", folder))?)

@@ -32,6 +32,8 @@ use crate::runtime::options::DEFAULT_FILE;
 /// What is kept while a change is under way; the folder goes with the end.
 const STATE: &str = "/var/lib/containerd-shim-pause-v2";
 
+const JOURNAL: &str = "journal";
+
 /// What an effective configuration must say in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handler {
@@ -134,8 +136,31 @@ pub fn repair(out: &mut dyn Write) -> Result<()> {
     undo_interrupted(out)
 }
 
+/// As [`repair`], before containerd starts: the unit of a boot runs this. A restart would wait for that unit's end.
+///
+/// # Errors
+/// As [`repair`]; `FailedPrecondition` while containerd runs.
+pub fn repair_files(out: &mut dyn Write) -> Result<()> {
+    host::enter()?;
+    let _lock = host::lock()?;
+    let Some(journal) = Journal::left(&folder(JOURNAL))? else {
+        return Ok(());
+    };
+    if host::main_pid()?.is_some() {
+        return Err(Error::FailedPrecondition(
+            "containerd runs, and may have read the files: run `containerd-shim-pause-v2 repair`"
+                .to_owned(),
+        ));
+    }
+    say(out, "an earlier run was interrupted: every file as before");
+    journal.undo()?;
+    journal.close()?;
+    settle();
+    Ok(())
+}
+
 fn undo_interrupted(out: &mut dyn Write) -> Result<()> {
-    let Some(journal) = Journal::left(&folder("journal"))? else {
+    let Some(journal) = Journal::left(&folder(JOURNAL))? else {
         return Ok(());
     };
     say(out, "an earlier run was interrupted: every file as before");
@@ -150,7 +175,7 @@ fn folder(name: &str) -> PathBuf {
 
 /// Takes away what is kept for a repair, when there is nothing left to repair.
 fn settle() {
-    if !Journal::is_left(&folder("journal")) {
+    if !Journal::is_left(&folder(JOURNAL)) {
         rescue::disarm();
         // Something else may be there.
         let _ = fs::remove_dir(STATE);
