@@ -184,7 +184,10 @@ impl Machine {
         assert_eq!(program, Path::new(INSTALLED));
 
         let (good, said) = self.ours("uninstall");
-        assert!(!good && said.contains("1 pods of this node run"), "{said}");
+        assert!(
+            !good && said.contains("1 shims serve on this node"),
+            "{said}"
+        );
         calls.stop_pod(&id).unwrap();
         calls.remove_pod(&id).unwrap();
     }

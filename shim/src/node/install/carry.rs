@@ -17,6 +17,13 @@ enum Failure {
     Restarted(Error),
 }
 
+impl From<Error> for Failure {
+    /// Whether containerd was restarted, the journal knows.
+    fn from(why: Error) -> Self {
+        Self::Restarted(why)
+    }
+}
+
 /// A node to be changed.
 pub(super) struct Node {
     pub(super) containerd: Containerd,
@@ -72,9 +79,11 @@ impl Node {
         let changed = self.change(out, &mut journal, changes, handler);
         let ended = match changed {
             Ok(()) => journal.close().map_err(Failure::Passing),
-            Err(why) => {
+            Err(failure) => {
+                let restarted = matches!(failure, Failure::Restarted(_))
+                    && journal.may_have_been_read(Start::now());
+                let (Failure::Passing(why) | Failure::Restarted(why)) = failure;
                 say(out, &format!("failed: {why}"));
-                let restarted = journal.may_have_been_read(Start::now());
                 let why = roll_back(out, journal, &why);
                 Err(match restarted {
                     true => Failure::Restarted(why),
@@ -92,29 +101,28 @@ impl Node {
         journal: &mut Journal,
         changes: &[Change],
         handler: Handler,
-    ) -> Result<()> {
+    ) -> Result<(), Failure> {
         rescue::arm(&self.program)?;
-        for change in changes {
-            let verb = if change.content.is_some() {
-                "write"
-            } else {
-                "remove"
-            };
-            say(out, &format!("{verb} {}", change.path.display()));
-            journal.apply(change)?;
-        }
-        if !changes
+        // What pods need goes when no pod can start any more.
+        let (before, after): (Vec<_>, Vec<_>) = changes
+            .iter()
+            .partition(|change| handler == Handler::Listed || change.reader == Reader::Containerd);
+        apply(out, journal, &before)?;
+        if changes
             .iter()
             .any(|change| change.reader == Reader::Containerd)
         {
-            return Ok(());
+            // What containerd would make of the files is known before it has to live with them.
+            self.compare(&self.containerd, handler)?;
+            journal.before_restart()?;
+            say(out, "restart containerd");
+            host::restart()?;
+            self.compare(&host::wait()?, handler)?;
         }
-        // What containerd would make of the files is known before it has to live with them.
-        self.compare(&self.containerd, handler)?;
-        journal.before_restart()?;
-        say(out, "restart containerd");
-        host::restart()?;
-        self.compare(&host::wait()?, handler)
+        if handler == Handler::Gone {
+            refuse_pods().map_err(Failure::Passing)?;
+        }
+        Ok(apply(out, journal, &after)?)
     }
 
     /// Compares the effective configuration with the one from before: our handler, and nothing else.
@@ -139,6 +147,33 @@ impl Node {
             )));
         }
         Ok(())
+    }
+}
+
+fn apply(out: &mut dyn Write, journal: &Journal, changes: &[&Change]) -> Result<()> {
+    for change in changes {
+        let verb = if change.content.is_some() {
+            "write"
+        } else {
+            "remove"
+        };
+        say(out, &format!("{verb} {}", change.path.display()));
+        journal.apply(change)?;
+    }
+    Ok(())
+}
+
+/// Refuses to take the shim away from pods.
+///
+/// # Errors
+/// `FailedPrecondition`, with what to do.
+pub(super) fn refuse_pods() -> Result<()> {
+    match host::shims() {
+        0 => Ok(()),
+        shims => Err(Error::FailedPrecondition(format!(
+            "{shims} shims serve on this node: `containerd-shim-pause-v2 pods` lists them; delete those pods, and try \
+             again"
+        ))),
     }
 }
 

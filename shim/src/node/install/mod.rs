@@ -94,13 +94,7 @@ pub fn uninstall(out: &mut dyn Write) -> Result<()> {
     host::enter()?;
     let _lock = host::lock()?;
     undo_interrupted(out)?;
-    let shims = host::shims();
-    if shims > 0 {
-        return Err(Error::FailedPrecondition(format!(
-            "{shims} pods of this node run under this shim: delete the pods first (kubectl get pods -A -o wide), and \
-             try again"
-        )));
-    }
+    carry::refuse_pods()?;
     let containerd = host::containerd()?;
     let found = look(&containerd)?;
     let changes = plan::uninstall(&found)?;
