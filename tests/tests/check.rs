@@ -297,7 +297,7 @@ on_every_containerd! {
     fn a_check_that_cannot_be_made_ends_with_2(version) {
         ours_only!("a command of our own");
         let shim = shim_tests::ShimUnderTest::get().binary(version);
-        for arguments in [&["check", "--nonsense"][..], &["check", "now"], &["pods", "--address"], &["restart"]] {
+        for arguments in [&["check", "--nonsense"][..], &["check", "now"], &["pods", "--address"], &["restart"], &["install", "--help"], &["uninstall", "--dry-run"]] {
             let ran = Command::new(&shim).args(arguments).output().unwrap();
             assert_eq!(ran.status.code(), Some(2), "{arguments:?}");
             assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{arguments:?}");

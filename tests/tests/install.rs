@@ -28,11 +28,12 @@ const OURS: &str = "/data/installer";
 const STATE: &str = "/var/lib/containerd-shim-pause-v2";
 
 /// As Debian's package has it, but for the node's disk, and for a containerd that dislikes the handler: with
-/// /data/dislikes it does not start, with /data/hangs it never gets ready.
+/// /data/dislikes it does not start, with /data/hangs it never gets ready. With /data/wants it starts with the handler alone.
 const UNIT: &str = "[Service]
 Type=notify
 ExecStart=/bin/sh -c 'if grep -rqs runtimes.pause /etc/containerd; then \
-test ! -e /data/dislikes || exit 1; test ! -e /data/hangs || exec sleep 3600; fi; \
+test ! -e /data/dislikes || exit 1; test ! -e /data/hangs || exec sleep 3600; \
+elif test -e /data/wants; then exit 1; fi; \
 exec /data/bin/containerd --root /data/root'
 Environment=PATH=/usr/local/bin:/data/bin:/usr/sbin:/usr/bin:/sbin:/bin
 Delegate=yes
@@ -183,7 +184,10 @@ impl Machine {
         assert_eq!(program, Path::new(INSTALLED));
 
         let (good, said) = self.ours("uninstall");
-        assert!(!good && said.contains("1 pods of this node run"), "{said}");
+        assert!(
+            !good && said.contains("1 shims serve on this node"),
+            "{said}"
+        );
         calls.stop_pod(&id).unwrap();
         calls.remove_pod(&id).unwrap();
     }
@@ -273,6 +277,23 @@ on_every_containerd! {
         machine.node.run(&["rmdir", STATE]);
         assert_eq!(machine.files(), before);
 
+        // The same the other way: a containerd that does not start without the handler.
+        machine.does("install");
+        let (pid, installed) = (machine.containerd(), machine.files());
+        machine.node.run(&["touch", "/data/wants"]);
+        let (good, said) = machine.ours("uninstall");
+        assert!(!good && said.contains("The node is as before"), "{said}");
+        assert_ne!(machine.containerd(), pid);
+        let pid = machine.containerd();
+        let (good, said) = machine.ours("uninstall");
+        assert!(!good && said.contains("has failed before"), "{said}");
+        machine.node.run(&["rm", &format!("{STATE}/failed"), "/data/wants"]);
+        machine.node.run(&["rmdir", STATE]);
+        assert_eq!((machine.containerd(), machine.files()), (pid, installed));
+        machine.does("uninstall");
+        let pid = machine.containerd();
+        assert_eq!(machine.files(), before);
+
         // A restart that is due for another reason is not ours to make.
         machine.node.run(&["touch", "-d", "+1 hour", "/etc/containerd/config.toml"]);
         let (good, said) = machine.ours("install");
@@ -284,6 +305,18 @@ on_every_containerd! {
         let (good, _) = machine.ours("install");
         assert!(!good);
         machine.node.run(&["cp", "-p", "/data/kept", "/etc/containerd/config.toml"]);
+        // What has restarted nothing is not remembered.
+        machine.node.run(&["mount", "-t", "tmpfs", "-o", "ro", "none", "/usr/local/bin"]);
+        let (good, said) = machine.ours("install");
+        assert!(!good && said.contains("The node is as before"), "{said}");
+        machine.node.run(&["umount", "/usr/local/bin"]);
+        // Without a way to see CRI come up, containerd is not restarted: not the first time, and not the second.
+        machine.node.run(&["mv", "/data/bin/ctr", "/data/ctr"]);
+        for _ in 0..2 {
+            let (good, said) = machine.ours("install");
+            assert!(!good && said.contains("ctr"), "{said}");
+        }
+        machine.node.run(&["mv", "/data/ctr", "/data/bin/ctr"]);
         assert_eq!((machine.containerd(), machine.files()), (pid, files));
         machine.does("install");
     }
@@ -299,6 +332,9 @@ on_the_newest_containerd! {
         eventually(Duration::from_secs(20), || {
             ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
         });
+        // As a pod that is deleted.
+        machine.node.run(&["systemctl", "kill", "--signal=TERM", "installer"]);
+        machine.node.run(&["systemctl", "is-active", "installer"]);
         machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
         eventually(Duration::from_secs(60), || {
             let (answers, _) = machine.node.try_run(&["ctr", "version"]);
@@ -306,10 +342,79 @@ on_the_newest_containerd! {
             ok_if(answers && !at_work, || "containerd is down".to_owned())
         });
         assert_eq!(machine.files(), before);
+
+        // The next run may come before the rescue.
+        machine.node.run(&["systemctl", "reset-failed", "installer"]);
+        machine.node.run(&["systemd-run", "--unit=installer", OURS, "install"]);
+        eventually(Duration::from_secs(20), || {
+            ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
+        });
+        machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
         machine.node.run(&["rm", "/data/hangs"]);
         machine.does("install");
+        let (rescued, units) = machine.node.try_run(&["systemctl", "list-units", "--all", "--no-legend", "*rescue*"]);
+        assert!(rescued && !units.contains("pause"), "{units}");
         machine.does("uninstall");
         assert_eq!(machine.files(), before);
+
+        // A reboot takes the timer away, and starts the unit of the boot before containerd.
+        machine.node.run(&["touch", "/data/hangs"]);
+        machine.node.run(&["systemctl", "reset-failed", "installer"]);
+        machine.node.run(&["systemd-run", "--unit=installer", OURS, "install"]);
+        eventually(Duration::from_secs(20), || {
+            ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
+        });
+        machine.node.run(&["systemctl", "stop", "containerd-shim-pause-v2-rescue.timer"]);
+        machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
+        machine.node.run(&["systemctl", "stop", "containerd"]);
+        assert_ne!(machine.files(), before);
+        let boot = "containerd-shim-pause-v2-boot";
+        machine.node.run(&["systemctl", "is-enabled", boot]);
+        machine.node.run(&["systemctl", "daemon-reload"]);
+        machine.node.run(&["systemctl", "start", boot, "containerd"]);
+        machine.containerd();
+        assert_eq!(machine.files(), before);
+        let (left, units) = machine.node.try_run(&["sh", "-c", "ls /etc/systemd/system/*/*pause* /etc/systemd/system/*pause*"]);
+        assert!(!left, "{units}");
+    }
+
+    fn what_somebody_writes_in_the_middle_stays_and_containerd_comes_up(version) {
+        let machine = machine!(version);
+        machine.configure(&configurations(version)[0]);
+        machine.node.run(&["touch", "/data/hangs"]);
+        machine.node.run(&["systemd-run", "--unit=installer", OURS, "install"]);
+        eventually(Duration::from_secs(20), || {
+            ok_if(!machine.node.processes_named("sleep").is_empty(), || "no restart yet".to_owned())
+        });
+        let drop_in = "/etc/containerd/conf.d/containerd-shim-pause-v2.toml";
+        machine.write(drop_in, "version = 3\n");
+        machine.node.run(&["systemctl", "kill", "--signal=KILL", "installer"]);
+        eventually(Duration::from_secs(60), || {
+            let (answers, _) = machine.node.try_run(&["ctr", "version"]);
+            ok_if(answers, || "containerd is down".to_owned())
+        });
+        // Somebody has to look at the node, and until then no run restarts containerd.
+        let pid = machine.containerd();
+        for _ in 0..2 {
+            let (good, said) = machine.ours("install");
+            assert!(!good && said.contains("changed by somebody else"), "{said}");
+        }
+        assert_eq!(machine.containerd(), pid);
+        machine.node.run(&["rm", "-r", "/data/hangs", drop_in, &format!("{STATE}/journal")]);
+        machine.does("install");
+    }
+
+    fn a_file_that_is_imported_and_not_read_yet_is_not_ours_to_try(version) {
+        let machine = machine!(version);
+        let main = format!("imports = ['conf.d/*.toml']\n{}", configurations(version)[0][0].1);
+        machine.configure(&[("config.toml", main)]);
+        machine.node.run(&["mkdir", "/etc/containerd/conf.d"]);
+        machine.write("/etc/containerd/conf.d/other.toml", "version = 3\n");
+        machine.node.run(&["touch", "-d", "+1 hour", "/etc/containerd/conf.d/other.toml"]);
+        let (files, pid) = (machine.files(), machine.containerd());
+        let (good, said) = machine.ours("install");
+        assert!(!good && said.contains("other.toml was changed since containerd started"), "{said}");
+        assert_eq!((machine.containerd(), machine.files()), (pid, files));
     }
 
     fn the_installers_image_installs_from_a_container(version) {

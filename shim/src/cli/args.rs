@@ -51,6 +51,8 @@ pub enum Action {
     Uninstall,
     /// `repair`: undoes what a killed `install` or `uninstall` has left.
     Repair,
+    /// `repair-files`: the same before containerd starts.
+    RepairFiles,
     /// `stay`: nothing, until a signal ends the program. A pod of a DaemonSet must have something that runs.
     Stay,
     /// No subcommand: `start` runs the server so.
@@ -104,10 +106,11 @@ impl Action {
             }),
             Some(b"check") => Ok(Self::Check(flags.asked(&mut arguments)?)),
             Some(b"pods") => Ok(Self::Pods(flags.asked(&mut arguments)?)),
-            Some(b"install") => Ok(Self::Install),
-            Some(b"uninstall") => Ok(Self::Uninstall),
-            Some(b"repair") => Ok(Self::Repair),
-            Some(b"stay") => Ok(Self::Stay),
+            Some(b"install") => flags.alone(Self::Install, arguments),
+            Some(b"uninstall") => flags.alone(Self::Uninstall, arguments),
+            Some(b"repair") => flags.alone(Self::Repair, arguments),
+            Some(b"repair-files") => flags.alone(Self::RepairFiles, arguments),
+            Some(b"stay") => flags.alone(Self::Stay, arguments),
             Some(other) => Err(Error::InvalidArgument(format!(
                 "unknown subcommand {:?}: containerd runs start and delete, a person check, pods, install, uninstall and repair",
                 String::from_utf8_lossy(other)
@@ -136,7 +139,7 @@ fn bundle(named: PathBuf) -> Result<PathBuf> {
 }
 
 /// All flags, as far as given.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Flags {
     version: bool,
     info: bool,
@@ -199,6 +202,22 @@ impl Flags {
             kubelet: or(self.kubelet_config, KUBELET),
             form: if self.json { Form::Json } else { Form::Text },
         })
+    }
+
+    /// A subcommand that takes nothing more. Who asks for its help, or for a dry run, must not get the change.
+    fn alone(
+        &self,
+        action: Action,
+        mut arguments: impl Iterator<Item = OsString>,
+    ) -> Result<Action> {
+        let more = arguments.next();
+        if more.is_none() && *self == Self::default() {
+            return Ok(action);
+        }
+        let more = more.map_or(String::new(), |more| format!("{more:?} is too much: "));
+        Err(Error::InvalidArgument(format!(
+            "{more}install, uninstall, repair and stay take neither flags nor arguments"
+        )))
     }
 
     fn place(&mut self, name: &str) -> Result<Place<'_>> {

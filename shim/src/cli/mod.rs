@@ -71,6 +71,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         Action::Install => install::install(&mut std::io::stdout()),
         Action::Uninstall => install::uninstall(&mut std::io::stdout()),
         Action::Repair => install::repair(&mut std::io::stdout()),
+        Action::RepairFiles => install::repair_files(&mut std::io::stdout()),
         Action::Stay => loop {
             std::thread::park();
         },

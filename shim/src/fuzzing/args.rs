@@ -36,6 +36,7 @@ fn written(action: &Action) -> Vec<OsString> {
         Action::Install => words.push("install".into()),
         Action::Uninstall => words.push("uninstall".into()),
         Action::Repair => words.push("repair".into()),
+        Action::RepairFiles => words.push("repair-files".into()),
         Action::Stay => words.push("stay".into()),
         Action::Start {
             namespace,

@@ -9,10 +9,13 @@
 //! containerd 2.x takes files of an earlier version, and dumps its own. A key of another type than expected counts as
 //! unset, so that no configuration is refused for what nobody here asks.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::programs::{self, SHIM};
 use crate::error::{Error, Result};
 
 /// The plugins with CRI's runtimes, the latest first.
@@ -24,6 +27,9 @@ const RUNTIMES: [&str; 3] = [
 const IMAGES: &str = "io.containerd.cri.v1.images";
 /// Adds its folder to the PATH of containerd: `PATH/bin` comes first.
 const OPT: &str = "io.containerd.internal.v1.opt";
+
+/// The type that containerd turns into the name of this shim's program.
+pub(super) const TYPE: &str = "io.containerd.pause.v2";
 
 /// The effective configuration of a containerd.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +71,36 @@ pub struct Handler {
     pub options: Table,
 }
 
+/// How containerd comes to the shim's program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the name that belongs to the type.
+    Type,
+    /// By a path.
+    Path(PathBuf),
+}
+
+impl Handler {
+    /// How containerd comes to this shim by this handler; none for a handler of another shim. Whether the program is there
+    /// does not matter, and the file's name is the operator's to choose.
+    pub(super) fn way(&self) -> Option<Way> {
+        // 1.x also takes a path for a type.
+        let typed = Some(Path::new(&self.runtime_type)).filter(|path| path.is_absolute());
+        match self.runtime_path.as_deref().or(typed) {
+            Some(path) if self.runtime_type == TYPE || leads_here(path) => {
+                Some(Way::Path(path.to_owned()))
+            }
+            None if self.runtime_type == TYPE => Some(Way::Type),
+            Some(_) | None => None,
+        }
+    }
+}
+
+fn leads_here(path: &Path) -> bool {
+    let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    name.starts_with(SHIM.as_bytes()) || programs::is_this(path)
+}
+
 impl Config {
     /// Reads what `containerd config dump` prints.
     ///
@@ -75,30 +111,35 @@ impl Config {
             let message = error.message();
             Error::InvalidArgument(format!("containerd's configuration is no TOML: {message}"))
         })?;
+        Ok(Self::of(&root))
+    }
+
+    /// Reads what `containerd config dump` prints, as a table.
+    pub fn of(root: &Table) -> Self {
         let plugin = RUNTIMES
             .into_iter()
-            .find(|name| table(&root, &["plugins", name, "containerd"]).is_some());
-        let cri = plugin.and_then(|name| table(&root, &["plugins", name]));
+            .find(|name| table(root, &["plugins", name, "containerd"]).is_some());
+        let cri = plugin.and_then(|name| table(root, &["plugins", name]));
         let containerd = cri.and_then(|cri| table(cri, &["containerd"]));
         let runtimes = containerd.and_then(|containerd| table(containerd, &["runtimes"]));
-        let pinned = table(&root, &["plugins", IMAGES, "pinned_images"]);
+        let pinned = table(root, &["plugins", IMAGES, "pinned_images"]);
         let pinned = pinned.and_then(|images| text_of(images, "sandbox"));
-        Ok(Self {
+        Self {
             version: root.get("version").and_then(Value::as_integer).unwrap_or(1),
             plugin,
-            disabled_plugins: list(&root, "disabled_plugins"),
+            disabled_plugins: list(root, "disabled_plugins"),
             handlers: runtimes.map(handlers).unwrap_or_default(),
             default_handler: containerd
                 .and_then(|containerd| text_of(containerd, "default_runtime_name"))
                 // CRI's own default.
                 .unwrap_or_else(|| "runc".to_owned()),
             pause_image: pinned.or_else(|| text_of(cri?, "sandbox_image")),
-            imports: list(&root, "imports").into_iter().map(Into::into).collect(),
-            state: text_of(&root, "state").map(Into::into),
-            opt: table(&root, &["plugins", OPT])
+            imports: list(root, "imports").into_iter().map(Into::into).collect(),
+            state: text_of(root, "state").map(Into::into),
+            opt: table(root, &["plugins", OPT])
                 .and_then(|opt| text_of(opt, "path"))
                 .map(Into::into),
-        })
+        }
     }
 
     /// The handler with this name.

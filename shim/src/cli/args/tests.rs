@@ -38,6 +38,7 @@ fn flags_are_those_of_go() {
     assert_eq!(parse("install").unwrap(), Action::Install);
     assert_eq!(parse("uninstall").unwrap(), Action::Uninstall);
     assert_eq!(parse("repair").unwrap(), Action::Repair);
+    assert_eq!(parse("repair-files").unwrap(), Action::RepairFiles);
     assert_eq!(parse("stay").unwrap(), Action::Stay);
 }
 
@@ -151,6 +152,13 @@ fn a_person_asks_with_flags_before_and_after_the_subcommand() {
     for (line, part) in [
         ("check now", "\"now\""),
         ("pods --frobnicate", "frobnicate"),
+        ("install --help", "--help"),
+        ("install now", "\"now\""),
+        ("uninstall --dry-run", "--dry-run"),
+        ("uninstall --json", "--json"),
+        ("repair x", "\"x\""),
+        ("stay --", "--"),
+        ("--json install", "neither flags"),
         ("pods --address", "-address needs a value"),
         ("restart", "start and delete, a person check, pods"),
     ] {

@@ -1,17 +1,13 @@
 //! Which handlers lead to this shim, and whether containerd finds the shim there.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Node;
-use crate::node::config::{Config, Handler};
+use crate::node::config::{Config, Handler, TYPE, Way};
 use crate::node::containerd::Version;
 use crate::node::programs::{self, SHIM};
 use crate::node::report::{Verdict, note, ok, todo};
 
-/// The type that containerd turns into the name of this shim's program.
-pub(super) const TYPE: &str = "io.containerd.pause.v2";
 /// The stock shim's type, with `runtime_path`.
 pub(super) const STOCK: &str = "io.containerd.runc.v2";
 
@@ -26,26 +22,9 @@ pub(super) struct Ours<'a> {
     pub(super) way: Way,
 }
 
-/// How containerd comes to the shim's program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Way {
-    /// By the name that belongs to the type.
-    Type,
-    /// By a path.
-    Path(PathBuf),
-}
-
 impl<'a> Ours<'a> {
     pub(super) fn of(handler: &'a Handler) -> Option<Self> {
-        // 1.x also takes a path for a type.
-        let typed = Some(Path::new(&handler.runtime_type)).filter(|path| path.is_absolute());
-        let way = match handler.runtime_path.as_deref().or(typed) {
-            Some(path) if handler.runtime_type == TYPE || leads_here(path) => {
-                Way::Path(path.to_owned())
-            }
-            None if handler.runtime_type == TYPE => Way::Type,
-            Some(_) | None => return None,
-        };
+        let way = handler.way()?;
         Some(Self { handler, way })
     }
 
@@ -53,12 +32,6 @@ impl<'a> Ours<'a> {
     pub(super) fn sandbox_api(&self) -> bool {
         self.handler.sandboxer == "shim"
     }
-}
-
-/// Whether a path names this shim, whether the file is there or not. The file's name is the operator's to choose.
-fn leads_here(path: &Path) -> bool {
-    let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
-    name.starts_with(SHIM.as_bytes()) || programs::is_this(path)
 }
 
 impl Node<'_> {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::Node;
-use super::handler::{Ours, Way};
+use super::handler::Ours;
+use crate::node::config::Way;
 use crate::node::containerd::Version;
 use crate::node::programs;
 use crate::node::report::{Verdict, note, ok};

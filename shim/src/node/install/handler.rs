@@ -1,10 +1,10 @@
 //! The handler as text: for pods as they are under the node's own handler `runc`.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::super::config::TYPE;
 use super::plan::{Found, HANDLER, PROGRAM};
 use super::text::quoted;
 use crate::kernel::cgroup::Driver;
@@ -59,7 +59,7 @@ pub(super) fn lines(found: &Found, plugin: &str, naming: Naming, beside: &Table)
     let mut options = Table::new();
     match naming {
         Naming::ByType => {
-            ours.insert("runtime_type".into(), "io.containerd.pause.v2".into());
+            ours.insert("runtime_type".into(), TYPE.into());
         }
         Naming::ByPath => {
             ours.insert("runtime_type".into(), "io.containerd.runc.v2".into());
@@ -186,25 +186,11 @@ pub(super) fn of_dump<'a>(dump: &'a Table, name: &str) -> Option<&'a Table> {
 
 /// Whether our handler of an effective configuration leads to our program.
 pub(super) fn is_listed(dump: &Table) -> bool {
-    of_dump(dump, HANDLER).is_some_and(leads_to_us)
-}
-
-/// The names of all handlers that lead to our program.
-pub(super) fn users(dump: &Table) -> Vec<String> {
-    let plugins = dump.get("plugins").and_then(Value::as_table);
-    let handlers = plugins
-        .into_iter()
-        .flat_map(|plugins| CRI.iter().filter_map(|name| plugins.get(*name)?.as_table()))
-        .filter_map(runtimes)
-        .flatten();
-    let ours = handlers.filter(|(_, handler)| handler.as_table().is_some_and(leads_to_us));
-    ours.map(|(name, _)| name.clone()).collect()
-}
-
-fn leads_to_us(handler: &Table) -> bool {
-    let text = |key: &str| handler.get(key).and_then(Value::as_str).unwrap_or_default();
-    text("runtime_type") == "io.containerd.pause.v2"
-        || Path::new(text("runtime_path")) == Path::new(PROGRAM)
+    let text = |handler: &Table, key: &str| handler.get(key)?.as_str().map(str::to_owned);
+    of_dump(dump, HANDLER).is_some_and(|ours| {
+        text(ours, "runtime_type").as_deref() == Some(TYPE)
+            || text(ours, "runtime_path").as_deref() == Some(PROGRAM)
+    })
 }
 
 /// The first key in which two effective configurations differ, apart from our handler and the list of files.

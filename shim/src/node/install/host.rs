@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use rustix::process::Pid;
 use rustix::thread::LinkNameSpaceType;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::containerd::{Containerd, SOCKET};
 use crate::error::{Error, IoError, Result};
@@ -20,12 +22,6 @@ const UNIT: &str = "containerd.service";
 /// An image without a shell has no PATH either.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const LOCK: &str = "/run/containerd-shim-pause-v2.lock";
-/// The unit that repairs the node when this program cannot.
-const RESCUE: &str = "containerd-shim-pause-v2-rescue";
-/// After these seconds the rescue waits for the lock, which this program holds for as long as it lives.
-const RESCUE_AFTER: &str = "--on-active=10";
-/// A timer of systemd may otherwise be a minute late.
-const IN_TIME: &str = "--timer-property=AccuracySec=1s";
 
 /// The longest wait for a program that asks or restarts something; systemd itself gives up after 90 s.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,6 +52,28 @@ pub(super) fn enter() -> Result<()> {
     Ok(std::env::set_current_dir("/").map_err(IoError::at("enter", "/"))?)
 }
 
+/// Whoever ends this program in the middle of a change ends the node's containerd with it, so that no signal but SIGKILL
+/// does. The pod that is deleted has some minutes, and a person's terminal may go.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn ignore_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(IoError::at("start the runtime of", "/proc/self"))?;
+    let _inside = runtime.enter();
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        // The handler stays for as long as the process lives (tokio::signal::unix::Signal).
+        drop(signal(kind).map_err(IoError::at("handle the signals of", "/proc/self"))?);
+    }
+    Ok(())
+}
+
 /// Waits until no other installer is at work on this node. The lock lasts as long as the file is open.
 ///
 /// # Errors
@@ -83,11 +101,7 @@ pub(super) fn containerd() -> Result<Containerd> {
         )),
         (error, _) => error,
     })?;
-    let main = run(
-        "systemctl",
-        &["show", "--value", "--property=MainPID", UNIT],
-    )?;
-    let main = main.trim().parse().ok().and_then(Pid::from_raw);
+    let main = main_pid()?;
     if main.is_none() || main != found.pid {
         return Err(Error::FailedPrecondition(format!(
             "the containerd that answers at {SOCKET} is not the main process of {UNIT}, so it cannot be restarted from \
@@ -96,6 +110,39 @@ pub(super) fn containerd() -> Result<Containerd> {
         )));
     }
     Ok(found)
+}
+
+/// The main process of containerd's unit; none while the unit is down.
+///
+/// # Errors
+/// `FailedPrecondition` with systemd's words.
+pub(super) fn main_pid() -> Result<Option<Pid>> {
+    let main = run(
+        "systemctl",
+        &["show", "--value", "--property=MainPID", UNIT],
+    )?;
+    Ok(main.trim().parse().ok().and_then(Pid::from_raw))
+}
+
+/// One start of containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Start {
+    pid: i32,
+    /// In clock ticks since the node's boot.
+    ticks: u64,
+}
+
+impl Start {
+    pub(super) fn of(pid: Pid) -> Option<Self> {
+        let ticks = process::start_time(pid)?;
+        let pid = pid.as_raw_nonzero().get();
+        Some(Self { pid, ticks })
+    }
+
+    /// The containerd that runs; none while the unit is down, or where systemd does not answer.
+    pub(super) fn now() -> Option<Self> {
+        Self::of(main_pid().ok()??)
+    }
 }
 
 /// Who else brings a containerd.
@@ -189,7 +236,10 @@ pub(super) fn wait() -> Result<Containerd> {
 }
 
 /// Asks containerd for the state of its plugins, over its socket.
-fn has_cri(containerd: &Containerd) -> Result<()> {
+///
+/// # Errors
+/// `FailedPrecondition` with the state, and where `ctr` cannot be run.
+pub(super) fn has_cri(containerd: &Containerd) -> Result<()> {
     let beside = fs::canonicalize(&containerd.program)
         .map(|program| program.with_file_name("ctr"))
         .ok()
@@ -202,9 +252,11 @@ fn has_cri(containerd: &Containerd) -> Result<()> {
     match cri_status(&plugins) {
         Some("ok") => Ok(()),
         Some(status) => Err(Error::FailedPrecondition(format!(
-            "its plugin CRI is in state {status:?}"
+            "containerd's plugin CRI is in state {status:?}"
         ))),
-        None => Err(Error::FailedPrecondition("it has no plugin CRI".to_owned())),
+        None => Err(Error::FailedPrecondition(
+            "containerd has no plugin CRI".to_owned(),
+        )),
     }
 }
 
@@ -215,26 +267,6 @@ fn cri_status(plugins: &str) -> Option<&str> {
         let service = words.next() == Some("io.containerd.grpc.v1") && words.next() == Some("cri");
         words.next_back().filter(|_| service)
     })
-}
-
-/// Lets systemd repair the node if this program is killed, as its pod may be: a kubelet cannot start the pod again while
-/// containerd is down. `rescue` is a copy of this program.
-///
-/// # Errors
-/// `FailedPrecondition` with systemd's words.
-pub(super) fn arm(rescue: &Path) -> Result<()> {
-    disarm();
-    let unit = format!("--unit={RESCUE}");
-    let rescue = rescue.to_string_lossy();
-    let timer = ["--quiet", "--collect", &unit, RESCUE_AFTER, IN_TIME];
-    let command = ["--", &*rescue, "repair"];
-    run("systemd-run", &[&timer[..], &command].concat()).map(drop)
-}
-
-/// Calls the rescue off. One that waits for the lock finds nothing to do.
-pub(super) fn disarm() {
-    let _ = run("systemctl", &["stop", &format!("{RESCUE}.timer")]);
-    let _ = run("systemctl", &["reset-failed", &format!("{RESCUE}.service")]);
 }
 
 /// The shims of this node that serve pods.
@@ -258,7 +290,10 @@ pub(super) fn shims() -> usize {
 }
 
 /// Runs a program of the node: its standard output.
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
+///
+/// # Errors
+/// `FailedPrecondition`, with the program's words.
+pub(super) fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let failed = |why: String| {
         Error::FailedPrecondition(format!("`{program} {}` {why}", arguments.join(" ")))
     };

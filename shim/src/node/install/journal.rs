@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::host::Start;
 use super::plan::Change;
 use crate::error::{Error, IoError, Result, first_failure};
 
@@ -36,8 +37,8 @@ struct Record {
     files: Vec<Kept>,
     /// Folders that were made for the files, the outer ones first.
     folders: Vec<PathBuf>,
-    /// Whether containerd may have read the changed files.
-    restarted: bool,
+    /// The containerd that has read the files as they were, and not since; none when nobody knows of one.
+    before: Option<Start>,
 }
 
 /// A file as it was.
@@ -59,7 +60,7 @@ struct Saved {
 
 /// Mode and owner.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Attributes {
+pub(super) struct Attributes {
     mode: u32,
     uid: u32,
     gid: u32,
@@ -76,14 +77,17 @@ impl Attributes {
 }
 
 impl Journal {
-    /// Keeps what these changes will change. The folder is the journal's alone.
+    /// Keeps what these changes will change. The folder is the journal's alone. `now` is the containerd that runs.
     ///
     /// # Errors
     /// `Io` when a copy or the journal cannot be written. Then nothing is changed.
-    pub(super) fn begin(folder: &Path, changes: &[Change]) -> Result<Self> {
+    pub(super) fn begin(folder: &Path, changes: &[Change], now: Option<Start>) -> Result<Self> {
         remove_folder(folder)?;
         make_private(folder)?;
-        let mut record = Record::default();
+        let mut record = Record {
+            before: now,
+            ..Record::default()
+        };
         for (number, change) in changes.iter().enumerate() {
             let path = real(&change.path)?;
             record
@@ -137,9 +141,19 @@ impl Journal {
         }))
     }
 
-    /// Whether containerd may have read the changed files.
-    pub(super) fn may_have_been_read(&self) -> bool {
-        self.record.restarted
+    /// The file that tells of changes under way.
+    pub(super) fn file(folder: &Path) -> PathBuf {
+        folder.join(FILE)
+    }
+
+    /// Whether there is a journal, and so something to repair.
+    pub(super) fn is_left(folder: &Path) -> bool {
+        Self::file(folder).exists()
+    }
+
+    /// Whether a containerd may have read the changed files: this program has started one, or another runs than before.
+    pub(super) fn may_have_been_read(&self, now: Option<Start>) -> bool {
+        self.record.before.is_none() || self.record.before != now
     }
 
     /// Writes down that containerd reads the changed files from now on.
@@ -147,7 +161,16 @@ impl Journal {
     /// # Errors
     /// `Io` when the journal cannot be written.
     pub(super) fn before_restart(&mut self) -> Result<()> {
-        self.record.restarted = true;
+        self.record.before = None;
+        self.write()
+    }
+
+    /// Writes down that `now` has read the files as they are: after [`Self::undo`], the earlier ones.
+    ///
+    /// # Errors
+    /// `Io` when the journal cannot be written.
+    pub(super) fn after_restart(&mut self, now: Option<Start>) -> Result<()> {
+        self.record.before = now;
         self.write()
     }
 
@@ -285,7 +308,15 @@ fn make_private(folder: &Path) -> Result<()> {
 }
 
 /// Replaces a file, whole or not at all, with these attributes; a file that is new is this program's, with this mode.
-fn replace(path: &Path, content: &[u8], mode: u32, attributes: Option<Attributes>) -> Result<()> {
+///
+/// # Errors
+/// `Io`.
+pub(super) fn replace(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    attributes: Option<Attributes>,
+) -> Result<()> {
     let new = path.with_file_name(TEMPORARY);
     remove_file(&new)?;
     let replaced = write_synced(&new, content).and_then(|()| {
@@ -337,7 +368,11 @@ fn digest(content: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn sync_folder_of(path: &Path) -> Result<()> {
+/// Makes sure that a name in a folder outlives a crash.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn sync_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(synced.map_err(IoError::at("sync", folder))?)

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use toml::Table;
-
-use super::super::containerd::{Containerd, Version};
+use super::super::config::Config;
+use super::super::containerd::Containerd;
 use super::super::kubelet::{self, CgroupDriver};
 use super::plan::{self, Found, PROGRAM};
 use super::text;
@@ -21,11 +20,11 @@ use crate::runtime::options::DEFAULT_FILE;
 pub(super) fn look(containerd: &Containerd) -> Result<Found> {
     let version = containerd.version()?;
     let dump = text::parse(&containerd.dump()?)?;
-    let mut paths = vec![containerd.config.clone()];
-    if version < Version::of(2, 0) {
-        // The dump names each file that was read, containerd's own among them.
-        paths.extend(imported(&dump));
-    }
+    // A containerd without its own file imports nothing.
+    let paths = match containerd.config.exists() {
+        true => Config::of(&dump).files(&containerd.config),
+        false => Vec::new(),
+    };
     let mut found = Found {
         version,
         config: containerd.config.clone(),
@@ -35,8 +34,9 @@ pub(super) fn look(containerd: &Containerd) -> Result<Found> {
         kubelet: cgroup_driver(read(kubelet::CONFIG)?.as_deref()),
         options: read(DEFAULT_FILE)?,
         program: read_bytes(PROGRAM)?,
+        drop_in: None,
     };
-    paths.push(plan::drop_in(&found));
+    found.drop_in = read(plan::drop_in(&found))?;
     for path in paths {
         if found.files.iter().all(|(known, _)| *known != path)
             && let Some(text) = read(&path)?
@@ -53,12 +53,6 @@ fn cgroup_driver(config: Option<&str>) -> Option<Driver> {
         CgroupDriver::Set(driver) => Some(driver),
         CgroupDriver::NoFile | CgroupDriver::Unset | CgroupDriver::Unknown(_) => None,
     }
-}
-
-fn imported(dump: &Table) -> Vec<PathBuf> {
-    let list = dump.get("imports").and_then(toml::Value::as_array);
-    let paths = list.into_iter().flatten().filter_map(toml::Value::as_str);
-    paths.map(PathBuf::from).collect()
 }
 
 /// This program's own bytes, whatever has become of its file.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::super::config::Config;
 use super::super::containerd::Version;
 use super::handler::{self, Naming};
 use super::text;
@@ -39,6 +40,8 @@ pub(super) struct Found {
     pub(super) config: PathBuf,
     /// The files that containerd reads, in its order, with their texts: `config`, if it exists, and what it imports.
     pub(super) files: Vec<(PathBuf, String)>,
+    /// Our drop-in, whether containerd reads the file or not.
+    pub(super) drop_in: Option<String>,
     /// The effective configuration.
     pub(super) dump: Table,
     /// The folders in which containerd looks for a shim.
@@ -49,6 +52,13 @@ pub(super) struct Found {
     pub(super) options: Option<String>,
     /// The binary that is there.
     pub(super) program: Option<Vec<u8>>,
+}
+
+impl Found {
+    /// The files that containerd reads.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|(path, _)| path.clone()).collect()
+    }
 }
 
 /// Who reads a file, and so what has to happen after its change.
@@ -114,12 +124,22 @@ pub(super) fn uninstall(found: &Found) -> Result<Vec<Change>> {
             changes.push(write(path, new.as_bytes(), 0o644, Reader::Containerd));
         }
     }
+    // A drop-in that containerd does not read, as after a change of its release.
+    let path = drop_in(found);
+    let read = found.files.iter().any(|(file, _)| *file == path);
+    if !read && found.drop_in.as_deref().is_some_and(is_ours) {
+        changes.push(remove(&path, Reader::Pods));
+    }
     if found.options.as_deref().is_some_and(is_ours) {
         changes.push(remove(Path::new(DEFAULT_FILE), Reader::Pods));
     }
-    let mut users = handler::users(&found.dump);
-    users.retain(|name| name != HANDLER || is_somebody_elses(found));
-    if found.program.is_some() && users.is_empty() {
+    // Who has put the binary there without a handler of ours, as for Docker, keeps the binary.
+    let installed = found.files.iter().any(|file| has_handler(found, file))
+        || found.drop_in.as_deref().is_some_and(is_ours);
+    let users = Config::of(&found.dump).handlers;
+    let mut users = users.iter().filter(|user| user.way().is_some());
+    let is_used = users.any(|user| user.name != HANDLER || is_somebody_elses(found));
+    if installed && found.program.is_some() && !is_used {
         changes.push(remove(Path::new(PROGRAM), Reader::Pods));
     }
     Ok(changes)
@@ -127,10 +147,13 @@ pub(super) fn uninstall(found: &Found) -> Result<Vec<Change>> {
 
 /// Whether a handler with our name stands in a file that somebody else wrote.
 fn is_somebody_elses(found: &Found) -> bool {
-    let ours = |(path, text): &(PathBuf, String)| {
-        text::without_block(text).is_some() || (*path == drop_in(found) && is_ours(text))
-    };
-    handler::of_dump(&found.dump, HANDLER).is_some() && !found.files.iter().any(ours)
+    handler::of_dump(&found.dump, HANDLER).is_some()
+        && !found.files.iter().any(|file| has_handler(found, file))
+}
+
+/// Whether an installation has put the handler into a file.
+fn has_handler(found: &Found, (path, text): &(PathBuf, String)) -> bool {
+    text::without_block(text).is_some() || (*path == drop_in(found) && is_ours(text))
 }
 
 fn refuse(found: &Found) -> Result<()> {
@@ -248,17 +271,20 @@ fn as_drop_in(found: &Found) -> Result<Vec<Change>> {
     let block = handler::lines(found, plugin, naming(found), &Table::new());
     let content = format!("{OURS}\nversion = {}\n\n{block}", version.min(3));
     let path = drop_in(found);
-    if !found
-        .files
-        .iter()
-        .any(|(file, text)| *file == path && *text == content)
-    {
+    if found.drop_in.as_deref() != Some(&content) {
         changes.push(write(&path, content.as_bytes(), 0o644, Reader::Containerd));
+    }
+    // A block is of a time when this was a containerd 1.x.
+    for (file, old) in &found.files {
+        if *file != found.config
+            && let Some(new) = text::without_block(old)
+        {
+            changes.push(write(file, new.as_bytes(), 0o644, Reader::Containerd));
+        }
     }
     let old = main.map(|(_, text)| text.as_str());
     let mut new = match old {
         None => format!("{OURS}\nversion = 3\n"),
-        // The block is of a time when this was a containerd 1.x.
         Some(text) => text::without_block(text).unwrap_or_else(|| text.to_owned()),
     };
     let here = found.config.parent().unwrap_or(Path::new("/"));

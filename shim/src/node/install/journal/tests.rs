@@ -2,6 +2,8 @@
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use rustix::process::{Pid, getpid};
+
 use super::super::plan::Reader;
 use super::*;
 
@@ -68,7 +70,7 @@ fn wherever_a_program_is_killed_the_next_one_undoes_all() {
         let (root, state) = (dir.path().join("root"), dir.path().join("state"));
         let changes = node(&root);
         let before = tree(&root);
-        let mut journal = Journal::begin(&state, &changes).unwrap();
+        let mut journal = Journal::begin(&state, &changes, Start::of(getpid())).unwrap();
         for change in &changes[..done] {
             journal.apply(change).unwrap();
         }
@@ -80,9 +82,20 @@ fn wherever_a_program_is_killed_the_next_one_undoes_all() {
         fs::write(root.join("etc").join(TEMPORARY), "ha").unwrap();
         drop(journal);
 
-        let left = Journal::left(&state).unwrap().unwrap();
-        assert_eq!(left.may_have_been_read(), done == 4);
+        let mut left = Journal::left(&state).unwrap().unwrap();
+        assert_eq!(left.may_have_been_read(Start::of(getpid())), done == 4);
+        assert!(left.may_have_been_read(None), "containerd has ended since");
+        assert!(
+            left.may_have_been_read(Start::of(Pid::INIT)),
+            "or another was started"
+        );
         left.undo().unwrap();
+        left.after_restart(Start::of(Pid::INIT)).unwrap();
+        let again = Journal::left(&state).unwrap().unwrap();
+        assert!(
+            !again.may_have_been_read(Start::of(Pid::INIT)),
+            "one restart is enough"
+        );
         assert_eq!(tree(&root), before, "after {done} changes");
         left.undo()
             .expect("the second time, after a kill in the first");
@@ -98,7 +111,7 @@ fn what_is_closed_stays_and_keeps_mode_and_link() {
     let dir = tempfile::tempdir().unwrap();
     let (root, state) = (dir.path().join("root"), dir.path().join("state"));
     let changes = node(&root);
-    let journal = Journal::begin(&state, &changes).unwrap();
+    let journal = Journal::begin(&state, &changes, Start::of(getpid())).unwrap();
     for change in &changes {
         journal.apply(change).unwrap();
     }
@@ -128,7 +141,7 @@ fn what_somebody_else_has_written_since_is_not_lost() {
     let dir = tempfile::tempdir().unwrap();
     let (root, state) = (dir.path().join("root"), dir.path().join("state"));
     let changes = node(&root);
-    let journal = Journal::begin(&state, &changes).unwrap();
+    let journal = Journal::begin(&state, &changes, Start::of(getpid())).unwrap();
     for change in &changes {
         journal.apply(change).unwrap();
     }
@@ -158,7 +171,7 @@ fn a_file_that_cannot_be_written_stops_the_change_and_nothing_stays() {
     // A file stands where a folder must be; root may write into a folder without a write bit.
     changes.push(change(&root.join("etc/program/x"), Some("new")));
     let before = tree(&root);
-    let error = Journal::begin(&state, &changes).unwrap_err();
+    let error = Journal::begin(&state, &changes, Start::of(getpid())).unwrap_err();
     assert!(matches!(error, Error::Io(_)), "{error}");
     assert_eq!(tree(&root), before);
 }

@@ -105,6 +105,7 @@ fn node(version: (u32, u32), files: &[(&str, &str)]) -> Found {
             .iter()
             .map(|(path, text)| (path.into(), (*text).to_owned()))
             .collect(),
+        drop_in: None,
         dump,
         search_path: vec!["/usr/local/bin".into(), "/usr/bin".into()],
         kubelet: Some(Driver::Systemd),
@@ -113,9 +114,15 @@ fn node(version: (u32, u32), files: &[(&str, &str)]) -> Found {
     }
 }
 
-/// The node after the changes, as the next run finds it.
+/// The node after the changes, as the next run finds it. 2.x reads what its file imports.
 fn after(found: &Found, changes: &[Change]) -> Found {
     let mut files = found.files.clone();
+    let drop_in = drop_in(found);
+    if let Some(text) = &found.drop_in
+        && !files.iter().any(|(path, _)| *path == drop_in)
+    {
+        files.push((drop_in.clone(), text.clone()));
+    }
     let mut next = found.clone();
     for change in changes {
         let text = || {
@@ -138,6 +145,20 @@ fn after(found: &Found, changes: &[Change]) -> Found {
             }
         }
     }
+    next.drop_in = files
+        .iter()
+        .find_map(|(path, text)| (*path == drop_in).then(|| text.clone()));
+    let main = files.iter().find(|(path, _)| *path == found.config);
+    let imports = main.map_or(Vec::new(), |(_, text)| text::imports(text).unwrap());
+    let here = found.config.parent().unwrap();
+    files.retain(|(path, _)| {
+        let imported = || {
+            imports
+                .iter()
+                .any(|import| covers(&here.join(import), path))
+        };
+        *path == found.config || imported()
+    });
     let borrowed: Vec<_> = files
         .iter()
         .map(|(path, text)| (path.to_str().unwrap(), text.as_str()))
@@ -145,6 +166,7 @@ fn after(found: &Found, changes: &[Change]) -> Found {
     let version = (found.version.major, found.version.minor);
     Found {
         kubelet: found.kubelet,
+        drop_in: next.drop_in,
         options: next.options,
         program: next.program,
         search_path: found.search_path.clone(),
@@ -363,6 +385,32 @@ fn a_block_of_1_x_becomes_a_drop_in_of_2_x() {
     assert!(text::without_block(text_of(&upgraded, CONFIG)).is_none());
     let removed = after(&upgraded, &uninstall(&upgraded).unwrap());
     assert_eq!(text_of(&removed, CONFIG), KIND);
+
+    // Also out of a file that is imported.
+    let own = "/etc/containerd/own.toml";
+    let main = "version = 2\nimports = ['own.toml']\n";
+    let old = node((1, 7), &[(CONFIG, main), (own, KIND)]);
+    let mut found = after(&old, &install(&old, PROGRAM_BYTES).unwrap());
+    assert!(text::without_block(text_of(&found, own)).is_some());
+    found.version = Version::of(2, 1);
+    let upgraded = after(&found, &install(&found, PROGRAM_BYTES).unwrap());
+    assert_eq!(text_of(&upgraded, own), KIND);
+    let removed = after(&found, &uninstall(&found).unwrap());
+    assert_eq!(removed.files, old.files);
+}
+
+#[test]
+fn a_drop_in_that_is_not_read_gets_no_handler_and_is_removed() {
+    let old = node((2, 1), &[(CONFIG, "version = 2\n")]);
+    let old = after(&old, &install(&old, PROGRAM_BYTES).unwrap());
+    assert!(old.drop_in.is_some());
+    let mut found = node((1, 7), &[(CONFIG, KIND)]);
+    found.drop_in.clone_from(&old.drop_in);
+    let installed = after(&found, &install(&found, PROGRAM_BYTES).unwrap());
+    assert!(text::without_block(text_of(&installed, CONFIG)).is_some());
+    assert_eq!(installed.drop_in, old.drop_in);
+    let removed = after(&installed, &uninstall(&installed).unwrap());
+    assert_eq!((removed.files, removed.drop_in), (found.files, None));
 }
 
 #[test]
@@ -372,6 +420,18 @@ fn a_binary_that_somebody_elses_handler_needs_stays() {
     let mut pause = node((2, 1), &[(CONFIG, &by_hand.replace("NAME", HANDLER))]);
     pause.program = Some(PROGRAM_BYTES.to_vec());
     assert_eq!(uninstall(&pause).unwrap(), []);
+    let mut docker = node((2, 1), &[(CONFIG, KIND)]);
+    docker.program = Some(PROGRAM_BYTES.to_vec());
+    assert_eq!(uninstall(&docker).unwrap(), [], "put there for others");
+
+    // 1.x takes a path for a type.
+    let typed = format!(
+        "{KIND}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.mine]\nruntime_type = '{PROGRAM}'\n"
+    );
+    let typed = node((1, 7), &[(CONFIG, &typed)]);
+    let installed = after(&typed, &install(&typed, PROGRAM_BYTES).unwrap());
+    let removed = after(&installed, &uninstall(&installed).unwrap());
+    assert_eq!(removed.program, installed.program);
 
     let other = node((2, 1), &[(CONFIG, &by_hand.replace("NAME", "pauseless"))]);
     let installed = after(&other, &install(&other, PROGRAM_BYTES).unwrap());
