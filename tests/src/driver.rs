@@ -175,16 +175,19 @@ impl<'a> Driver<'a> {
             .map(drop)
     }
 
+    fn shutdown(&self) -> ShutdownSandboxRequest {
+        ShutdownSandboxRequest {
+            sandbox_id: self.id(),
+            ..ShutdownSandboxRequest::default()
+        }
+    }
+
     /// `ShutdownSandbox`, and what [`Driver::ends`] sees.
     #[track_caller]
     pub fn shut_down(self) {
         let pid = self.shim();
-        let request = ShutdownSandboxRequest {
-            sandbox_id: self.id(),
-            ..ShutdownSandboxRequest::default()
-        };
         self.sandbox
-            .call::<ShutdownSandboxResponse>("ShutdownSandbox", &request)
+            .call::<ShutdownSandboxResponse>("ShutdownSandbox", &self.shutdown())
             .unwrap();
         self.ends(pid);
     }
@@ -194,16 +197,12 @@ impl<'a> Driver<'a> {
     #[track_caller]
     pub fn shut_down_with_a_delete(self) {
         let pid = self.shim();
-        let shutdown = ShutdownSandboxRequest {
-            sandbox_id: self.id(),
-            ..ShutdownSandboxRequest::default()
-        };
         let delete = DeleteRequest {
             id: self.id(),
             ..DeleteRequest::default()
         };
         let mut connection = Connection::to(&text(&self.socket))
-            .with(1, SANDBOX, "ShutdownSandbox", &shutdown)
+            .with(1, SANDBOX, "ShutdownSandbox", &self.shutdown())
             .with(3, TASK, "Delete", &delete)
             .send();
         let answers = BTreeMap::from([connection.answer(), connection.answer()]);
